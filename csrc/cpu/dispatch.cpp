@@ -1,0 +1,101 @@
+#include "dispatch.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+namespace fastreg {
+namespace {
+
+struct Candidate {
+  const KernelTable* table;
+  bool (*usable)();
+};
+
+// The best first; each with the processor features that its flags in CMakeLists.txt let the compiler use.
+const Candidate candidates[] = {
+#if defined(FASTREG_HAVE_AVX512)
+    {&avx512::table,
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+              __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+     }},
+#endif
+#if defined(FASTREG_HAVE_AVX2)
+    {&avx2::table,
+     [] {
+       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+     }},
+#endif
+#if defined(FASTREG_HAVE_AVX512_ON_AVX2)
+    {&avx512_on_avx2::table,
+     [] {
+       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+     }},
+#endif
+#if defined(FASTREG_HAVE_NEON)
+    {&neon::table, [] { return true; }},
+#endif
+    {&portable::table, [] { return true; }},
+};
+
+const KernelTable* find(const std::string& name, const std::string& source) {
+  std::string usable;
+  for (const Candidate& candidate : candidates) {
+    if (candidate.usable()) {
+      if (name == candidate.table->name) {
+        return candidate.table;
+      }
+      usable.append(usable.empty() ? "'" : ", '").append(candidate.table->name).append("'");
+    }
+  }
+  throw std::invalid_argument(source + " is '" + name + "', which this build or this processor does not have; here it can be " +
+                              usable);
+}
+
+const KernelTable* initial_table() {
+  const char* name = std::getenv("FASTREG_ISA");
+  if (name != nullptr && *name != '\0') {
+    return find(name, "FASTREG_ISA");
+  }
+  for (const Candidate& candidate : candidates) {
+    if (candidate.usable()) {
+      return candidate.table;
+    }
+  }
+  return &portable::table;
+}
+
+std::atomic<const KernelTable*>& active() {
+  static std::atomic<const KernelTable*> table{initial_table()};
+  return table;
+}
+
+}  // namespace
+
+const KernelTable& kernels() { return *active().load(std::memory_order_relaxed); }
+
+void choose_instruction_set(const std::string& name, const std::string& source) {
+  active().store(find(name, source), std::memory_order_relaxed);
+}
+
+std::vector<std::string> compiled_instruction_sets() {
+  std::vector<std::string> names;
+  for (const Candidate& candidate : candidates) {
+    names.emplace_back(candidate.table->name);
+  }
+  return names;
+}
+
+std::vector<std::string> usable_instruction_sets() {
+  std::vector<std::string> names;
+  for (const Candidate& candidate : candidates) {
+    if (candidate.usable()) {
+      names.emplace_back(candidate.table->name);
+    }
+  }
+  return names;
+}
+
+}  // namespace fastreg

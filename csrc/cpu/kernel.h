@@ -1,0 +1,59 @@
+// What an instruction set offers: a table of kernels, one per cell, and the plain loops that they are measured against.
+//
+// kernel.cpp is compiled once per instruction set and exports exactly one symbol, its table.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../penalty.h"
+
+namespace fastreg {
+
+// One run of consecutive elements that starts at a chunk's first element. `weights` may be `gradients`: then the
+// gradient is that of the elements as they were.
+struct KernelArguments {
+  const void* weights;
+  void* gradients;     // read if output_add, written if output_gradient, else ignored
+  std::int64_t count;  // elements; > 0
+  double gradient_l1;
+  double gradient_l2;
+  double* l1_sums;  // one per chunk, written if output_value and the term is there
+  double* l2_sums;
+};
+
+using Kernel = void (*)(const KernelArguments&);
+
+struct KernelTable {
+  const char* name;
+  int vector_bytes;
+  // [dtype][terms - 1][outputs]; null where outputs is no cell
+  Kernel kernels[floating_dtype_count][term_cells][output_masks];
+  // The same with streaming stores, for outputs that write a gradient without reading it; `gradients` must then be
+  // aligned to 16 bytes and lie apart from `weights`. Null elsewhere.
+  Kernel streaming_kernels[floating_dtype_count][term_cells][output_masks];
+  // Plain loops over memory; sizes in bytes. `read` gives the exclusive or of the words, so that it cannot be left out.
+  std::uint64_t (*floor_read)(const void* source, std::size_t bytes);
+  void (*floor_copy)(void* target, const void* source, std::size_t bytes);
+  void (*floor_add_f32)(void* target, const void* source, std::size_t bytes);
+  void (*floor_add_f64)(void* target, const void* source, std::size_t bytes);
+};
+
+namespace portable {
+extern const KernelTable table;
+}
+namespace avx2 {
+extern const KernelTable table;
+}
+namespace avx512 {
+extern const KernelTable table;
+}
+namespace neon {
+extern const KernelTable table;
+}
+// The 64-byte kernel compiled for AVX2: for tests on machines without AVX-512.
+namespace avx512_on_avx2 {
+extern const KernelTable table;
+}
+
+}  // namespace fastreg

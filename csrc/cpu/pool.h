@@ -1,0 +1,25 @@
+// Threads that claim tasks.
+//
+// The caller works too, and waits only for tasks that a worker has claimed: a worker that the system does not run costs
+// nothing. Idle workers sleep; nobody spins beside the pools of other libraries, but for a bounded wait, by the caller,
+// for tasks that run at this moment. Several callers may be inside at once. After fork() the child starts a pool of its own.
+#pragma once
+
+#include <cstdint>
+
+namespace fastreg {
+
+using Task = void (*)(void* context, std::int64_t index);
+
+// Runs task(context, 0..count-1), each once, on at most `threads` threads including this one. `task` must not throw.
+void run_tasks(Task task, void* context, std::int64_t count, int threads);
+
+// How many threads a call may use: FASTREG_NUM_THREADS, else the processors that this process may run on.
+int get_num_threads();
+
+// Throws std::invalid_argument unless 1 <= count <= max_threads.
+void set_num_threads(std::int64_t count);
+
+constexpr int max_threads = 1024;
+
+}  // namespace fastreg

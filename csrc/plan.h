@@ -1,0 +1,32 @@
+// A call is a list of items, one per tensor; one tensor is a list of one. The plan cuts the items into chunks, has the
+// chunks worked by threads, and adds the chunk sums up by the canonical sum. What it is given has been checked.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "dtype.h"
+#include "layout.h"
+#include "penalty.h"
+
+namespace fastreg {
+
+struct Item {
+  const void* weights;
+  void* gradients;
+  std::int64_t count;
+  Coefficients coefficients;
+  const Layout* layout;  // null: weights and gradients are consecutive and in the same order
+  DType dtype;
+};
+
+// Writes the gradients that `outputs` asks for, and the value of each item into `values` when it asks for values.
+// Throws std::bad_alloc before anything is written.
+void evaluate(const Item* items, std::size_t item_count, unsigned outputs, double* values);
+
+// Plain passes over memory with the threads and the tasks of evaluate: what any kernel pays for the same bytes.
+std::uint64_t floor_read(const void* source, std::size_t bytes);
+void floor_copy(void* target, const void* source, std::size_t bytes);
+void floor_add(void* target, const void* source, std::size_t bytes, DType dtype);
+
+}  // namespace fastreg

@@ -1,0 +1,94 @@
+"""L1, L2 and L1L2 penalties and their gradients: fused, repeatable, for training loops.
+
+>>> import numpy
+>>> from fastreg import regularizers
+>>> w = numpy.array([1.0, -2.0, 0.0])
+>>> grad = numpy.zeros(3)
+>>> regularizers.L1L2(l1=0.5, l2=0.25).accumulate(w, grad)
+2.75
+>>> grad
+array([ 1. , -1.5,  0. ])
+
+``fastreg.attach`` does the same for the tensors of a whole model in one call.  NumPy is the only
+package needed; torch, JAX and Keras arrays are taken as they are.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from . import _backend, _checks, regularizers
+from .penalties import Penalties, attach
+
+__all__ = [
+    "Penalties",
+    "__version__",
+    "attach",
+    "get_instruction_set",
+    "get_num_threads",
+    "regularizers",
+    "set_instruction_set",
+    "set_num_threads",
+]
+
+try:
+    __version__ = version("fastreg-kernels")
+except PackageNotFoundError:  # run from a checkout
+    __version__ = "0.0.0+source"
+
+
+def set_num_threads(n: int) -> None:
+    """Set how many threads a call may use, the caller's included.
+
+    Parameters
+    ----------
+    n
+        At least 1.  The bits of every result are the same for any number.  The NumPy fallback
+        checks `n` and runs on one thread.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When `n` is not a positive integer.
+
+    Examples
+    --------
+    >>> import fastreg
+    >>> before = fastreg.get_num_threads()
+    >>> fastreg.set_num_threads(1)
+    >>> fastreg.get_num_threads()
+    1
+    >>> fastreg.set_num_threads(before)
+    """
+    _backend.set_num_threads(_checks.positive_integer(n, "n"))
+
+
+def get_num_threads() -> int:
+    """Give how many threads a call may use; see :func:`set_num_threads`."""
+    return _backend.get_num_threads()
+
+
+def set_instruction_set(name: str) -> None:
+    """Force one of the instruction sets that this machine has; results keep their bits.
+
+    Parameters
+    ----------
+    name
+        "portable", "avx2", "avx512" or "neon"; "numpy" with the NumPy fallback.
+
+    Raises
+    ------
+    ValueError
+        When this build or machine does not have it; the message lists those it has.
+
+    Examples
+    --------
+    >>> import fastreg
+    >>> fastreg.set_instruction_set(fastreg.get_instruction_set())
+    """
+    _backend.set_instruction_set(_checks.choice(name, "name", _backend.instruction_sets()))
+
+
+def get_instruction_set() -> str:
+    """Give the instruction set in use; see :func:`set_instruction_set`."""
+    return _backend.instruction_set()

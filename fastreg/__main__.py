@@ -1,0 +1,78 @@
+"""``python -m fastreg``: what is installed, and how fast it is here.
+
+Contract: results go to standard output, progress and errors to standard error; the exit status is
+0 on success, 2 on a wrong option or a missing extra. Only the command that runs is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+import fastreg
+from fastreg import _info
+from fastreg.bench import options as bench_options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; ``arguments`` are those after the program's name.
+
+    Examples
+    --------
+    >>> import contextlib, io, json
+    >>> with contextlib.redirect_stdout(io.StringIO()) as text:
+    ...     status = main(["info", "--json"])
+    >>> status, sorted(json.loads(text.getvalue()))[0]
+    (0, 'build')
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m fastreg",
+        description="L1, L2 and L1L2 penalties with their gradients, in one pass over memory.",
+    )
+    parser.add_argument("--version", action="version", version=f"fastreg {fastreg.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    info = commands.add_parser(
+        "info", help="version, backend, instruction sets, threads, frameworks found"
+    )
+    info.add_argument("--json", action="store_true", help="print the facts as JSON")
+    info.set_defaults(run=_info_command)
+
+    bench = commands.add_parser(
+        "bench", help="time every cell against its floor and NumPy", epilog=bench_options.EPILOG
+    )
+    bench_options.add_to(bench)
+    bench.set_defaults(run=_bench_command)
+
+    options = parser.parse_args(arguments)
+    options.arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = int(options.run(options))
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has gone, as `head` does; nothing is left to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except bench_options.UsageError as error:
+        print(f"{parser.prog} {options.command}: error: {error}", file=sys.stderr)
+        return 2
+    return status
+
+
+def _info_command(options: argparse.Namespace) -> int:
+    facts = _info.gather()
+    print(json.dumps(facts, indent=2) if options.json else _info.render(facts))
+    return 0
+
+
+def _bench_command(options: argparse.Namespace) -> int:
+    bench_options.check(options)
+    from fastreg.bench import cli
+
+    return cli.run(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""The choice between the native core and the NumPy fallback.
+
+Contract
+--------
+- ``FASTREG_BACKEND=numpy|native`` decides; unset, it is native where ``fastreg._core`` imports
+  and numpy elsewhere, and `reason` keeps why the core did not import.
+- A wrong value of FASTREG_BACKEND, FASTREG_ISA or FASTREG_NUM_THREADS is a ValueError at import,
+  whichever backend runs.  Asking for a native core that is not there is no failure at import but
+  a RuntimeError at the first use: ``import fastreg`` must work everywhere.
+- Callers go through the module (``_backend.evaluate_one(...)``), so that :func:`select` takes
+  effect at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NoReturn
+
+from . import _checks, _reference
+
+BACKENDS = ("numpy", "native")
+INSTRUCTION_SETS = ("portable", "avx2", "avx512", "neon")
+
+ENTRY_POINTS = (
+    "evaluate_one",
+    "evaluate_many",
+    "canonical_sum",
+    "shares_address",
+    "set_num_threads",
+    "get_num_threads",
+    "set_instruction_set",
+    "instruction_set",
+    "instruction_sets",
+)
+
+name: str
+"""The backend in use: "numpy" or "native"."""
+
+reason: str | None = None
+"""Why the native core is not there; None when it is, or was not looked for."""
+
+evaluate_one: Callable[..., Any]
+evaluate_many: Callable[..., Any]
+canonical_sum: Callable[..., float]
+shares_address: Callable[..., bool]
+set_num_threads: Callable[[int], None]
+get_num_threads: Callable[[], int]
+set_instruction_set: Callable[[str], None]
+instruction_set: Callable[[], str]
+instruction_sets: Callable[[], tuple[str, ...]]
+
+
+def _load_core() -> ModuleType | None:
+    global reason
+    try:
+        from . import _core
+    except ImportError as error:
+        reason = str(error)
+        return None
+    reason = None
+    return _core
+
+
+def _missing(*_: object, **__: object) -> NoReturn:
+    raise RuntimeError(
+        f"the native core of fastreg was asked for but is not there: {reason}; install with a C++ "
+        "compiler, or set FASTREG_BACKEND=numpy"
+    )
+
+
+def select(backend: str) -> None:
+    """Switch to the backend "numpy" or "native" within this process.
+
+    Raises
+    ------
+    ValueError
+        For another name.
+    """
+    global name
+    _checks.choice(backend, "backend", BACKENDS)
+    module = _reference if backend == "numpy" else _load_core()
+    for entry_point in ENTRY_POINTS:
+        globals()[entry_point] = _missing if module is None else getattr(module, entry_point)
+    name = backend
+
+
+def _select_by_environment() -> None:
+    _checks.environment_choice("FASTREG_ISA", INSTRUCTION_SETS)
+    _checks.environment_positive_integer("FASTREG_NUM_THREADS")
+    wanted = _checks.environment_choice("FASTREG_BACKEND", BACKENDS)
+    if wanted is None:
+        wanted = "numpy" if _load_core() is None else "native"
+    select(wanted)
+
+
+_select_by_environment()

@@ -1,0 +1,222 @@
+"""What this installation is and what it found here: the facts behind ``python -m fastreg info``.
+
+Contract: facts only from what is installed; frameworks are looked up, never imported, and nothing
+here needs more than the standard library and fastreg itself. ``gather`` gives plain dictionaries,
+lists, strings and numbers (JSON as they stand); ``render`` turns them into text.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import sys
+from functools import cache
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+#: The path which the arrays of a framework take into fastreg, in the order of the listing.
+PATHS = {
+    "numpy": "array struct, no copy",
+    "torch": "DLPack C exchange (CPU tensors and parameters), no copy",
+    "jax": "buffer, read-only (CPU arrays)",
+    "ml_dtypes": "bfloat16 arrays of NumPy by their descriptor, no copy",
+    "keras": "the array inside the variable, by its framework's path",
+    "tensorflow": "DLPack (CPU tensors)",
+    "cupy": "none while CUDA is not built",
+}
+
+#: The distribution of another project which installs a module of the same name.
+CLASHING_DISTRIBUTION = "fastreg"
+OWN_DISTRIBUTION = "fastreg-kernels"
+
+
+@cache
+def native_core() -> ModuleType | None:
+    """The compiled core, or None where it is not built or cannot be loaded."""
+    try:
+        return importlib.import_module("fastreg._core")
+    except ImportError:
+        return None
+
+
+def gather() -> dict[str, Any]:
+    """All facts, in the order in which they are printed.
+
+    Examples
+    --------
+    >>> facts = gather()
+    >>> list(facts)
+    ['fastreg', 'build', 'instruction_sets', 'threads', 'cuda', 'machine', 'frameworks', 'clash']
+    """
+    import fastreg
+    from fastreg import _backend
+
+    core = native_core()
+    return {
+        "fastreg": {
+            "version": fastreg.__version__,
+            "location": str(Path(fastreg.__file__).parent),
+            "backend": _backend.name,
+            "reason": _backend_reason(core),
+        },
+        "build": dict(core.build_info()) if core is not None else None,
+        "instruction_sets": _instruction_sets(core),
+        "threads": fastreg.get_num_threads() if _backend_is_usable(core) else None,
+        "cuda": {"available": False, "reason": "not built"},
+        "machine": machine(),
+        "frameworks": frameworks(),
+        "clash": name_clash(),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """The processor, the cores which this process may use, the system and the interpreter."""
+    return {
+        "processor": _processor(),
+        "cores": _usable_cores(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+
+
+def frameworks() -> dict[str, dict[str, str | None]]:
+    """Framework -> version (None: not installed) and the path its arrays take.
+
+    Examples
+    --------
+    >>> frameworks()["numpy"]["path"]
+    'array struct, no copy'
+    """
+    return {name: {"version": _version(name), "path": path} for name, path in PATHS.items()}
+
+
+def name_clash() -> str | None:
+    """What to do about another project's module ``fastreg``; None where there is none.
+
+    Examples
+    --------
+    >>> name_clash() is None
+    True
+    """
+    try:
+        version = metadata.version(CLASHING_DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return None
+    return (
+        f"the distribution {CLASHING_DISTRIBUTION} {version}, a different project, installs a "
+        f"module of the same name, and the two overwrite each other's files. Remove it with "
+        f"`python -m pip uninstall {CLASHING_DISTRIBUTION}`, then install {OWN_DISTRIBUTION} "
+        "again, or keep them in two virtual environments"
+    )
+
+
+def _backend_is_usable(core: ModuleType | None) -> bool:
+    """Whether calls work: FASTREG_BACKEND=native does not fail before them without a core."""
+    from fastreg import _backend
+
+    return _backend.name == "numpy" or core is not None
+
+
+def _backend_reason(core: ModuleType | None) -> str:
+    from fastreg import _backend
+
+    asked = "FASTREG_BACKEND" in os.environ
+    if not _backend_is_usable(core):
+        return (
+            f"asked for by FASTREG_BACKEND, but the compiled core is not there: {_backend.reason}"
+        )
+    if asked:
+        return "asked for by FASTREG_BACKEND"
+    if _backend.name == "native":
+        return "the compiled core is there"
+    return f"the compiled core is not there: {_backend.reason}"
+
+
+def _instruction_sets(core: ModuleType | None) -> dict[str, Any]:
+    from fastreg import _backend
+
+    compiled = list(core.compiled_instruction_sets()) if core is not None else []
+    found = list(core.instruction_sets()) if core is not None else []
+    return {
+        "compiled": compiled,
+        "found": found,
+        "chosen": _backend.instruction_set() if _backend_is_usable(core) else None,
+        # compiled for other machines: this processor lacks them, so they cannot have run here
+        "never_run_here": [name for name in compiled if name not in found],
+    }
+
+
+def _version(module: str) -> str | None:
+    """The version of an installed module, without importing it."""
+    if module in sys.modules:
+        return str(getattr(sys.modules[module], "__version__", "unknown version"))
+    if find_spec(module) is None:
+        return None
+    try:
+        return metadata.version(module)
+    except metadata.PackageNotFoundError:  # the distribution has another name, such as cupy-cuda12x
+        names = metadata.packages_distributions().get(module, [])
+        return metadata.version(names[0]) if names else "unknown version"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def render(facts: dict[str, Any]) -> str:
+    """The facts as text, one per line, aligned."""
+    own, build, sets, host = (
+        facts[key] for key in ("fastreg", "build", "instruction_sets", "machine")
+    )
+    compiler = (
+        f"{build['compiler']}, C++{str(build['cxx_standard'])[2:4]}, {build['build_type']}"
+        if build
+        else "none: there is no compiled core"
+    )
+    cuda = facts["cuda"]
+    lines = [
+        ("fastreg", f"{own['version']}, in {own['location']}"),
+        ("backend", f"{own['backend']}: {own['reason']}"),
+        ("compiler", compiler),
+        ("instruction sets", f"chosen    {sets['chosen'] or 'none'}"),
+        ("", f"found     {_listed(sets['found'])}"),
+        ("", f"compiled  {_listed(sets['compiled'])}"),
+    ]
+    if sets["never_run_here"]:
+        missing = _listed(sets["never_run_here"])
+        lines.append(("", f"compiled but never run here, as this processor lacks it: {missing}"))
+    lines += [
+        ("threads", str(facts["threads"] or "none")),
+        ("CUDA", "available" if cuda["available"] else f"not available: {cuda['reason']}"),
+        ("machine", f"{host['processor']}, {host['cores']} cores"),
+        ("", f"{host['system']}, Python {host['python']}"),
+        ("frameworks", ""),
+    ]
+    for name, found in facts["frameworks"].items():
+        version = found["version"]
+        lines.append((f"  {name}", f"{version}: {found['path']}" if version else "not installed"))
+    if facts["clash"]:
+        lines.append(("name clash", facts["clash"]))
+    return "\n".join(f"{label:18}{text}".rstrip() for label, text in lines)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) or "none"

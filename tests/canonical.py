@@ -1,0 +1,180 @@
+"""The numerics contract in plain Python: loops over floats, no NumPy arithmetic.
+
+It is the oracle of the tests and shares no code with the package.  Elements are Python floats;
+dtypes are named f16 bf16 f32 f64.  Every float32 operation is done in float64 and rounded: for one
+addition or multiplication of float32 numbers that gives the same bits as float32 arithmetic.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import struct
+
+import ml_dtypes
+import numpy as np
+
+DTYPES = ("f16", "bf16", "f32", "f64")
+NUMPY = {
+    "f16": np.dtype(np.float16),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+    "f32": np.dtype(np.float32),
+    "f64": np.dtype(np.float64),
+}
+TERMS = ((0.3, 0.0), (0.0, 0.7), (0.3, 0.7))
+SIZES = (0, 1, 2, 31, 32, 33, 4095, 4096, 4097)
+
+
+# ------------------------------------------------------------------------- rounding
+
+
+def round_f32(x):
+    try:
+        return struct.unpack("<f", struct.pack("<f", x))[0]
+    except OverflowError:
+        return math.copysign(math.inf, x)
+
+
+def round_f16(x):
+    try:
+        return struct.unpack("<e", struct.pack("<e", x))[0]
+    except OverflowError:
+        return math.copysign(math.inf, x)
+
+
+def round_bf16(x):
+    """Round a float32 number to bfloat16, to nearest even."""
+    if x != x:
+        return x
+    (bits,) = struct.unpack("<I", struct.pack("<f", x))
+    kept, dropped = bits >> 16, bits & 0xFFFF
+    if dropped > 0x8000 or (dropped == 0x8000 and kept & 1):
+        kept += 1
+    return struct.unpack("<f", struct.pack("<I", kept << 16))[0]
+
+
+def rounded(x, dtype):
+    """Round to the compute type, then to the dtype of the gradient."""
+    if dtype == "f64":
+        return x
+    x = round_f32(x)
+    return {"f16": round_f16, "bf16": round_bf16, "f32": lambda same: same}[dtype](x)
+
+
+# ---------------------------------------------------------------------------- sums
+
+
+def canonical_sum(terms):
+    terms = list(terms)
+    if not terms:
+        return 0.0
+    while True:
+        sums = []
+        for start in range(0, len(terms), 4096):
+            chunk = terms[start : start + 4096]
+            lanes = [0.0] * 32
+            for place, term in enumerate(chunk):
+                lanes[place % 32] += term
+            width = 16
+            while width:
+                for lane in range(width):
+                    lanes[lane] += lanes[lane + width]
+                width //= 2
+            sums.append(lanes[0])
+        if len(sums) == 1:
+            return sums[0]
+        terms = sums
+
+
+def penalty(elements, l1, l2, scale=1.0):
+    l1, l2 = l1 * scale, l2 * scale
+    value = 0.0
+    if l1 != 0.0:
+        value = l1 * canonical_sum(abs(x) for x in elements)
+    if l2 != 0.0:
+        squares = l2 * canonical_sum(x * x for x in elements)
+        value = value + squares if l1 != 0.0 else squares
+    return value
+
+
+# ------------------------------------------------------------------------ gradients
+
+
+def sign(x):
+    if x != x:
+        return x
+    return 1.0 if x > 0 else -1.0 if x < 0 else 0.0
+
+
+def gradient(elements, dtype, l1, l2, scale=1.0, grad_scale=1.0, old=None):
+    """Give the new gradient, or the sum with `old`, as floats of the dtype."""
+    compute = (lambda x: x) if dtype == "f64" else round_f32
+    has_l1, has_l2 = l1 * scale != 0.0, l2 * scale != 0.0
+    factor1 = compute((l1 * scale) * grad_scale)
+    factor2 = compute(2.0 * ((l2 * scale) * grad_scale))
+    if not (has_l1 or has_l2):
+        return [0.0] * len(elements) if old is None else list(old)
+    result = []
+    for place, x in enumerate(elements):
+        if has_l1 and has_l2:
+            slope = compute(compute(factor1 * sign(x)) + compute(factor2 * x))
+        elif has_l1:
+            slope = compute(factor1 * sign(x))
+        else:
+            slope = compute(factor2 * x)
+        if old is not None:
+            slope = compute(slope + old[place])
+        result.append(rounded(slope, dtype))
+    return result
+
+
+# ---------------------------------------------------------------------------- arrays
+
+
+def array(elements, dtype):
+    """Make a NumPy array; the elements must be exact in the dtype."""
+    return np.array(list(elements), np.float64).astype(NUMPY[dtype])
+
+
+def floats(values):
+    """Give the elements of an array in C order as Python floats, exactly."""
+    return [float(x) for x in np.asarray(values).reshape(-1)]
+
+
+def bits(values):
+    """Give the bits of a float array as integers, every NaN the same."""
+    values = np.asarray(values)
+    integers = np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}").copy()
+    missing = np.array([x != x for x in floats(values)], bool).reshape(values.shape)
+    integers[missing.reshape(integers.shape)] = 0xFFFF
+    return integers
+
+
+def value_bits(value):
+    """Give a penalty as a string that shows every bit; every NaN the same."""
+    assert type(value) is float
+    return "nan" if value != value else value.hex()
+
+
+def numbers(count, dtype, seed=1):
+    """Give `count` floats of the dtype: both signs, many magnitudes, zeros, subnormals.
+
+    A plain linear congruential generator, so that golden vectors do not hang on a library.
+    """
+    state = seed * 2862933555777941757 + 3037000493
+    result = []
+    smallest = {"f16": 2.0**-24, "bf16": 2.0**-133, "f32": 2.0**-149, "f64": 2.0**-1074}[dtype]
+    for place in itertools.count():
+        if place == count:
+            return result
+        state = (state * 6364136223846793005 + 1442695040888963407) % 2**64
+        fraction = (state >> 11) / 2.0**53
+        x = (2.0 * fraction - 1.0) * 2.0 ** ((state >> 5) % 12 - 8)
+        kind = (state >> 40) % 64
+        if kind == 0:
+            x = 0.0
+        elif kind == 1:
+            x = -0.0
+        elif kind == 2:
+            x = smallest * ((state >> 20) % 7)
+        result.append(rounded(x, dtype))

@@ -1,0 +1,32 @@
+"""Fixtures: every test that takes `backend` runs on the fallback and on each native kernel."""
+
+import pytest
+
+from fastreg import _backend
+
+
+def _available():
+    before = _backend.name
+    _backend.select("native")
+    try:
+        return ["numpy", *_backend.instruction_sets()]
+    except RuntimeError:  # no compiled core in this installation
+        return ["numpy"]
+    finally:
+        _backend.select(before)
+
+
+@pytest.fixture(params=_available())
+def backend(request):
+    """The name of the instruction set in use, "numpy" for the fallback."""
+    before = _backend.name
+    if request.param == "numpy":
+        _backend.select("numpy")
+        yield request.param
+    else:
+        _backend.select("native")
+        forced = _backend.instruction_set()
+        _backend.set_instruction_set(request.param)
+        yield request.param
+        _backend.set_instruction_set(forced)
+    _backend.select(before)

@@ -1,0 +1,49 @@
+"""Write golden.json from the plain-Python oracle: ``python tests/make_golden.py``.
+
+The bits are a promise: a change of this file's output is a major version.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import canonical
+
+PATH = Path(__file__).with_name("golden.json")
+SIZES = (0, 1, 31, 33, 4097, 9001)
+
+
+def digest(array):
+    """Shorten the bytes of a little-endian array."""
+    little = array.view(f"u{array.itemsize}").astype(f"<u{array.itemsize}")
+    return hashlib.sha256(little.tobytes()).hexdigest()[:24]
+
+
+def cases():
+    for dtype in canonical.DTYPES:
+        for size in SIZES:
+            for l1, l2 in ((0.01, 0.0), (0.0, 0.01), (1e-5, 0.125)):
+                yield {"dtype": dtype, "size": size, "l1": l1, "l2": l2}
+
+
+def inputs(case):
+    """Give the weight and the old gradient of a case as floats."""
+    return tuple(canonical.numbers(case["size"], case["dtype"], seed) for seed in (11, 12))
+
+
+def results():
+    for case in cases():
+        elements, old = inputs(case)
+        strengths = case["l1"], case["l2"]
+        new = canonical.gradient(elements, case["dtype"], *strengths)
+        added = canonical.gradient(elements, case["dtype"], *strengths, old=old)
+        yield case | {
+            "value": canonical.penalty(elements, *strengths).hex(),
+            "gradient": digest(canonical.array(new, case["dtype"])),
+            "accumulated": digest(canonical.array(added, case["dtype"])),
+        }
+
+
+if __name__ == "__main__":
+    lines = ",\n".join(json.dumps(result) for result in results())
+    PATH.write_text(f"[\n{lines}\n]\n", encoding="ascii")

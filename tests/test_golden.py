@@ -1,0 +1,32 @@
+"""Golden vectors: the bits of earlier releases, which stay."""
+
+import json
+
+import canonical
+import make_golden
+import pytest
+
+from fastreg.regularizers import L1L2
+
+GOLDEN = json.loads(make_golden.PATH.read_text(encoding="ascii"))
+
+
+@pytest.mark.parametrize(
+    "case", GOLDEN, ids=lambda case: "-".join(str(case[key]) for key in ("dtype", "size", "l1"))
+)
+def test_bits_of_golden_vectors(backend, case):
+    dtype = case["dtype"]
+    elements, old = make_golden.inputs(case)
+    w, grad = canonical.array(elements, dtype), canonical.array(old, dtype)
+    regularizer = L1L2(case["l1"], case["l2"])
+    value, gradient = regularizer.value_and_grad(w)
+    assert value.hex() == case["value"]
+    assert make_golden.digest(gradient) == case["gradient"]
+    assert regularizer.accumulate(w, grad).hex() == case["value"]
+    assert make_golden.digest(grad) == case["accumulated"]
+
+
+def test_every_case_is_there():
+    assert [{key: case[key] for key in ("dtype", "size", "l1", "l2")} for case in GOLDEN] == list(
+        make_golden.cases()
+    )

@@ -1,0 +1,139 @@
+"""``python -m fastreg info``: the facts, as text and as JSON, without importing a framework."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib import metadata
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import fastreg
+from fastreg import _backend, _info
+from fastreg.__main__ import main
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def test_text_says_what_runs() -> None:
+    done = run("-m", "fastreg", "info")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(f"fastreg           {fastreg.__version__}, in ")
+    assert lines[1].startswith(f"backend           {_backend.name}: ")
+    assert any(line.startswith("CUDA              not available: not built") for line in lines)
+    assert f"  numpy           {np.__version__}: array struct, no copy" in lines
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    command = [sys.executable, "-m", "fastreg", "info"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 0
+
+
+def test_json_has_the_same_facts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["fastreg"]["version"] == fastreg.__version__
+    assert facts["fastreg"]["backend"] == _backend.name
+    assert facts["threads"] == fastreg.get_num_threads()
+    assert facts["instruction_sets"]["chosen"] == fastreg.get_instruction_set()
+    assert facts["cuda"] == {"available": False, "reason": "not built"}
+    assert facts["machine"]["cores"] >= 1
+    assert facts["frameworks"]["numpy"]["version"] == np.__version__
+    assert facts["clash"] is None
+
+
+def test_imports_no_framework_and_not_rich() -> None:
+    check = (
+        "import sys; from fastreg.__main__ import main; main(['info']);"
+        "print(sorted({'torch', 'jax', 'keras', 'rich', 'matplotlib', 'ml_dtypes'}"
+        " & set(sys.modules)))"
+    )
+    done = run("-c", check)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_says_which_backend_was_asked_for() -> None:
+    done = run("-m", "fastreg", "info", FASTREG_BACKEND="numpy")
+    assert "backend           numpy: asked for by FASTREG_BACKEND\n" in done.stdout
+
+
+@pytest.mark.skipif(_info.native_core() is None, reason="needs the compiled core")
+def test_core_reports_its_build() -> None:
+    facts = _info.gather()
+    assert set(facts["build"]) >= {"compiler", "build_type", "cxx_standard"}
+    sets = facts["instruction_sets"]
+    assert "portable" in sets["compiled"]
+    assert set(sets["found"]) <= set(sets["compiled"])
+    assert set(sets["never_run_here"]) == set(sets["compiled"]) - set(sets["found"])
+
+
+def test_names_what_was_compiled_but_cannot_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    core = SimpleNamespace(
+        compiled_instruction_sets=lambda: ("portable", "avx2", "avx512"),
+        instruction_sets=lambda: ("portable", "avx2"),
+        build_info=lambda: {
+            "compiler": "GCC 12.2",
+            "build_type": "Release",
+            "cxx_standard": "202002",
+        },
+    )
+    monkeypatch.setattr(_info, "native_core", lambda: core)
+    text = _info.render(_info.gather())
+    assert "compiler          GCC 12.2, C++20, Release" in text
+    assert "found     portable, avx2\n" in text
+    assert "never run here, as this processor lacks it: avx512" in text
+
+
+def test_still_answers_where_the_core_asked_for_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_info, "native_core", lambda: None)
+    monkeypatch.setattr(_backend, "name", "native")
+    monkeypatch.setattr(_backend, "reason", "no such file")
+    text = _info.render(_info.gather())
+    assert "asked for by FASTREG_BACKEND, but the compiled core is not there: no such file" in text
+    assert "threads           none" in text
+
+
+def test_states_the_name_clash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "version", lambda name: "1.2")
+    clash = _info.name_clash()
+    assert clash is not None
+    assert "the distribution fastreg 1.2" in clash
+    assert "python -m pip uninstall fastreg`" in clash
+    assert "fastreg-kernels" in clash
+
+
+def test_version_of_a_distribution_of_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_info, "find_spec", lambda name: object())
+    monkeypatch.setattr(metadata, "packages_distributions", lambda: {"cupy": ["numpy"]})
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    assert _info.frameworks()["cupy"]["version"] == metadata.version("numpy")
+
+
+def test_version_and_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"fastreg {fastreg.__version__}\n"
+    with pytest.raises(SystemExit) as stop:
+        main(["typo"])
+    assert stop.value.code == 2
+    assert "info, bench" in capsys.readouterr().err.replace("'", "")
