@@ -22,14 +22,12 @@ namespace {
 constexpr int registers_per_group = 4;
 constexpr int group_lanes = registers_per_group * wide_lanes;
 constexpr int groups = lanes_per_chunk / group_lanes;
-constexpr int rows_per_block = 32;
-constexpr int block_size = rows_per_block * lanes_per_chunk;
-static_assert(lanes_per_chunk % group_lanes == 0 && chunk_size % block_size == 0);
+static_assert(lanes_per_chunk % group_lanes == 0);
 
 constexpr int line_bytes = 64;
 // How far ahead the weights and the old gradients are fetched: worth 20 to 30 % from DRAM, where the hardware's own
 // fetching stops at every 4 KiB page.
-constexpr int prefetch_distance = 2048;
+constexpr int prefetch_distance = 4096;
 
 // Fetches what lies ahead of the `bytes` at `address`.
 template <int bytes>
@@ -55,6 +53,10 @@ struct PenaltyKernel {
   static constexpr bool wants_value = (outputs & output_value) != 0;
   static constexpr bool wants_gradient = (outputs & output_gradient) != 0;
   static constexpr bool adds = (outputs & output_add) != 0;
+  // A block of streaming stores has parts of lines at both ends, so there it is the whole chunk.
+  static constexpr int rows_per_block = streaming ? chunk_size / lanes_per_chunk : 32;
+  static constexpr int block_size = rows_per_block * lanes_per_chunk;
+  static_assert(chunk_size % block_size == 0);
   static constexpr int elements_per_line = line_bytes / static_cast<int>(sizeof(Storage));
   // Which of the passes over a block is the first to touch its weights, and so fetches those to come.
   static constexpr bool converts = !Memory::is_compute_type;
@@ -155,9 +157,12 @@ struct PenaltyKernel {
 
   // The same with streaming stores: whole lines go past the caches, the parts of lines at both ends (arrays of NumPy
   // start 16 bytes into a line) do not, since a line written in both ways is written twice.
+  FASTREG_INLINE int elements_to_line(const Storage* gradients) {
+    return static_cast<int>(-reinterpret_cast<std::uintptr_t>(gradients) % line_bytes / sizeof(Storage));
+  }
+
   FASTREG_INLINE void stream_gradients(const Real* weights, Storage* gradients, int count, Coefficients coefficients) {
-    const auto past_line = reinterpret_cast<std::uintptr_t>(gradients) % line_bytes;
-    int i = past_line == 0 ? 0 : static_cast<int>((line_bytes - past_line) / sizeof(Storage));
+    int i = elements_to_line(gradients);
     if (i != 0) {
       write_part_of_line(weights, gradients, 0, i, coefficients);
     }
@@ -193,10 +198,12 @@ struct PenaltyKernel {
   FASTREG_INLINE void run_block(const Storage* weights, Storage* gradients, int count, LaneSums& sums,
                                 Coefficients coefficients) {
     const Real* block;
-    alignas(line_bytes) Real converted[converts ? block_size : 1];
+    alignas(line_bytes) Real converted[converts ? block_size + real_lanes<Real> : 1];
     if constexpr (converts) {
-      convert(weights, count, converted);
-      block = converted;
+      // Where lines of the gradients begin, registers of the converted weights begin too.
+      const int start = may_stream ? -elements_to_line(gradients) & (real_lanes<Real> - 1) : 0;
+      convert(weights, count, converted + start);
+      block = converted + start;
     } else {
       block = weights;
     }

@@ -36,6 +36,14 @@ bool same_order(const ArrayView& a, const ArrayView& b) {
   return (a.c_contiguous && b.c_contiguous) || (a.f_contiguous && b.f_contiguous);
 }
 
+// Asks fastreg._arrays for a view; raises the error that says why there is none.
+py::object convert(PyObject* object, const char* argument, bool writable, ArrayView& view) {
+  py::object pair = py::module_::import("fastreg._arrays")
+                        .attr("host_view")(py::reinterpret_borrow<py::object>(object), argument, writable);
+  describe_host_view(pair.ptr(), view);
+  return pair;
+}
+
 struct Span {
   Extent extent;
   bool written;
@@ -62,19 +70,15 @@ bool are_disjoint(std::vector<Span> spans) {
 
 }  // namespace
 
-Call::Call(unsigned outputs, std::size_t tensors) : outputs_(outputs), values_(tensors) { operands_.reserve(tensors); }
-
 void Call::describe_or_convert(PyObject* object, const char* argument, bool writable, ArrayView& view) {
   if (!describe(object, view)) {
-    kept_.push_back(py::module_::import("fastreg._arrays")
-                        .attr("host_view")(py::reinterpret_borrow<py::object>(object), argument, writable));
-    describe_host_view(kept_.back().ptr(), view);
+    kept_.push_back(convert(object, argument, writable, view));
   }
 }
 
 void Call::add(PyObject* weights, PyObject* gradients, const char* gradient_argument, Strengths strengths,
                double scale, double grad_scale) {
-  Operand& operand = operands_.emplace_back();
+  Operand& operand = slots_.operands[count_++];
   describe_or_convert(weights, "w", false, operand.weights);
   if (writes_gradients()) {
     describe_or_convert(gradients, gradient_argument, true, operand.gradients);
@@ -100,15 +104,16 @@ bool Call::coefficients_are_representable(const Operand& operand) const {
 }
 
 bool Call::memory_is_disjoint() const {
-  if (operands_.size() == 1) {
-    const Operand& one = operands_.front();
+  if (count_ == 1) {
+    const Operand& one = slots_.operands[0];
     const Extent read = extent_of(one.weights);
     const Extent written = extent_of(one.gradients);
     return one.in_place || read.high <= written.low || written.high <= read.low;
   }
   std::vector<Span> spans;
-  spans.reserve(2 * operands_.size());
-  for (const Operand& operand : operands_) {
+  spans.reserve(2 * count_);
+  for (std::size_t i = 0; i < count_; ++i) {
+    const Operand& operand = slots_.operands[i];
     if (operand.weights.count != 0) {
       if (!operand.in_place) {
         spans.push_back({extent_of(operand.weights), false});
@@ -130,7 +135,7 @@ bool Call::memory_is_disjoint() const {
 }
 
 bool Call::is_plainly_right() const {
-  const bool each = std::all_of(operands_.begin(), operands_.end(), [&](const Operand& operand) {
+  const bool each = std::all_of(slots_.operands, slots_.operands + count_, [&](const Operand& operand) {
     return gradients_are_safe(operand) && coefficients_are_representable(operand) &&
            (!writes_gradients() || elements_are_distinct(operand.gradients));
   });
@@ -138,57 +143,59 @@ bool Call::is_plainly_right() const {
 }
 
 void Call::require_safe() const {
-  for (const Operand& operand : operands_) {
-    if (!gradients_are_safe(operand)) {
+  for (std::size_t i = 0; i < count_; ++i) {
+    if (!gradients_are_safe(slots_.operands[i])) {
       throw std::logic_error("fastreg._checks.check_call let a call pass that cannot be made");
     }
   }
 }
 
-const std::vector<double>& Call::run() {
-  std::vector<Item> items;
-  items.reserve(operands_.size());
-  for (const Operand& operand : operands_) {
+void Call::run() {
+  for (std::size_t i = 0; i < count_; ++i) {
+    const Operand& operand = slots_.operands[i];
     const ArrayView& weights = operand.weights;
-    const ArrayView& gradients = operand.gradients;
+    const ArrayView& gradients = writes_gradients() ? operand.gradients : weights;
     const Layout* layout = nullptr;
-    if (!(writes_gradients() ? same_order(weights, gradients) : same_order(weights, weights))) {
-      auto made = std::make_unique<Layout>(make_layout(weights, writes_gradients() ? &gradients : nullptr));
+    if (!same_order(weights, gradients)) {
+      auto made = std::make_unique<Layout>(make_layout(weights, &gradients));
       if (!made->weights_consecutive || !made->gradients_consecutive) {
         layout = layouts_.emplace_back(std::move(made)).get();
       }
     }
-    items.push_back({weights.data, gradients.data, weights.count, operand.coefficients, layout, weights.dtype});
+    slots_.items[i] = {weights.data, gradients.data, weights.count, operand.coefficients, layout, weights.dtype};
   }
   if (bytes_ >= bytes_worth_releasing) {
     const py::gil_scoped_release release;
-    evaluate(items.data(), items.size(), outputs_, values_.data());
+    evaluate(slots_.items, count_, outputs_, slots_.values);
   } else {
-    evaluate(items.data(), items.size(), outputs_, values_.data());
+    evaluate(slots_.items, count_, outputs_, slots_.values);
   }
-  return values_;
 }
 
-bool shares_address(const std::vector<ArrayView>& views) {
-  // Open addressing: a training loop asks this at every step.
-  std::size_t slots = 16;
-  while (slots < 2 * views.size()) {
-    slots *= 2;
-  }
-  std::vector<std::uintptr_t> table(slots, 0);
-  for (const ArrayView& view : views) {
-    if (view.count == 0) {
-      continue;
+bool shares_address(PyObject* const* objects, std::size_t count) {
+  std::vector<std::uintptr_t> addresses;
+  addresses.reserve(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    ArrayView view;
+    py::object kept;
+    if (!describe(objects[i], view)) {
+      kept = convert(objects[i], "w", false, view);
     }
-    const std::uintptr_t address = extent_of(view).low;
-    std::size_t slot = (address * 0x9e3779b97f4a7c15u >> 32) & (slots - 1);
-    for (; table[slot] != 0; slot = (slot + 1) & (slots - 1)) {
-      if (table[slot] == address) {
-        return true;
-      }
+    if (view.count != 0) {
+      addresses.push_back(extent_of(view).low);
     }
-    table[slot] = address;
   }
+  // As in memory_is_disjoint: a training loop asks about the same addresses at every step.
+  static thread_local std::vector<std::uintptr_t> known_distinct;
+  if (addresses == known_distinct) {
+    return false;
+  }
+  std::vector<std::uintptr_t> sorted = addresses;
+  std::sort(sorted.begin(), sorted.end());
+  if (std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end()) {
+    return true;
+  }
+  known_distinct = std::move(addresses);
   return false;
 }
 

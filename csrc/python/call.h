@@ -15,32 +15,40 @@ struct Strengths {
   double l2;
 };
 
+// One tensor and what is asked of it.
+struct Operand {
+  ArrayView weights;
+  ArrayView gradients;
+  Coefficients coefficients;
+  bool in_place;  // the gradient lies exactly on the weights
+};
+
 class Call {
  public:
-  Call(unsigned outputs, std::size_t tensors);
+  // Memory for one tensor, which the caller provides: on the stack where there is but one tensor.
+  struct Slots {
+    Operand* operands;
+    Item* items;
+    double* values;
+  };
 
-  // Borrows the objects, which must outlive the call. `gradient` is null when the outputs need none.
+  Call(unsigned outputs, Slots slots) : outputs_(outputs), slots_(slots) {}
+
+  // Borrows the objects, which must outlive the call. `gradients` is ignored when the outputs need none.
   void add(PyObject* weights, PyObject* gradients, const char* gradient_argument, Strengths strengths, double scale,
            double grad_scale);
 
   // False when anything is not plainly right. Then fastreg._checks.check_call decides: it raises the error, or finds
-  // that memory only seemed to overlap or that a strength will do after all.
+  // that memory only seemed to overlap.
   bool is_plainly_right() const;
 
-  // Throws std::logic_error unless what remains is a matter on which check_call may overrule is_plainly_right.
+  // Throws std::logic_error if what remains is a matter on which check_call cannot overrule is_plainly_right.
   void require_safe() const;
 
-  // Writes gradients, and gives the values, in the order of the tensors.
-  const std::vector<double>& run();
+  // Writes the gradients and the values.
+  void run();
 
  private:
-  struct Operand {
-    ArrayView weights;
-    ArrayView gradients;
-    Coefficients coefficients;
-    bool in_place;  // the gradient lies exactly on the weights
-  };
-
   void describe_or_convert(PyObject* object, const char* argument, bool writable, ArrayView& view);
   bool writes_gradients() const { return (outputs_ & output_gradient) != 0; }
   bool gradients_are_safe(const Operand& operand) const;
@@ -48,14 +56,14 @@ class Call {
   bool memory_is_disjoint() const;
 
   unsigned outputs_;
-  std::vector<Operand> operands_;
+  Slots slots_;
+  std::size_t count_ = 0;
+  std::int64_t bytes_ = 0;
   std::vector<pybind11::object> kept_;  // what was converted, alive until the end of the call
   std::vector<std::unique_ptr<Layout>> layouts_;
-  std::vector<double> values_;
-  std::int64_t bytes_ = 0;
 };
 
-// True if two of the arrays, which must not be empty, have the same lowest address.
-bool shares_address(const std::vector<ArrayView>& views);
+// True if two of the objects, of those that are not empty, have the same lowest address.
+bool shares_address(PyObject* const* objects, std::size_t count);
 
 }  // namespace fastreg::python

@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cmath>
 #include <new>
 #include <stdexcept>
 
@@ -51,15 +52,16 @@ double to_double(PyObject* number) {
   return value;
 }
 
-// A scale may be anything the caller gave. NaN for what is no number: the call is then not plainly right, and
-// fastreg._checks.check_call says what is wrong with it.
-double to_scale(PyObject* number) {
-  const double value = PyFloat_AsDouble(number);
-  if (value == -1.0 && PyErr_Occurred() != nullptr) {
-    PyErr_Clear();
-    return Py_NAN;
+// A scale may be anything that the caller gave: what is not plainly a finite number goes to fastreg._checks.
+double to_scale(PyObject* number, const char* name) {
+  if (PyFloat_CheckExact(number)) {
+    const double value = PyFloat_AS_DOUBLE(number);
+    if (std::isfinite(value)) {
+      return value;
+    }
   }
-  return value;
+  return py::cast<double>(py::module_::import("fastreg._checks")
+                              .attr("multiplier")(py::reinterpret_borrow<py::object>(number), name));
 }
 
 unsigned to_outputs(PyObject* number) {
@@ -88,16 +90,19 @@ PyObject* evaluate_one(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
     PyObject* weights = arguments[1];
     PyObject* gradients = arguments[2];
     const Strengths strengths{to_double(arguments[3]), to_double(arguments[4])};
-    Call call(outputs, 1);
-    call.add(weights, gradients, (outputs & output_add) != 0 ? "grad" : "out", strengths, to_scale(arguments[5]),
-             to_scale(arguments[6]));
+    Operand operand;
+    Item item;
+    double value;
+    Call call(outputs, {&operand, &item, &value});
+    call.add(weights, gradients, (outputs & output_add) != 0 ? "grad" : "out", strengths,
+             to_scale(arguments[5], "scale"), to_scale(arguments[6], "grad_scale"));
     if (!call.is_plainly_right()) {
       check(call, outputs, py::none(), py::make_tuple(py::handle(weights)),
             gradients == Py_None ? py::object(py::none()) : py::make_tuple(py::handle(gradients)),
             py::make_tuple(py::make_tuple(strengths.l1, strengths.l2)), py::make_tuple(0), arguments[5],
             arguments[6]);
     }
-    const double value = call.run().front();
+    call.run();
     if ((outputs & output_value) == 0) {
       Py_RETURN_NONE;
     }
@@ -129,15 +134,19 @@ PyObject* evaluate_many(PyObject*, PyObject* const* arguments, Py_ssize_t count)
       const auto both = py::cast<py::tuple>(pair);
       strengths.push_back({to_double(py::object(both[0]).ptr()), to_double(py::object(both[1]).ptr())});
     }
-    const double scale = to_scale(arguments[6]);
-    const double grad_scale = to_scale(arguments[7]);
+    const double scale = to_scale(arguments[6], "scale");
+    const double grad_scale = to_scale(arguments[7], "grad_scale");
 
     const auto check_all = [&](const Call& call) {
       check(call, outputs, py::reinterpret_borrow<py::object>(names), py::reinterpret_borrow<py::tuple>(weights),
             py::reinterpret_borrow<py::object>(gradients), py::reinterpret_borrow<py::tuple>(arguments[4]),
             py::reinterpret_borrow<py::tuple>(which), arguments[6], arguments[7]);
     };
-    Call call(outputs, static_cast<std::size_t>(tensors));
+    const auto size = static_cast<std::size_t>(tensors);
+    std::vector<Operand> operands(size);
+    std::vector<Item> items(size);
+    std::vector<double> values(size);
+    Call call(outputs, {operands.data(), items.data(), values.data()});
     try {
       for (Py_ssize_t i = 0; i < tensors; ++i) {
         const std::size_t rule = PyLong_AsSize_t(PyTuple_GET_ITEM(which, i));
@@ -155,7 +164,7 @@ PyObject* evaluate_many(PyObject*, PyObject* const* arguments, Py_ssize_t count)
     if (!call.is_plainly_right()) {
       check_all(call);
     }
-    std::vector<double> values = call.run();
+    call.run();
     if ((outputs & output_value) == 0) {
       Py_RETURN_NONE;
     }
@@ -166,18 +175,14 @@ PyObject* evaluate_many(PyObject*, PyObject* const* arguments, Py_ssize_t count)
   });
 }
 
-bool any_shared_address(const py::sequence& weights) {
-  std::vector<ArrayView> views;
-  std::vector<py::object> kept;
-  views.reserve(weights.size());
-  for (const py::handle weight : weights) {
-    ArrayView& view = views.emplace_back();
-    if (!describe(weight.ptr(), view)) {
-      kept.push_back(py::module_::import("fastreg._arrays").attr("host_view")(weight, "w", false));
-      describe_host_view(kept.back().ptr(), view);
+PyObject* any_shared_address(PyObject*, PyObject* weights) {
+  return translate_exceptions([&]() -> PyObject* {
+    const py::tuple objects = py::reinterpret_steal<py::tuple>(PySequence_Tuple(weights));
+    if (!objects) {
+      throw py::error_already_set();
     }
-  }
-  return shares_address(views);
+    return PyBool_FromLong(shares_address(PySequence_Fast_ITEMS(objects.ptr()), objects.size()));
+  });
 }
 
 // The arrays of the floors: whole, and as large as each other.
@@ -201,6 +206,7 @@ PyMethodDef hot_functions[] = {
      "evaluate_one(outputs, weight, gradient, l1, l2, scale, grad_scale)"},
     {"evaluate_many", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(evaluate_many)), METH_FASTCALL,
      "evaluate_many(outputs, names, weights, gradients, strengths, which, scale, grad_scale, per_tensor)"},
+    {"shares_address", any_shared_address, METH_O, "shares_address(weights)"},
     {nullptr, nullptr, 0, nullptr},
 };
 
@@ -225,7 +231,6 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
         return canonical_sum_in_place(values.data(), static_cast<std::int64_t>(values.size()));
       },
       py::arg("values"));
-  m.def("shares_address", any_shared_address, py::arg("weights"));
 
   m.def("get_num_threads", get_num_threads);
   m.def("set_num_threads", set_num_threads, py::arg("n"));
