@@ -70,15 +70,21 @@ struct PenaltyKernel {
 
   // ---- the passes over a block; `count` is a multiple of 32
 
-  // Where only the value is wanted the sign is dropped here, from floats, of which a register holds twice as many.
-  static constexpr bool converts_to_magnitudes = converts && !wants_gradient;
+  // Widens half precision: to magnitudes for the sums of |w|, since a register holds twice as many floats as float64 whose
+  // sign would have to go, and to the numbers themselves for gradients. Squares take either.
+  static constexpr bool sums_magnitudes = wants_value && (!wants_gradient || (terms & term_l1) != 0);
 
-  FASTREG_INLINE void convert(const Storage* weights, int count, Real* converted) {
+  FASTREG_INLINE void convert(const Storage* weights, int count, Real* magnitudes, Real* numbers) {
     for (int i = 0; i < count; i += lanes_per_chunk) {
       prefetch<lanes_per_chunk * static_cast<int>(sizeof(Storage))>(weights + i);
       for (int k = i; k < i + lanes_per_chunk; k += real_lanes<Real>) {
         const Vector<Real> x = Memory::load(weights + k);
-        store_vector(converted + k, converts_to_magnitudes ? absolute<Real>(x) : x);
+        if constexpr (sums_magnitudes) {
+          store_vector(magnitudes + k, absolute<Real>(x));
+        }
+        if constexpr (wants_gradient) {
+          store_vector(numbers + k, x);
+        }
       }
     }
   }
@@ -97,7 +103,7 @@ struct PenaltyKernel {
       for (int k = 0; k < registers_per_group; ++k) {
         const Wide x = load_wide(weights + i + k * wide_lanes);
         if constexpr ((terms & term_l1) != 0) {
-          l1[k] += converts_to_magnitudes ? x : absolute<double>(x);
+          l1[k] += converts ? x : absolute<double>(x);
         }
         if constexpr ((terms & term_l2) != 0) {
           // Only the square of a float64 is rounded before it is added, and must not be fused.
@@ -197,25 +203,36 @@ struct PenaltyKernel {
   template <bool may_stream>
   FASTREG_INLINE void run_block(const Storage* weights, Storage* gradients, int count, LaneSums& sums,
                                 Coefficients coefficients) {
-    const Real* block;
-    alignas(line_bytes) Real converted[converts ? block_size + real_lanes<Real> : 1];
-    if constexpr (converts) {
-      // Where lines of the gradients begin, registers of the converted weights begin too.
-      const int start = may_stream ? -elements_to_line(gradients) & (real_lanes<Real> - 1) : 0;
-      convert(weights, count, converted + start);
-      block = converted + start;
-    } else {
-      block = weights;
-    }
     // The terms are taken before anything is written: the gradients may lie on the weights.
-    if constexpr (wants_value) {
-      add_to_sums(block, count, sums);
+    if constexpr (converts) {
+      constexpr int piece = 1024;
+      alignas(line_bytes) Real magnitudes[sums_magnitudes ? piece : 1];
+      alignas(line_bytes) Real memory[wants_gradient ? block_size + real_lanes<Real> : 1];
+      // Where lines of the gradients begin, registers of the converted weights begin too.
+      Real* numbers = memory + (may_stream ? -elements_to_line(gradients) & (real_lanes<Real> - 1) : 0);
+      for (int i = 0; i < count; i += piece) {
+        const int elements = count - i < piece ? count - i : piece;
+        convert(weights + i, elements, magnitudes, numbers + (wants_gradient ? i : 0));
+        if constexpr (wants_value) {
+          add_to_sums(sums_magnitudes ? magnitudes : numbers + i, elements, sums);
+        }
+      }
+      write_block<may_stream>(numbers, gradients, count, coefficients);
+    } else {
+      if constexpr (wants_value) {
+        add_to_sums(weights, count, sums);
+      }
+      write_block<may_stream>(weights, gradients, count, coefficients);
     }
+  }
+
+  template <bool may_stream>
+  FASTREG_INLINE void write_block(const Real* weights, Storage* gradients, int count, Coefficients coefficients) {
     if constexpr (wants_gradient) {
       if constexpr (may_stream) {
-        stream_gradients(block, gradients, count, coefficients);
+        stream_gradients(weights, gradients, count, coefficients);
       } else {
-        write_gradients(block, gradients, count, coefficients);
+        write_gradients(weights, gradients, count, coefficients);
       }
     }
   }

@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "../cpu/float_environment.h"
 #include "../plan.h"
 
 namespace fastreg::python {
@@ -55,6 +56,7 @@ class Call {
   bool coefficients_are_representable(const Operand& operand) const;
   bool memory_is_disjoint() const;
 
+  FloatEnvironment environment_;  // strengths are multiplied and judged under the contract's rounding too
   unsigned outputs_;
   Slots slots_;
   std::size_t count_ = 0;

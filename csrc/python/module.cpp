@@ -11,6 +11,7 @@
 
 #include "../canonical_sum.h"
 #include "../cpu/dispatch.h"
+#include "../cpu/float_environment.h"
 #include "../cpu/pool.h"
 #include "call.h"
 #include "tensor.h"
@@ -228,6 +229,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def(
       "canonical_sum",
       [](std::vector<double> values) {
+        const FloatEnvironment environment;
         return canonical_sum_in_place(values.data(), static_cast<std::int64_t>(values.size()));
       },
       py::arg("values"));
