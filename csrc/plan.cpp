@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <iterator>
 #include <memory>
+#include <vector>
 
 #include "canonical_sum.h"
 #include "cpu/dispatch.h"
@@ -25,7 +27,7 @@ constexpr std::int64_t bytes_worth_streaming = std::int64_t{1} << 25;
 bool writes_gradient(unsigned outputs) { return (outputs & output_gradient) != 0; }
 bool wants_value(unsigned outputs) { return (outputs & output_value) != 0; }
 
-// What the items need besides their arrays: one number per chunk and term.
+// What a call needs besides its arrays: one number per chunk and term.
 struct ChunkSums {
   double* l1;
   double* l2;
@@ -133,95 +135,97 @@ class ChunkRun {
   Kernel kernel_;
 };
 
-// All items' chunks in one row: the tasks are runs of them, whatever items they belong to.
-class Plan {
+double value_of(const Item& item, ChunkSums sums) {
+  const std::int64_t chunks = chunk_count(item.count);
+  const auto sum = [&](double* chunk_sums, unsigned term) {
+    return (item.coefficients.terms & term) != 0 ? sum_of_chunk_sums(chunk_sums, chunks) : 0.0;
+  };
+  return penalty_value(item.coefficients, sum(sums.l1, term_l1), sum(sums.l2, term_l2));
+}
+
+// Chunk sums, on the stack for small tensors.
+class SumMemory {
  public:
-  Plan(const Item* items, std::size_t item_count, unsigned outputs, double* values)
-      : items_(items), item_count_(item_count), outputs_(outputs), values_(values), table_(kernels()) {
-    first_chunk_ = first_chunk_memory_.reserve(item_count + 1);
-    std::int64_t chunks = 0;
-    for (std::size_t i = 0; i < item_count; ++i) {
-      first_chunk_[i] = chunks;
-      chunks += chunk_count(items[i].count);
-      elements_ += items[i].count;
+  explicit SumMemory(std::int64_t chunks) {
+    double* memory = few_;
+    if (2 * chunks > static_cast<std::int64_t>(std::size(few_))) {
+      many_.reset(new double[static_cast<std::size_t>(2 * chunks)]);
+      memory = many_.get();
     }
-    first_chunk_[item_count] = chunks;
-    sums_.l1 = sum_memory_.reserve(static_cast<std::size_t>(2 * chunks));
-    sums_.l2 = sums_.l1 + chunks;
+    sums_ = {memory, memory + chunks};
+  }
+  ChunkSums from(std::int64_t chunk) const { return {sums_.l1 + chunk, sums_.l2 + chunk}; }
+
+ private:
+  double few_[128];
+  std::unique_ptr<double[]> many_;
+  ChunkSums sums_;
+};
+
+// One item after the other, on this thread.
+void evaluate_in_turn(const Item* items, std::size_t item_count, unsigned outputs, double* values) {
+  std::int64_t most_chunks = 0;
+  for (std::size_t i = 0; i < item_count; ++i) {
+    most_chunks = std::max(most_chunks, chunk_count(items[i].count));
+  }
+  const SumMemory sums(most_chunks);
+  const KernelTable& table = kernels();
+  for (std::size_t i = 0; i < item_count; ++i) {
+    if (items[i].count != 0) {
+      ChunkRun(items[i], outputs, table).run(0, chunk_count(items[i].count), sums.from(0));
+    }
+    if (wants_value(outputs)) {
+      values[i] = value_of(items[i], sums.from(0));
+    }
+  }
+}
+
+// All items' chunks in one row, and tasks that are runs of them, whatever items they belong to.
+class SharedWork {
+ public:
+  SharedWork(const Item* items, std::size_t item_count, unsigned outputs)
+      : items_(items), outputs_(outputs), table_(kernels()), first_chunk_(first_chunks(items, item_count)),
+        sums_(first_chunk_.back()) {}
+
+  void run(int threads) {
+    run_tasks([](void* work, std::int64_t task) { static_cast<SharedWork*>(work)->run_task(task); }, this,
+              (first_chunk_.back() + chunks_per_task - 1) / chunks_per_task, threads);
   }
 
-  void run() {
-    const std::int64_t chunks = first_chunk_[item_count_];
-    if (chunks == 0) {
-      finish();
-      return;
+  void finish(double* values) const {
+    for (std::size_t i = 0; i + 1 < first_chunk_.size(); ++i) {
+      values[i] = value_of(items_[i], sums_.from(first_chunk_[i]));
     }
-    if (elements_ < elements_worth_a_thread) {
-      run_chunks(0, chunks);
-    } else {
-      run_tasks([](void* plan, std::int64_t task) { static_cast<Plan*>(plan)->run_task(task); }, this,
-                (chunks + chunks_per_task - 1) / chunks_per_task, get_num_threads());
-    }
-    finish();
   }
 
  private:
-  // Memory for a few numbers without an allocation, for many with one.
-  template <class T, std::size_t few>
-  struct Scratch {
-    T* reserve(std::size_t count) {
-      if (count <= few) {
-        return inside;
-      }
-      outside.reset(new T[count]);
-      return outside.get();
+  static std::vector<std::int64_t> first_chunks(const Item* items, std::size_t item_count) {
+    std::vector<std::int64_t> first(item_count + 1, 0);
+    for (std::size_t i = 0; i < item_count; ++i) {
+      first[i + 1] = first[i] + chunk_count(items[i].count);
     }
-    T inside[few];
-    std::unique_ptr<T[]> outside;
-  };
+    return first;
+  }
 
-  void run_task(std::int64_t task) {
+  void run_task(std::int64_t task) const {
     const FloatEnvironment environment;
-    const std::int64_t first = task * chunks_per_task;
-    run_chunks(first, std::min(first + chunks_per_task, first_chunk_[item_count_]));
-  }
-
-  void run_chunks(std::int64_t first, std::int64_t last) {
-    const std::int64_t* after = std::upper_bound(first_chunk_, first_chunk_ + item_count_ + 1, first);
-    for (auto i = static_cast<std::size_t>(after - first_chunk_ - 1); first < last; ++i) {
+    std::int64_t chunk = task * chunks_per_task;
+    const std::int64_t last = std::min(chunk + chunks_per_task, first_chunk_.back());
+    const auto after = std::upper_bound(first_chunk_.begin(), first_chunk_.end(), chunk);
+    for (auto i = static_cast<std::size_t>(after - first_chunk_.begin() - 1); chunk < last; ++i) {
       const std::int64_t end = std::min(last, first_chunk_[i + 1]);
-      if (end > first) {
-        ChunkRun(items_[i], outputs_, table_).run(first - first_chunk_[i], end - first, {sums_.l1 + first, sums_.l2 + first});
-        first = end;
+      if (end > chunk) {
+        ChunkRun(items_[i], outputs_, table_).run(chunk - first_chunk_[i], end - chunk, sums_.from(chunk));
+        chunk = end;
       }
-    }
-  }
-
-  void finish() {
-    if (!wants_value(outputs_)) {
-      return;
-    }
-    for (std::size_t i = 0; i < item_count_; ++i) {
-      const Coefficients& coefficients = items_[i].coefficients;
-      const std::int64_t chunk = first_chunk_[i];
-      const std::int64_t chunks = first_chunk_[i + 1] - chunk;
-      const auto sum = [&](double* chunk_sums, unsigned term) {
-        return (coefficients.terms & term) != 0 ? sum_of_chunk_sums(chunk_sums + chunk, chunks) : 0.0;
-      };
-      values_[i] = penalty_value(coefficients, sum(sums_.l1, term_l1), sum(sums_.l2, term_l2));
     }
   }
 
   const Item* items_;
-  std::size_t item_count_;
   unsigned outputs_;
-  double* values_;
   const KernelTable& table_;
-  std::int64_t elements_ = 0;
-  std::int64_t* first_chunk_;
-  ChunkSums sums_;
-  Scratch<std::int64_t, 8> first_chunk_memory_;
-  Scratch<double, 128> sum_memory_;
+  std::vector<std::int64_t> first_chunk_;
+  SumMemory sums_;
 };
 
 // As many bytes as a task of float32 has.
@@ -248,7 +252,20 @@ void over_pieces(std::size_t bytes, Pass pass) {
 
 void evaluate(const Item* items, std::size_t item_count, unsigned outputs, double* values) {
   const FloatEnvironment environment;
-  Plan(items, item_count, outputs, values).run();
+  std::int64_t elements = 0;
+  for (std::size_t i = 0; i < item_count; ++i) {
+    elements += items[i].count;
+  }
+  const int threads = elements < elements_worth_a_thread ? 1 : get_num_threads();
+  if (threads == 1) {
+    evaluate_in_turn(items, item_count, outputs, values);
+    return;
+  }
+  SharedWork work(items, item_count, outputs);
+  work.run(threads);
+  if (wants_value(outputs)) {
+    work.finish(values);
+  }
 }
 
 std::uint64_t floor_read(const void* source, std::size_t bytes) {

@@ -44,31 +44,21 @@ py::object convert(PyObject* object, const char* argument, bool writable, ArrayV
   return pair;
 }
 
-struct Span {
-  Extent extent;
-  bool written;
-};
-
-bool operator==(const Span& a, const Span& b) {
-  return a.extent.low == b.extent.low && a.extent.high == b.extent.high && a.written == b.written;
-}
-
-// No two spans of which one is written overlap.
-bool are_disjoint(std::vector<Span> spans) {
-  std::sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) { return a.extent.low < b.extent.low; });
-  std::uintptr_t read_end = 0;
-  std::uintptr_t written_end = 0;
-  for (const Span& span : spans) {
-    if (span.extent.low < written_end || (span.written && span.extent.low < read_end)) {
-      return false;
-    }
-    std::uintptr_t& end = span.written ? written_end : read_end;
-    end = std::max(end, span.extent.high);
-  }
-  return true;
-}
+bool fits_f32(double x) { return std::isfinite(static_cast<float>(x)); }
 
 }  // namespace
+
+Rule::Rule(double l1, double l2, double scale, double grad_scale)
+    : coefficients(make_coefficients(l1, l2, scale, grad_scale)),
+      is_finite(std::isfinite(coefficients.l1) && std::isfinite(coefficients.l2)),
+      gradient_fits_f32(fits_f32(coefficients.gradient_l1) && fits_f32(coefficients.gradient_l2)),
+      gradient_fits_f64(std::isfinite(coefficients.gradient_l1) && std::isfinite(coefficients.gradient_l2)) {}
+
+Call::Call(unsigned outputs, Slots slots) : outputs_(outputs), slots_(slots) {
+  if (writes_gradients() && slots.count > 1) {
+    spans_.reserve(2 * slots.count);
+  }
+}
 
 void Call::describe_or_convert(PyObject* object, const char* argument, bool writable, ArrayView& view) {
   if (!describe(object, view)) {
@@ -76,99 +66,89 @@ void Call::describe_or_convert(PyObject* object, const char* argument, bool writ
   }
 }
 
-void Call::add(PyObject* weights, PyObject* gradients, const char* gradient_argument, Strengths strengths,
-               double scale, double grad_scale) {
-  Operand& operand = slots_.operands[count_++];
-  describe_or_convert(weights, "w", false, operand.weights);
+void Call::add(PyObject* object, PyObject* gradient_object, const char* gradient_argument, const Rule& rule) {
+  ArrayView weights;
+  ArrayView gradients;
+  describe_or_convert(object, "w", false, weights);
+  is_plain_ &= rule.is_finite;
   if (writes_gradients()) {
-    describe_or_convert(gradients, gradient_argument, true, operand.gradients);
-    operand.in_place = same_memory(operand.weights, operand.gradients);
+    describe_or_convert(gradient_object, gradient_argument, true, gradients);
+    judge_gradients(weights, gradients, rule);
   }
-  operand.coefficients = make_coefficients(strengths.l1, strengths.l2, scale, grad_scale);
-  bytes_ += operand.weights.count * static_cast<std::int64_t>(item_size(operand.weights.dtype));
+  slots_.items[added_++] = {weights.data,      gradients.data,
+                            weights.count,     rule.coefficients,
+                            layout_of(weights, writes_gradients() ? gradients : weights),
+                            weights.dtype};
+  bytes_ += weights.count * static_cast<std::int64_t>(item_size(weights.dtype));
 }
 
-bool Call::gradients_are_safe(const Operand& operand) const {
-  return !writes_gradients() ||
-         (is_floating(operand.weights.dtype) && operand.gradients.dtype == operand.weights.dtype &&
-          operand.gradients.writable && same_shape(operand.weights, operand.gradients));
-}
-
-bool Call::coefficients_are_representable(const Operand& operand) const {
-  const Coefficients& c = operand.coefficients;
-  const auto fits = [&](double x) {
-    return std::isfinite(operand.weights.dtype == DType::f64 ? x : static_cast<double>(static_cast<float>(x)));
-  };
-  return std::isfinite(c.l1) && std::isfinite(c.l2) &&
-         (!writes_gradients() || (fits(c.gradient_l1) && fits(c.gradient_l2)));
-}
-
-bool Call::memory_is_disjoint() const {
-  if (count_ == 1) {
-    const Operand& one = slots_.operands[0];
-    const Extent read = extent_of(one.weights);
-    const Extent written = extent_of(one.gradients);
-    return one.in_place || read.high <= written.low || written.high <= read.low;
+void Call::judge_gradients(const ArrayView& weights, const ArrayView& gradients, const Rule& rule) {
+  const bool shapes_agree = same_shape(weights, gradients);
+  is_safe_ &= is_floating(weights.dtype) && gradients.dtype == weights.dtype && gradients.writable && shapes_agree;
+  is_plain_ &= (weights.dtype == DType::f64 ? rule.gradient_fits_f64 : rule.gradient_fits_f32) &&
+               elements_are_distinct(gradients);
+  if (!shapes_agree || weights.count == 0) {
+    return;
   }
-  std::vector<Span> spans;
-  spans.reserve(2 * count_);
-  for (std::size_t i = 0; i < count_; ++i) {
-    const Operand& operand = slots_.operands[i];
-    if (operand.weights.count != 0) {
-      if (!operand.in_place) {
-        spans.push_back({extent_of(operand.weights), false});
-      }
-      spans.push_back({extent_of(operand.gradients), true});
+  const Extent read = extent_of(weights);
+  const Extent written = extent_of(gradients);
+  const bool in_place = same_memory(weights, gradients);
+  is_plain_ &= in_place || read.high <= written.low || written.high <= read.low;
+  if (slots_.count > 1) {
+    if (!in_place) {
+      spans_.push_back({read, false});
     }
+    spans_.push_back({written, true});
   }
-  // Whether spans are disjoint depends on nothing but the spans, and training loops bring the same ones at every step:
-  // comparing is five times cheaper than sorting.
+}
+
+const Layout* Call::layout_of(const ArrayView& weights, const ArrayView& gradients) {
+  if (same_order(weights, gradients) || !is_safe_) {
+    return nullptr;
+  }
+  auto layout = std::make_unique<Layout>(make_layout(weights, &gradients));
+  if (layout->weights_consecutive && layout->gradients_consecutive) {
+    return nullptr;
+  }
+  return layouts_.emplace_back(std::move(layout)).get();
+}
+
+// No two spans of which one is written overlap. Whether they do depends on nothing but the spans, and training loops
+// bring the same ones at every step: comparing them is five times cheaper than sorting them.
+bool Call::spans_are_disjoint() const {
   static thread_local std::vector<Span> known;
-  if (spans == known) {
+  if (spans_ == known) {
     return true;
   }
-  if (!are_disjoint(spans)) {
-    return false;
+  std::vector<Span> sorted = spans_;
+  std::sort(sorted.begin(), sorted.end(), [](const Span& a, const Span& b) { return a.extent.low < b.extent.low; });
+  std::uintptr_t read_end = 0;
+  std::uintptr_t written_end = 0;
+  for (const Span& span : sorted) {
+    if (span.extent.low < written_end || (span.written && span.extent.low < read_end)) {
+      return false;
+    }
+    std::uintptr_t& end = span.written ? written_end : read_end;
+    end = std::max(end, span.extent.high);
   }
-  known = std::move(spans);
+  known = spans_;
   return true;
 }
 
-bool Call::is_plainly_right() const {
-  const bool each = std::all_of(slots_.operands, slots_.operands + count_, [&](const Operand& operand) {
-    return gradients_are_safe(operand) && coefficients_are_representable(operand) &&
-           (!writes_gradients() || elements_are_distinct(operand.gradients));
-  });
-  return each && (!writes_gradients() || memory_is_disjoint());
-}
+bool Call::is_plainly_right() const { return is_safe_ && is_plain_ && spans_are_disjoint(); }
 
 void Call::require_safe() const {
-  for (std::size_t i = 0; i < count_; ++i) {
-    if (!gradients_are_safe(slots_.operands[i])) {
-      throw std::logic_error("fastreg._checks.check_call let a call pass that cannot be made");
-    }
+  if (!is_safe_) {
+    throw std::logic_error("fastreg._checks.check_call let a call pass that cannot be made");
   }
 }
 
 void Call::run() {
-  for (std::size_t i = 0; i < count_; ++i) {
-    const Operand& operand = slots_.operands[i];
-    const ArrayView& weights = operand.weights;
-    const ArrayView& gradients = writes_gradients() ? operand.gradients : weights;
-    const Layout* layout = nullptr;
-    if (!same_order(weights, gradients)) {
-      auto made = std::make_unique<Layout>(make_layout(weights, &gradients));
-      if (!made->weights_consecutive || !made->gradients_consecutive) {
-        layout = layouts_.emplace_back(std::move(made)).get();
-      }
-    }
-    slots_.items[i] = {weights.data, gradients.data, weights.count, operand.coefficients, layout, weights.dtype};
-  }
   if (bytes_ >= bytes_worth_releasing) {
     const py::gil_scoped_release release;
-    evaluate(slots_.items, count_, outputs_, slots_.values);
+    evaluate(slots_.items, added_, outputs_, slots_.values);
   } else {
-    evaluate(slots_.items, count_, outputs_, slots_.values);
+    evaluate(slots_.items, added_, outputs_, slots_.values);
   }
 }
 

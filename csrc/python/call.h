@@ -11,33 +11,29 @@
 
 namespace fastreg::python {
 
-struct Strengths {
-  double l1;
-  double l2;
-};
+// What one regularizer asks for, judged once for all tensors that it is for.
+struct Rule {
+  Rule(double l1, double l2, double scale, double grad_scale);
 
-// One tensor and what is asked of it.
-struct Operand {
-  ArrayView weights;
-  ArrayView gradients;
   Coefficients coefficients;
-  bool in_place;  // the gradient lies exactly on the weights
+  bool is_finite;
+  bool gradient_fits_f32;
+  bool gradient_fits_f64;
 };
 
 class Call {
  public:
-  // Memory for one tensor, which the caller provides: on the stack where there is but one tensor.
+  // Memory for each tensor, which the caller provides: on the stack where there is but one tensor.
   struct Slots {
-    Operand* operands;
     Item* items;
     double* values;
+    std::size_t count;
   };
 
-  Call(unsigned outputs, Slots slots) : outputs_(outputs), slots_(slots) {}
+  Call(unsigned outputs, Slots slots);
 
   // Borrows the objects, which must outlive the call. `gradients` is ignored when the outputs need none.
-  void add(PyObject* weights, PyObject* gradients, const char* gradient_argument, Strengths strengths, double scale,
-           double grad_scale);
+  void add(PyObject* weights, PyObject* gradients, const char* gradient_argument, const Rule& rule);
 
   // False when anything is not plainly right. Then fastreg._checks.check_call decides: it raises the error, or finds
   // that memory only seemed to overlap.
@@ -50,17 +46,29 @@ class Call {
   void run();
 
  private:
+  // Memory that a call reads or writes.
+  struct Span {
+    Extent extent;
+    bool written;
+    bool operator==(const Span& other) const {
+      return extent.low == other.extent.low && extent.high == other.extent.high && written == other.written;
+    }
+  };
+
   void describe_or_convert(PyObject* object, const char* argument, bool writable, ArrayView& view);
+  void judge_gradients(const ArrayView& weights, const ArrayView& gradients, const Rule& rule);
+  const Layout* layout_of(const ArrayView& weights, const ArrayView& gradients);
   bool writes_gradients() const { return (outputs_ & output_gradient) != 0; }
-  bool gradients_are_safe(const Operand& operand) const;
-  bool coefficients_are_representable(const Operand& operand) const;
-  bool memory_is_disjoint() const;
+  bool spans_are_disjoint() const;
 
   FloatEnvironment environment_;  // strengths are multiplied and judged under the contract's rounding too
   unsigned outputs_;
   Slots slots_;
-  std::size_t count_ = 0;
+  std::size_t added_ = 0;
   std::int64_t bytes_ = 0;
+  bool is_safe_ = true;   // dtypes, shapes and permission to write
+  bool is_plain_ = true;  // the rest, each tensor by itself
+  std::vector<Span> spans_;
   std::vector<pybind11::object> kept_;  // what was converted, alive until the end of the call
   std::vector<std::unique_ptr<Layout>> layouts_;
 };

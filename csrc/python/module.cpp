@@ -90,17 +90,17 @@ PyObject* evaluate_one(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
     const unsigned outputs = to_outputs(arguments[0]);
     PyObject* weights = arguments[1];
     PyObject* gradients = arguments[2];
-    const Strengths strengths{to_double(arguments[3]), to_double(arguments[4])};
-    Operand operand;
+    const double l1 = to_double(arguments[3]);
+    const double l2 = to_double(arguments[4]);
     Item item;
     double value;
-    Call call(outputs, {&operand, &item, &value});
-    call.add(weights, gradients, (outputs & output_add) != 0 ? "grad" : "out", strengths,
-             to_scale(arguments[5], "scale"), to_scale(arguments[6], "grad_scale"));
+    Call call(outputs, {&item, &value, 1});
+    call.add(weights, gradients, (outputs & output_add) != 0 ? "grad" : "out",
+             Rule(l1, l2, to_scale(arguments[5], "scale"), to_scale(arguments[6], "grad_scale")));
     if (!call.is_plainly_right()) {
       check(call, outputs, py::none(), py::make_tuple(py::handle(weights)),
             gradients == Py_None ? py::object(py::none()) : py::make_tuple(py::handle(gradients)),
-            py::make_tuple(py::make_tuple(strengths.l1, strengths.l2)), py::make_tuple(0), arguments[5],
+            py::make_tuple(py::make_tuple(l1, l2)), py::make_tuple(0), arguments[5],
             arguments[6]);
     }
     call.run();
@@ -130,13 +130,14 @@ PyObject* evaluate_many(PyObject*, PyObject* const* arguments, Py_ssize_t count)
         (writes && (!PyTuple_Check(gradients) || PyTuple_GET_SIZE(gradients) != tensors))) {
       throw std::invalid_argument("names, weights, gradients and which must be of one length");
     }
-    std::vector<Strengths> strengths;
-    for (const py::handle pair : py::reinterpret_borrow<py::tuple>(arguments[4])) {
-      const auto both = py::cast<py::tuple>(pair);
-      strengths.push_back({to_double(py::object(both[0]).ptr()), to_double(py::object(both[1]).ptr())});
-    }
     const double scale = to_scale(arguments[6], "scale");
     const double grad_scale = to_scale(arguments[7], "grad_scale");
+    std::vector<Rule> rules;
+    for (const py::handle pair : py::reinterpret_borrow<py::tuple>(arguments[4])) {
+      const auto both = py::cast<py::tuple>(pair);
+      rules.emplace_back(to_double(py::object(both[0]).ptr()), to_double(py::object(both[1]).ptr()), scale,
+                         grad_scale);
+    }
 
     const auto check_all = [&](const Call& call) {
       check(call, outputs, py::reinterpret_borrow<py::object>(names), py::reinterpret_borrow<py::tuple>(weights),
@@ -144,19 +145,18 @@ PyObject* evaluate_many(PyObject*, PyObject* const* arguments, Py_ssize_t count)
             py::reinterpret_borrow<py::tuple>(which), arguments[6], arguments[7]);
     };
     const auto size = static_cast<std::size_t>(tensors);
-    std::vector<Operand> operands(size);
     std::vector<Item> items(size);
     std::vector<double> values(size);
-    Call call(outputs, {operands.data(), items.data(), values.data()});
+    Call call(outputs, {items.data(), values.data(), size});
     try {
       for (Py_ssize_t i = 0; i < tensors; ++i) {
         const std::size_t rule = PyLong_AsSize_t(PyTuple_GET_ITEM(which, i));
-        if (rule >= strengths.size()) {
+        if (rule >= rules.size()) {
           PyErr_Clear();
           throw std::invalid_argument("which must hold indices into strengths");
         }
         call.add(PyTuple_GET_ITEM(weights, i), writes ? PyTuple_GET_ITEM(gradients, i) : nullptr, "grads",
-                 strengths[rule], scale, grad_scale);
+                 rules[rule]);
       }
     } catch (py::error_already_set&) {
       check_all(call);  // the same refusal, with the name of the tensor

@@ -86,7 +86,10 @@ bool describe_numpy(PyArrayObject* array, ArrayView& view) {
   view.strides = reinterpret_cast<const std::int64_t*>(PyArray_STRIDES(array));
   view.stride_unit = 1;
   view.writable = PyArray_ISWRITEABLE(array);
-  view.count = PyArray_SIZE(array);
+  view.count = 1;
+  for (int axis = 0; axis < view.axes; ++axis) {
+    view.count *= view.shape[axis];
+  }
   view.c_contiguous = PyArray_IS_C_CONTIGUOUS(array);
   view.f_contiguous = PyArray_IS_F_CONTIGUOUS(array);
   return true;
