@@ -10,22 +10,29 @@
 array([ 1. , -1.5,  0. ])
 
 ``fastreg.attach`` does the same for the tensors of a whole model in one call.  NumPy is the only
-package needed; torch, JAX and Keras arrays are taken as they are.
+package needed; torch, JAX and Keras arrays are taken as they are.  ``fastreg.layers`` has the
+layers of Keras with their regularizer keywords, for loops in NumPy.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from . import _backend, _checks, regularizers
 from .penalties import Penalties, attach
 
 __all__ = [
     "Penalties",
+    "Sequential",
     "__version__",
     "attach",
+    "backend",
     "get_instruction_set",
     "get_num_threads",
+    "layers",
+    "models",
     "regularizers",
     "set_instruction_set",
     "set_num_threads",
@@ -35,6 +42,21 @@ try:
     __version__ = version("fastreg-kernels")
 except PackageNotFoundError:  # run from a checkout
     __version__ = "0.0.0+source"
+
+# What most users of the penalties alone never touch is imported at its first use.
+_LAZY = ("backend", "layers", "models")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return import_module(f"{__name__}.{name}")
+    if name == "Sequential":
+        return import_module(f"{__name__}.layers").Sequential
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def set_num_threads(n: int) -> None:

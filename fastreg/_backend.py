@@ -17,7 +17,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NoReturn
 
-from . import _checks, _reference
+from . import _checks, _environment, _reference
 
 BACKENDS = ("numpy", "native")
 INSTRUCTION_SETS = ("portable", "avx2", "avx512", "neon")
@@ -86,9 +86,9 @@ def select(backend: str) -> None:
 
 
 def _select_by_environment() -> None:
-    _checks.environment_choice("FASTREG_ISA", INSTRUCTION_SETS)
-    _checks.environment_positive_integer("FASTREG_NUM_THREADS")
-    wanted = _checks.environment_choice("FASTREG_BACKEND", BACKENDS)
+    _environment.choice("FASTREG_ISA", INSTRUCTION_SETS)
+    _environment.positive_integer("FASTREG_NUM_THREADS")
+    wanted = _environment.choice("FASTREG_BACKEND", BACKENDS)
     if wanted is None:
         wanted = "numpy" if _load_core() is None else "native"
     select(wanted)

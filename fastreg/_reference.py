@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import _arrays, _checks
-from ._checks import ADD, GRADIENT, VALUE
+from . import _arrays, _checks, _dtypes, _memory, _penalty
+from ._penalty import ADD, GRADIENT, VALUE
 
 Array = npt.NDArray[Any]
 Doubles = npt.NDArray[np.float64]
@@ -157,11 +157,11 @@ def _evaluate(
         return 0.0
     flat, flat_gradient = _paired(view, gradient)
     sums: tuple[list[Doubles], list[Doubles]] = [], []
-    factors = _checks.coefficients(pair, scale, grad_scale)
+    factors = _penalty.coefficients(pair, scale, grad_scale)
     for part in _slabs(view.size):
         elements = flat[part]
         if outputs & VALUE:
-            doubles = _arrays.to_float64(elements, dtype)
+            doubles = _dtypes.to_float64(elements, dtype)
             if has_l2:
                 sums[1].append(_chunk_sums(np.multiply(doubles, doubles)))
             if has_l1:
@@ -204,13 +204,13 @@ def _write_gradient(
     if outputs & ADD:
         slope += _widened(gradient[part], dtype)
     # An overflow of this rounding to infinity is right, a warning would not be.
-    gradient[part] = _arrays.to_bfloat16(slope) if dtype == "bf16" else slope
+    gradient[part] = _dtypes.to_bfloat16(slope) if dtype == "bf16" else slope
 
 
 def _widened(elements: Array, dtype: str) -> Array:
     """Convert elements to the type of the gradient's arithmetic, float32 or float64."""
     if dtype == "bf16":
-        return _arrays.from_bfloat16(elements)
+        return _dtypes.from_bfloat16(elements)
     return elements.astype(np.float32) if dtype == "f16" else elements
 
 
@@ -313,8 +313,8 @@ def evaluate_many(
 
 def shares_address(weights: Sequence[Any]) -> bool:
     """Say whether two of the arrays start at the same lowest address; empty ones do not count."""
-    places = [_arrays.memory(weight, "w") for weight in weights]
-    lowest = [place[0] for place in places if place is not None]
+    views = [_arrays.host_view(weight, "w", False)[0] for weight in weights]
+    lowest = [_memory.byte_bounds(view)[0] for view in views if view.size]
     return len(set(lowest)) < len(lowest)
 
 

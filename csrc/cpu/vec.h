@@ -226,7 +226,10 @@ FASTREG_INLINE Wide load_wide(const float* p) {
   return _mm256_cvtps_pd(load_vector<Floats>(p));
 #elif defined(FASTREG_VEC_SSE2)
   // An 8-byte vector of floats lives in general registers with GCC; load it as a double and convert.
-  return _mm_cvtps_pd(_mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(p))));
+  // By memcpy: _mm_load_sd would claim that the address is a multiple of 8.
+  double two;
+  std::memcpy(&two, p, sizeof two);
+  return _mm_cvtps_pd(_mm_castpd_ps(_mm_set_sd(two)));
 #else
   return __builtin_convertvector(load_vector<Floats>(p), Wide);
 #endif

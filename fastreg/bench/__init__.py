@@ -4,6 +4,7 @@ Run as ``python -m fastreg bench``. The modules, each with one reason to exist:
 
 - ``cases``: what is measured and how many bytes it declares;
 - ``peers``: who takes part: fastreg, the floors, NumPy by hand;
+- ``step``: the penalties' share of a training step, with layers and by hand;
 - ``measure``: interleaved timing and its statistics;
 - ``table``, ``plot``, ``record``: the rows for the terminal, as a picture, as JSON;
 - ``cli``: the options and the run.

@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import fastreg
-from fastreg.bench import cases, options, record
+from fastreg.bench import cases, options, record, step
 from fastreg.bench.peers import PEERS
 from fastreg.bench.run import Row, measure
-from fastreg.bench.table import table
+from fastreg.bench.table import step_line, table
 
 #: Wide enough for a row on one line, where the output is a file and has no width of its own.
 FILE_WIDTH = 160
@@ -32,13 +32,16 @@ def run(choices: argparse.Namespace) -> int:
         command = shlex.join(["python", "-m", "fastreg", *choices.arguments])
         circumstances = record.Circumstances.here(command, choices.repeats)
         rows = _measure_all(choices)
+        step_row = step.measure(choices.repeats) if choices.step else None
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=FILE_WIDTH)
     console.print(table(circumstances, rows))
+    if step_row is not None:
+        console.print(step_line(step_row))
     if choices.json is not None:
-        text = json.dumps(record.as_json(circumstances, rows), indent=1)
+        text = json.dumps(record.as_json(circumstances, rows, step_row), indent=1)
         choices.json.write_text(text + "\n", encoding="utf-8")
     if choices.plot is not None:
         from fastreg.bench import plot

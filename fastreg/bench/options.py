@@ -61,6 +61,12 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help=f"sizes {_joined(QUICK_SIZES)} and {QUICK_REPEATS} turns unless given",
     )
+    parser.add_argument(
+        "--no-step",
+        dest="step",
+        action="store_false",
+        help="leave out the penalties' share of a training step",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them (.png, .svg, .pdf)")
 

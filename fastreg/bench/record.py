@@ -16,6 +16,7 @@ from typing import Any
 import fastreg
 from fastreg import _backend, _info
 from fastreg.bench.run import Row
+from fastreg.bench.step import TITLE, StepRow
 
 SCHEMA = 1
 
@@ -57,12 +58,15 @@ class Circumstances:
         )
 
 
-def as_json(circumstances: Circumstances, rows: Sequence[Row]) -> dict[str, Any]:
-    """The whole run, ready for ``json.dump``."""
+def as_json(
+    circumstances: Circumstances, rows: Sequence[Row], step: StepRow | None = None
+) -> dict[str, Any]:
+    """The whole run, ready for ``json.dump``; "training_step" is there where it was measured."""
     return {
         "schema": SCHEMA,
         **asdict(circumstances),
         "rows": [_row_as_json(row) for row in rows],
+        **({} if step is None else {"training_step": {"what": TITLE, **asdict(step)}}),
     }
 
 

@@ -1,0 +1,47 @@
+"""What callables that users pass as penalties give: one number, and a gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _arrays, _dtypes, _errors
+
+
+def number(value: Any, name: str) -> float:
+    """Read the number that a callable gave: a Python or NumPy number or a 0-d array.
+
+    Raises
+    ------
+    TypeError
+        For anything else, an array of several numbers too.
+    """
+    if isinstance(value, (bool, int, float)):
+        return float(value)
+    try:
+        view, dtype = _arrays.host_view(value, name, False)
+    except (TypeError, ValueError):
+        raise _errors.number_error(value, name) from None
+    if view.size != 1:
+        raise _errors.number_error(value, name)
+    return float(_dtypes.to_float64(view, dtype).reshape(()))
+
+
+def slope_of(gradient: Any, w: Any, name: str) -> npt.NDArray[np.float64]:
+    """Read the gradient that a callable gave for the tensor `name`, in float64.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When it is no array of numbers, or not of the shape of `w`.
+    """
+    label = f"the gradient that the rule of tensors[{name!r}] gives"
+    view, dtype = _arrays.host_view(gradient, label, False)
+    shape = _arrays.host_view(w, f"tensors[{name!r}]", False)[0].shape
+    if view.shape != shape:
+        raise ValueError(
+            f"{label} has shape {view.shape}; it must have that of the tensor, {shape}"
+        )
+    return _dtypes.to_float64(view, dtype)

@@ -1,0 +1,87 @@
+"""Where the elements of NumPy arrays lie: bounds, overlaps, and whether two are the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+def byte_bounds(view: Array) -> tuple[int, int]:
+    """Return the first byte of an array that is not empty and the one after its last."""
+    low = high = int(view.ctypes.data)
+    for extent, stride in zip(view.shape, view.strides, strict=True):
+        if stride < 0:
+            low += (extent - 1) * stride
+        else:
+            high += (extent - 1) * stride
+    return low, high + view.itemsize
+
+
+def same_elements_in_order(first: Array, second: Array) -> bool:
+    """Say whether two arrays are the same memory with the same layout."""
+    return (
+        first.ctypes.data == second.ctypes.data
+        and first.dtype == second.dtype
+        and first.shape == second.shape
+        and all(
+            extent == 1 or one == other
+            for extent, one, other in zip(first.shape, first.strides, second.strides, strict=True)
+        )
+    )
+
+
+def overlaps_itself(view: Array) -> bool:
+    """Say whether two elements of an array have a byte in common."""
+    axes = sorted(
+        (abs(stride), extent)
+        for stride, extent in zip(view.strides, view.shape, strict=True)
+        if extent > 1
+    )
+    reach = view.itemsize
+    for stride, extent in axes:
+        if stride < reach:
+            break
+        reach = stride * (extent - 1) + reach
+    else:
+        return False
+    if axes[0][0] == 0:
+        return True
+    # Interleaved axes, which only a hand-made stride can give: look at every address.
+    offsets = np.zeros((1,), np.int64)
+    for stride, extent in axes:
+        offsets = (offsets[:, None] + np.arange(extent, dtype=np.int64) * stride).reshape(-1)
+    offsets.sort()
+    return bool((np.diff(offsets) < view.itemsize).any())
+
+
+def share_memory(first: Array, second: Array) -> bool:
+    """Say whether two arrays have a byte in common; True when that is too hard to say."""
+    shares_memory: Any = np.shares_memory  # its stub does not know how to bound the work
+    try:
+        return bool(shares_memory(first, second, max_work=1_000_000))
+    except RuntimeError:  # NumPy's TooHardError: refuse what cannot be shown to be disjoint
+        return True
+
+
+def elements(view: Array) -> tuple[Any, ...]:
+    """Say where the elements of an array that is not empty are: equal answers mean the same set.
+
+    The order of the elements does not count, so an array and its transpose or reverse are equal.
+    """
+    address = byte_bounds(view)[0]
+    axes = sorted(
+        (abs(stride), extent)
+        for stride, extent in zip(view.strides, view.shape, strict=True)
+        if extent > 1 and stride
+    )
+    merged: list[tuple[int, int]] = []
+    for stride, extent in axes:
+        if merged and merged[-1][0] * merged[-1][1] == stride:
+            merged[-1] = merged[-1][0], merged[-1][1] * extent
+        else:
+            merged.append((stride, extent))
+    return address, tuple(merged)

@@ -1,0 +1,44 @@
+"""Layers for training loops in NumPy: Dense, Conv1D, Conv2D, Conv3D, Flatten, Sequential.
+
+The layers of Keras with their three regularizer keywords; the loop, the loss and the optimizer are
+yours.  ``layer(x)`` and ``layer.backward(dy)`` leave ``layer.gradients``, penalties included;
+``layer.losses`` lists the penalties as Keras does.
+
+>>> import numpy
+>>> from fastreg import regularizers
+>>> from fastreg.layers import Dense
+>>> layer = Dense(64, kernel_regularizer=regularizers.l2(0.01),
+...               activity_regularizer=regularizers.l1(0.01))
+>>> y = layer(numpy.ones((32, 64), numpy.float32))
+>>> len(layer.losses)
+2
+>>> dx = layer.backward(numpy.zeros_like(y))
+>>> [gradient.shape for gradient in layer.gradients]
+[(64, 64), (64,)]
+
+The modules, each with one reason to exist:
+
+- ``base``: names, dtype, activity penalty, calls and their backward;
+- ``kernel``: kernel, bias, activation and their penalties; ``dense`` and ``convolution``: the maps;
+- ``flatten``, ``sequential``, ``storage``: what a model needs;
+- ``terms``: one penalty on one array; ``precision``: the dtypes;
+- ``activations``, ``initializers``: those that Keras has under the same names.
+"""
+
+from .base import Layer
+from .convolution import Conv1D, Conv2D, Conv3D
+from .dense import Dense
+from .flatten import Flatten
+from .sequential import Input, InputLayer, Sequential
+
+__all__ = [
+    "Conv1D",
+    "Conv2D",
+    "Conv3D",
+    "Dense",
+    "Flatten",
+    "Input",
+    "InputLayer",
+    "Layer",
+    "Sequential",
+]

@@ -1,0 +1,234 @@
+"""Activations with their derivatives: linear, relu, tanh, sigmoid, softmax.
+
+Contract
+--------
+- An activation is an object with the pair ``forward(z)`` and ``derivative(z, y, dy)``.  The first
+  gives the output ``y``, of the shape of ``z``; the second gives the gradient by ``z`` from the
+  gradient ``dy`` by ``y``.  Both get and give arrays in the layer's type of arithmetic.
+- A class with ``needs_input = False`` gets None for ``z`` in ``derivative``, and its ``forward``
+  may overwrite ``z``: the layer then keeps one array instead of two.  Without that attribute ``z``
+  is kept.
+- Saved by name, as Keras does; an object of your own is saved when it has ``get_config``.
+- Derivatives are those of Keras on torch: relu has 0 at 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _errors
+
+Array = npt.NDArray[Any]
+
+
+class Activation(Protocol):
+    """What a layer asks of an activation."""
+
+    def forward(self, z: Array) -> Array:
+        """Give the output."""
+
+    def derivative(self, z: Any, y: Array, dy: Array) -> Array:
+        """Give the gradient by `z`."""
+
+
+class _Named:
+    """The built-in ones: no state, one instance each."""
+
+    name: str
+    needs_input = False
+
+    def __repr__(self) -> str:
+        return f"<activation {self.name}>"
+
+
+class Linear(_Named):
+    """The identity."""
+
+    name = "linear"
+
+    def forward(self, z: Array) -> Array:
+        """Give `z`."""
+        return z
+
+    def derivative(self, z: Any, y: Array, dy: Array) -> Array:
+        """Give `dy`."""
+        return dy
+
+
+class Relu(_Named):
+    """The larger of `z` and 0.
+
+    >>> Relu().forward(np.array([-1.0, 2.0]))
+    array([0., 2.])
+    """
+
+    name = "relu"
+
+    def forward(self, z: Array) -> Array:
+        """Give ``max(z, 0)``, in place."""
+        return np.maximum(z, 0, out=z)
+
+    def derivative(self, z: Any, y: Array, dy: Array) -> Array:
+        """Give `dy` where the output was positive (or NaN), else 0."""
+        slope: Array = np.where(y <= 0, 0, dy)
+        return slope
+
+
+class Tanh(_Named):
+    """The hyperbolic tangent."""
+
+    name = "tanh"
+
+    def forward(self, z: Array) -> Array:
+        """Give ``tanh(z)``, in place."""
+        return np.tanh(z, out=z)
+
+    def derivative(self, z: Any, y: Array, dy: Array) -> Array:
+        """Give ``dy * (1 - y**2)``."""
+        slope = np.square(y)
+        np.subtract(1, slope, out=slope)
+        slope *= dy
+        return slope
+
+
+class Sigmoid(_Named):
+    """The logistic function; it does not overflow.
+
+    >>> Sigmoid().forward(np.array([-1000.0, 0.0, 1000.0]))
+    array([0. , 0.5, 1. ])
+    """
+
+    name = "sigmoid"
+
+    def forward(self, z: Array) -> Array:
+        """Give ``1 / (1 + exp(-z))``, from the exponential that is at most 1."""
+        small = np.exp(-np.abs(z))
+        above: Array = np.where(z < 0, small, z.dtype.type(1))
+        above /= 1 + small
+        return above
+
+    def derivative(self, z: Any, y: Array, dy: Array) -> Array:
+        """Give ``dy * y * (1 - y)``."""
+        slope = 1 - y
+        slope *= y
+        slope *= dy
+        return slope
+
+
+class Softmax(_Named):
+    """Exponentials over the last axis, divided by their sum; it does not overflow.
+
+    >>> Softmax().forward(np.array([[1000.0, 1000.0]]))
+    array([[0.5, 0.5]])
+    """
+
+    name = "softmax"
+
+    def forward(self, z: Array) -> Array:
+        """Give ``exp(z) / sum(exp(z))`` along the last axis, in place."""
+        with np.errstate(invalid="ignore"):  # a row with an infinity becomes NaN, not news
+            z -= z.max(axis=-1, keepdims=True)
+            np.exp(z, out=z)
+            z /= z.sum(axis=-1, keepdims=True)
+        return z
+
+    def derivative(self, z: Any, y: Array, dy: Array) -> Array:
+        """Give ``y * (dy - sum(dy * y))``, the sum along the last axis."""
+        product = dy * y
+        product -= y * product.sum(axis=-1, keepdims=True)
+        return product
+
+
+_BUILT_IN: dict[str, Any] = {kind.name: kind() for kind in (Linear, Relu, Tanh, Sigmoid, Softmax)}
+
+
+def get(identifier: Any, custom_objects: Mapping[str, Any] | None = None) -> Activation:
+    """Turn what stands for an activation into one.
+
+    Parameters
+    ----------
+    identifier : None, str, dict, or object with forward and derivative
+        None is linear.  A function of ``keras.activations`` stands for its name.  A dict is what
+        :func:`serialize` gave for an object of your own.
+    custom_objects : mapping, optional
+        Classes by name, for such dicts, and objects by name, for strings.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For another kind, and for an unknown name.
+
+    Examples
+    --------
+    >>> get("relu")
+    <activation relu>
+    """
+    custom = {} if custom_objects is None else custom_objects
+    if identifier is None:
+        return get("linear")
+    if isinstance(identifier, Mapping):
+        return _from_config(identifier, custom)
+    if callable(identifier) and getattr(identifier, "__module__", "").startswith("keras."):
+        identifier = identifier.__name__
+    if isinstance(identifier, str):
+        found = custom.get(identifier, _BUILT_IN.get(identifier))
+        if found is None:
+            raise ValueError(
+                f"activation must be one of {_errors.listed(_BUILT_IN)} or an object with forward "
+                f"and derivative, not {identifier!r}{_errors.suggestion(identifier, _BUILT_IN)}"
+            )
+        identifier = found
+    if isinstance(identifier, type) or not (
+        callable(getattr(identifier, "forward", None))
+        and callable(getattr(identifier, "derivative", None))
+    ):
+        raise TypeError(
+            f"activation must be one of {_errors.listed(_BUILT_IN)} or an object with forward(z) "
+            f"and derivative(z, y, dy), not {_errors.described(identifier)}"
+        )
+    kept: Activation = identifier
+    return kept
+
+
+def serialize(activation: Any) -> Any:
+    """Give the saved form: the name, or Keras' form of an object that has ``get_config``.
+
+    Raises
+    ------
+    TypeError
+        For an object of your own without ``get_config``.
+    """
+    if isinstance(activation, _Named):
+        return activation.name
+    if not callable(getattr(activation, "get_config", None)):
+        raise TypeError(
+            "activation must offer get_config() to be saved, not be "
+            f"{_errors.described(activation)}; add that method to its class"
+        )
+    kind = type(activation)
+    return {
+        "module": None,
+        "class_name": kind.__name__,
+        "config": activation.get_config(),
+        "registered_name": kind.__name__,
+    }
+
+
+def needs_input(activation: Any) -> bool:
+    """Say whether the layer has to keep ``z`` for the derivative."""
+    return bool(getattr(activation, "needs_input", True))
+
+
+def _from_config(config: Mapping[str, Any], custom: Mapping[str, Any]) -> Activation:
+    name = config.get("class_name")
+    kind = custom.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise ValueError(
+            f"activation is the saved form of {name!r}, which is not known here; pass "
+            f"custom_objects={{{name!r}: ...}}"
+        )
+    return get(kind(**(config.get("config") or {})))

@@ -1,0 +1,614 @@
+"""The base of all layers: names, dtype, activity penalty, calls and their backward, saved form.
+
+Contract
+--------
+- ``layer(x)`` leaves what ``layer.backward(dy)`` needs, once: a backward without a call before it,
+  and a second one, are errors.
+- What a call or a backward computes is put in place at its end, by :meth:`Layer._keep` and
+  :meth:`Layer._finish` alone.  A refused one has changed nothing; :class:`Sequential` uses the same
+  two steps over several layers.
+- The activity term is on the output, after the activation, divided by the batch size as in Keras
+  since 3.14 (``activity_reduction="sum"``: not divided, as before).  Its gradient joins ``dy`` in
+  one pass, which gives its value too.
+- The array that a call gives belongs to the caller.  The array that it takes is kept as it is,
+  not copied, until backward: do not write into it before.
+- A layer is not for several threads at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _checks, _errors, regularizers
+from . import precision, terms
+
+Array = npt.NDArray[Any]
+Shape = tuple[int | None, ...]
+
+REDUCTIONS = ("mean", "sum")
+
+# What Keras writes into configurations and fastreg has only one way of.
+_ONLY_CHOICE: dict[str, tuple[Any, ...]] = {
+    "data_format": (None, "channels_last"),
+    "groups": (1,),
+    "kernel_constraint": (None,),
+    "bias_constraint": (None,),
+    "lora_rank": (None,),
+    "lora_alpha": (None,),
+    "quantization_config": (None,),
+    "sparse": (False,),
+    "ragged": (False,),
+    "optional": (False,),
+}
+
+AnyLayer = TypeVar("AnyLayer", bound="Layer")
+
+
+@dataclass(slots=True)
+class ActivityTerm:
+    """The activity penalty of one call; its value is computed once, when it is first needed."""
+
+    rule: Any
+    output: Array | None
+    scale: float
+    label: str
+    known: float | None = None
+
+    def value(self) -> float:
+        """Give the penalty."""
+        if self.known is None:
+            assert self.output is not None  # kept until the value is known
+            empty = self.output.size == 0  # where a function of one's own may give NaN
+            self.known = (
+                0.0 if empty else terms.value(self.rule, self.output, self.label, self.scale)
+            )
+        return self.known
+
+
+@dataclass(slots=True)
+class Call:
+    """What one call of a layer leaves behind."""
+
+    shape: tuple[int, ...]
+    """The shape of the output."""
+    output: Array | None
+    """The output in the type of storage, where backward needs it."""
+    kept: Any
+    """What else the layer's own backward needs."""
+    activity: ActivityTerm | None
+    waiting: bool
+    """Whether backward may still be run."""
+
+
+@dataclass(slots=True)
+class Step:
+    """What one backward of a layer computes."""
+
+    input_gradient: Array | None
+    gradients: list[Array]
+    weight_terms: list[float]
+    activity: float | None
+
+    @property
+    def losses(self) -> list[float]:
+        """The penalties in Keras' order."""
+        return ([] if self.activity is None else [self.activity]) + self.weight_terms
+
+
+class Layer:
+    """Base class of layers; it has no weights itself.
+
+    Parameters
+    ----------
+    trainable : bool, optional
+        False: no weight terms in `losses`, no weight gradients.  The activity term stays.
+    activity_regularizer : optional
+        What ``regularizers.get`` takes; a penalty on the output.
+    activity_reduction : {"mean", "sum"}, optional
+        Whether the activity term is divided by the batch size.
+    dtype : optional
+        "float16", "bfloat16", "float32" (None) or "float64", or a saved policy of Keras.
+    name : str, optional
+        Without "/"; by default made of the class and a number.
+    input_shape, input_dim : optional
+        Extents of the input without the batch: :class:`Sequential` builds the layer with them.
+    """
+
+    #: Where Keras has the class, for saved forms.
+    _module: ClassVar[str] = "keras.layers"
+    #: BaseConv writes the activity regularizer always, other layers when it is set.
+    _always_saves_activity: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        *,
+        trainable: bool = True,
+        activity_regularizer: Any = None,
+        activity_reduction: str = "mean",
+        dtype: Any = None,
+        name: str | None = None,
+        input_shape: Sequence[int | None] | None = None,
+        input_dim: int | None = None,
+        **others: Any,
+    ) -> None:
+        refuse_others(type(self).__name__, others)
+        self._precision = precision.get(dtype)
+        self.trainable = trainable
+        self.activity_regularizer = activity_regularizer
+        self.activity_reduction = _checks.choice(
+            activity_reduction, "activity_reduction", REDUCTIONS
+        )
+        self._first_input = _input_without_batch(input_shape, input_dim)
+        self.built = False
+        self._name = automatic_name(type(self)) if name is None else checked_name(name)
+        self._call: Call | None = None
+        self._step: Step | None = None
+
+    # ------------------------------------------------------------------ what it is
+
+    @property
+    def name(self) -> str:
+        """The name, the first part of the names of its weights."""
+        return self._name
+
+    @property
+    def dtype(self) -> str:
+        """The name of the dtype of weights, outputs and gradients."""
+        return self._precision.name
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the weights are trained; may be set at any time."""
+        return self._trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        self._trainable = flag(value, "trainable")
+
+    @property
+    def activity_regularizer(self) -> Any:
+        """The regularizer of the output, or None; may be set, for the calls that follow."""
+        return self._activity_regularizer
+
+    @activity_regularizer.setter
+    def activity_regularizer(self, value: Any) -> None:
+        self._activity_regularizer = terms.regularizer(value, "activity_regularizer")
+
+    def _label(self) -> str:
+        """What errors call the layer: its name and kind."""
+        return f"{self.name} ({type(self).__name__})"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}{'' if self.built else ', not built'}>"
+
+    # ------------------------------------------------------------------ shapes and weights
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> Shape:
+        """Give the shape of the output; None stands for an extent that is not known.
+
+        Raises
+        ------
+        ValueError
+            When the layer does not take such an input.
+        """
+        raise NotImplementedError
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Make the weights for inputs of this shape, the batch included (None will do for it).
+
+        Raises
+        ------
+        ValueError
+            When the layer does not take such an input, or is built for another one.
+        """
+        self.compute_output_shape(shape_of(input_shape, "input_shape"))
+        self.built = True
+
+    @property
+    def weights(self) -> list[Array]:
+        """All weights, kernel before bias: the arrays themselves, to be changed in place."""
+        return []
+
+    @property
+    def trainable_weights(self) -> list[Array]:
+        """The weights, none for a frozen layer; in the order of `gradients`."""
+        return self.weights if self.trainable else []
+
+    @property
+    def non_trainable_weights(self) -> list[Array]:
+        """The weights of a frozen layer."""
+        return [] if self.trainable else self.weights
+
+    def weight_names(self) -> list[str]:
+        """Give the names of the `weights`, for example "dense/kernel"."""
+        return []
+
+    def count_params(self) -> int:
+        """Give the number of weights' elements.
+
+        Raises
+        ------
+        RuntimeError
+            Before the layer is built.
+        """
+        self._require_built("count_params()")
+        return sum(weight.size for weight in self.weights)
+
+    def get_weights(self) -> list[Array]:
+        """Give copies of the weights, in the order of `weights`."""
+        return [weight.copy() for weight in self.weights]
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Write new numbers into the weights: all of them, or none when one does not fit.
+
+        Parameters
+        ----------
+        weights : sequence of arrays
+            In the order and shapes of `weights`; rounded to the layer's dtype.
+
+        Raises
+        ------
+        RuntimeError
+            Before the layer is built.
+        TypeError, ValueError
+            When number, shapes or kinds do not fit.
+        """
+        self._require_built("set_weights(...)")
+        self._put_weights(self._fitting_weights(weights))
+
+    def _fitting_weights(self, weights: Sequence[Any], first: int = 0) -> list[Array]:
+        if isinstance(weights, Mapping) or not isinstance(weights, Sequence):
+            raise TypeError(
+                f"weights must be a list of arrays, not {_errors.described(weights)}; pass "
+                "[kernel, bias]"
+            )
+        names = self.weight_names()
+        if len(weights) != len(names):
+            raise ValueError(
+                f"weights has {len(weights)} arrays, but {self.name} has {len(names)}: "
+                f"{_errors.listed(names) or 'none'}"
+            )
+        fitting = []
+        for place, name, own, given in zip(
+            range(first, first + len(names)), names, self.weights, weights, strict=True
+        ):
+            new = precision.numbers(given, f"weights[{place}]")
+            if new.shape != own.shape:
+                raise ValueError(
+                    f"weights[{place}] has shape {new.shape}, but {name} has {own.shape}"
+                )
+            fitting.append(self._precision.rounded(new))
+        return fitting
+
+    def _put_weights(self, weights: Sequence[Array]) -> None:
+        for own, new in zip(self.weights, weights, strict=True):
+            own[...] = new
+
+    # ------------------------------------------------------------------ forward
+
+    def __call__(self, x: Any, *, training: bool | None = None) -> Array:
+        """Give the output for a batch; builds the layer at the first call.
+
+        Parameters
+        ----------
+        x : array
+            Real numbers in host memory, batch first, channels last.  Kept until backward.
+        training : bool, optional
+            False: nothing is kept for backward.
+
+        Returns
+        -------
+        numpy.ndarray
+            A new array in the layer's dtype.
+
+        Raises
+        ------
+        TypeError, ValueError
+            When `x` does not fit, before anything changes.
+        """
+        keep = training is None or flag(training, "training")
+        output, call = self._run(precision.numbers(x, "x"), keep)
+        self._keep(call)
+        # What is kept for backward must not change with what the caller does to the result.
+        return output.copy() if keep else output
+
+    def _run(self, x: Array, keep: bool) -> tuple[Array, Call]:
+        """Compute a call without putting it in place."""
+        self.compute_output_shape(x.shape)
+        if not self.built:
+            self.build(x.shape)
+        y, kept = self._forward(self._precision.computable(x))
+        output = self._precision.rounded(y)
+        rule = self.activity_regularizer
+        term = None
+        if rule is not None:
+            batch = len(output) if self.activity_reduction == "mean" else 1
+            term = ActivityTerm(
+                rule, output, 1.0 / batch if batch else 0.0, f"the output of {self.name}"
+            )
+            if not keep:
+                term.value()
+                term.output = None
+        retained = output if keep and self._needs_output() else None
+        return output, Call(output.shape, retained, kept if keep else None, term, keep)
+
+    def _keep(self, call: Call) -> None:
+        self._call = call
+
+    def _forward(self, x: Array) -> tuple[Array, Any]:
+        """Give the output, and what backward needs of it; `x` has the type of the arithmetic."""
+        raise NotImplementedError
+
+    def _needs_output(self) -> bool:
+        return False
+
+    # ------------------------------------------------------------------ backward
+
+    def backward(
+        self, dy: Any, *, grad_scale: float = 1.0, input_gradient: bool = True
+    ) -> Array | None:
+        """Give the gradient by the input, and leave `gradients`, penalties included.
+
+        Parameters
+        ----------
+        dy : array
+            The gradient of the data loss by the last output, of its shape.  It is not changed.
+        grad_scale : float, optional
+            Factor of the penalties' gradients: that of loss scaling, where `dy` has it already.
+        input_gradient : bool, optional
+            False, for a first layer: the gradient by the input is not computed, and None given.
+
+        Returns
+        -------
+        numpy.ndarray or None
+            In the shape of the input and the layer's dtype.
+
+        Raises
+        ------
+        RuntimeError
+            Without a call before it, or a second time after one call.
+        TypeError
+            When a regularizer offers no gradient.
+        ValueError
+            When `dy` does not fit.  In all cases nothing has changed.
+        """
+        step = self._reverse(dy, grad_scale, flag(input_gradient, "input_gradient"))
+        self._finish(step)
+        return step.input_gradient
+
+    def _reverse(self, dy: Any, grad_scale: float, input_gradient: bool) -> Step:
+        """Compute a backward without putting it in place."""
+        call = self._call
+        if call is None:
+            raise RuntimeError(f"{self.name}.backward(dy) needs a call before it: call the layer")
+        if not call.waiting:
+            raise RuntimeError(
+                f"{self.name}.backward(dy) was run for the last call already, or that call had "
+                "training=False; call the layer again"
+            )
+        factor = _checks.multiplier(grad_scale, "grad_scale")
+        given = precision.numbers(dy, "dy")
+        if given.shape != call.shape:
+            raise ValueError(
+                f"dy has shape {given.shape}, but the output of {self.name} had {call.shape}"
+            )
+        slope = self._precision.computable(given)
+        activity = None
+        term = call.activity
+        if term is not None:
+            assert term.output is not None  # kept while the call waits
+            activity = 0.0
+            if term.output.size:
+                slope = np.array(slope, order="C")  # what the caller passed stays as it is
+                activity = terms.accumulate(
+                    term.rule,
+                    self._precision.computable(term.output),
+                    slope,
+                    term.label,
+                    term.scale,
+                    factor,
+                )
+        dx, gradients, weight_terms = self._backward(call, slope, factor, input_gradient)
+        return Step(
+            None if dx is None else self._precision.rounded(dx), gradients, weight_terms, activity
+        )
+
+    def _finish(self, step: Step) -> None:
+        call = self._call
+        assert call is not None  # _reverse has seen it
+        if call.activity is not None:
+            call.activity.known = step.activity
+            call.activity.output = None
+        call.output = call.kept = None
+        call.waiting = False
+        self._step = step
+
+    def _backward(
+        self, call: Call, dy: Array, grad_scale: float, input_gradient: bool
+    ) -> tuple[Array | None, list[Array], list[float]]:
+        """Give the gradient by the input, those by the weights, and the weights' penalties."""
+        raise NotImplementedError
+
+    @property
+    def gradients(self) -> list[Array]:
+        """The gradients of `trainable_weights` from the last backward, penalties included.
+
+        Raises
+        ------
+        RuntimeError
+            Before the first backward.
+        """
+        return self._last_step().gradients
+
+    @property
+    def penalty(self) -> float:
+        """The sum of this layer's terms as the last backward saw them, without another pass.
+
+        Raises
+        ------
+        RuntimeError
+            Before the first backward.
+        """
+        return sum(self._last_step().losses)
+
+    def _last_step(self) -> Step:
+        if self._step is None:
+            raise RuntimeError(f"{self.name} has no gradients yet: run backward(dy) first")
+        return self._step
+
+    # ------------------------------------------------------------------ penalties
+
+    @property
+    def losses(self) -> list[float]:
+        """The penalties as Keras lists them: activity, kernel, bias; absent terms are absent.
+
+        The activity term is that of the last call; weight terms are computed now, from the weights
+        as they are, and are there from `build` on.  A frozen layer has no weight terms.
+        """
+        return self._activity_losses() + self._weight_losses()
+
+    def _activity_losses(self) -> list[float]:
+        term = None if self._call is None else self._call.activity
+        return [] if term is None else [term.value()]
+
+    def _weight_losses(self) -> list[float]:
+        return []
+
+    # ------------------------------------------------------------------ saved form
+
+    def get_config(self) -> dict[str, Any]:
+        """Give the arguments that make this layer as plain Python objects, in Keras' form.
+
+        Raises
+        ------
+        TypeError
+            When a part cannot be saved, a lambda for example.
+        """
+        config: dict[str, Any] = {
+            "name": self.name,
+            "trainable": self.trainable,
+            "dtype": self._precision.config(),
+        }
+        if self.activity_regularizer is not None or self._always_saves_activity:
+            config["activity_regularizer"] = regularizers.serialize(self.activity_regularizer)
+        if self.activity_reduction != "mean":  # Keras has one rule, and no such argument
+            config["activity_reduction"] = self.activity_reduction
+        return config
+
+    @classmethod
+    def from_config(
+        cls: type[AnyLayer],
+        config: Mapping[str, Any],
+        custom_objects: Mapping[str, Any] | None = None,
+    ) -> AnyLayer:
+        """Make a layer from what :meth:`get_config` gave, here or in Keras.
+
+        Parameters
+        ----------
+        config : mapping
+            The arguments.
+        custom_objects : mapping, optional
+            Functions and classes by name, for regularizers, activations and initializers of your
+            own.
+
+        Raises
+        ------
+        TypeError, ValueError
+            When the arguments do not fit, or ask for what fastreg does not have.
+        """
+        if not isinstance(config, Mapping):
+            raise TypeError(f"config must be a dict, not {_errors.described(config)}")
+        return cls(**cls._from_saved(dict(config), custom_objects))
+
+    @classmethod
+    def _from_saved(
+        cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        """Turn saved parts that need custom objects into the parts."""
+        key = "activity_regularizer"
+        if key in config:
+            config[key] = terms.regularizer(config[key], key, custom_objects)
+        return config
+
+    def _require_built(self, what: str) -> None:
+        if not self.built:
+            raise RuntimeError(
+                f"{what} needs weights, and {self.name} has none yet: call it on a batch or "
+                "build(input_shape) first"
+            )
+
+
+# --------------------------------------------------------------------------------- arguments
+
+
+def refuse_others(kind: str, others: Mapping[str, Any]) -> None:
+    """Refuse keywords that the layer does not have; those of Keras' default may be there."""
+    for key, value in others.items():
+        if key not in _ONLY_CHOICE:
+            raise TypeError(f"{kind} has no argument {key!r}")
+        if value not in _ONLY_CHOICE[key]:
+            raise ValueError(
+                f"{key} must be {_ONLY_CHOICE[key][-1]!r}, not {value!r}: fastreg's layers have no "
+                "other"
+            )
+
+
+def flag(value: Any, name: str) -> bool:
+    """Return a bool argument."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, not {_errors.described(value)}")
+    return bool(value)
+
+
+def shape_of(shape: Any, name: str) -> Shape:
+    """Return a shape as a tuple of extents, None where one is not known."""
+    if isinstance(shape, (str, bytes)) or not isinstance(shape, Sequence):
+        raise TypeError(
+            f"{name} must be a tuple of integers and None, not {_errors.described(shape)}"
+        )
+    for extent in shape:
+        if extent is None:
+            continue
+        if isinstance(extent, bool) or not isinstance(extent, (int, np.integer)):
+            raise TypeError(
+                f"{name} must be a tuple of integers and None, not {_errors.described(extent)} in "
+                "it"
+            )
+        if extent < 0:
+            raise ValueError(f"{name} must have no negative extent, not {tuple(shape)}")
+    return tuple(None if extent is None else int(extent) for extent in shape)
+
+
+def _input_without_batch(input_shape: Any, input_dim: Any) -> Shape | None:
+    if input_shape is not None and input_dim is not None:
+        raise ValueError("input_shape and input_dim say the same thing; pass one of them")
+    if input_dim is not None:
+        return (_checks.positive_integer(input_dim, "input_dim"),)
+    return None if input_shape is None else shape_of(input_shape, "input_shape")
+
+
+def checked_name(name: Any) -> str:
+    """Return a name: a string that is not empty and has no "/", which parts names of weights."""
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a string, not {_errors.described(name)}")
+    if not name or "/" in name:
+        raise ValueError(f'name must not be empty or contain "/", not {name!r}')
+    return name
+
+
+_numbers: dict[str, Any] = defaultdict(itertools.count)
+
+
+def automatic_name(kind: type) -> str:
+    """Make a name as Keras does: "conv2d", "conv2d_1", ..."""
+    stem = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower()
+    number = next(_numbers[stem])
+    return stem if number == 0 else f"{stem}_{number}"

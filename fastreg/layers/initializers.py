@@ -1,0 +1,391 @@
+"""Initial weights: the distributions of ``keras.initializers``, drawn by NumPy.
+
+Contract
+--------
+- Names, defaults, fans and saved forms are those of Keras 3; the numbers are not, because the
+  generators differ.
+- An initializer is a callable of ``(shape, dtype)``.  One with a seed gives the same numbers at
+  every call, as in Keras; without a seed they are new at every call.
+- Any other callable of ``(shape, dtype)`` is an initializer too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _checks, _errors
+
+Array = npt.NDArray[Any]
+
+#: Standard deviation of a standard normal variable cut at two of its standard deviations.
+_CUT_DEVIATION = 0.87962566103423978
+
+
+class Initializer:
+    """Base class: compared and shown by configuration."""
+
+    def __call__(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
+        """Give new weights."""
+        raise NotImplementedError(f"{type(self).__name__} does not define __call__")
+
+    def get_config(self) -> dict[str, Any]:
+        """Give the arguments that make this initializer."""
+        return dict(vars(self))
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())
+        return f"{type(self).__name__}({arguments})"
+
+
+class Constant(Initializer):
+    """One number everywhere.
+
+    >>> Constant(2.0)((2,))
+    array([2., 2.], dtype=float32)
+    """
+
+    def __init__(self, value: float = 0.0) -> None:
+        self.value = _checks.multiplier(value, "value")
+
+    def __call__(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
+        """Give an array full of the value."""
+        return np.full(shape, self.value, dtype)
+
+
+class Zeros(Initializer):
+    """Zeros."""
+
+    def __call__(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
+        """Give zeros."""
+        return np.zeros(shape, dtype)
+
+
+class Ones(Initializer):
+    """Ones."""
+
+    def __call__(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
+        """Give ones."""
+        return np.ones(shape, dtype)
+
+
+class _Random(Initializer):
+    def __init__(self, seed: int | None = None) -> None:
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer))):
+            raise TypeError(f"seed must be an integer or None, not {_errors.described(seed)}")
+        if seed is not None and seed < 0:
+            raise ValueError(f"seed must be 0 or more, not {seed}")
+        self.seed = None if seed is None else int(seed)
+
+    def _generator(self) -> np.random.Generator:
+        return np.random.default_rng(self.seed)
+
+
+class RandomUniform(_Random):
+    """Uniform between two bounds.
+
+    >>> w = RandomUniform(0.0, 1.0, seed=0)((100,))
+    >>> bool((w >= 0).all() and (w <= 1).all())
+    True
+    """
+
+    def __init__(
+        self, minval: float = -0.05, maxval: float = 0.05, seed: int | None = None
+    ) -> None:
+        super().__init__(seed)
+        self.minval = _checks.multiplier(minval, "minval")
+        self.maxval = _checks.multiplier(maxval, "maxval")
+
+    def __call__(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
+        """Give new weights."""
+        return self._generator().uniform(self.minval, self.maxval, shape).astype(dtype)
+
+
+class RandomNormal(_Random):
+    """Normal with a mean and a standard deviation."""
+
+    def __init__(self, mean: float = 0.0, stddev: float = 0.05, seed: int | None = None) -> None:
+        super().__init__(seed)
+        self.mean = _checks.multiplier(mean, "mean")
+        self.stddev = _checks.strength(stddev, "stddev")
+
+    def __call__(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
+        """Give new weights."""
+        return self._generator().normal(self.mean, self.stddev, shape).astype(dtype)
+
+
+class TruncatedNormal(RandomNormal):
+    """Normal without what is further than two standard deviations from the mean.
+
+    >>> w = TruncatedNormal(stddev=1.0, seed=0)((1000,))
+    >>> bool((abs(w) <= 2).all())
+    True
+    """
+
+    def __call__(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
+        """Give new weights."""
+        return (self.mean + self.stddev * _cut_normal(self._generator(), shape)).astype(dtype)
+
+
+def _cut_normal(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    numbers = generator.standard_normal(shape)
+    while (far := np.abs(numbers) > 2).any():  # one in 22 is drawn again, each time
+        numbers[far] = generator.standard_normal(int(far.sum()))
+    return numbers
+
+
+class VarianceScaling(_Random):
+    """Variance ``scale`` over the fan-in, the fan-out or their mean.
+
+    >>> VarianceScaling(seed=0)((4, 2)).shape
+    (4, 2)
+    """
+
+    _modes: ClassVar = ("fan_in", "fan_out", "fan_avg")
+    _distributions: ClassVar = ("truncated_normal", "untruncated_normal", "uniform")
+
+    def __init__(
+        self,
+        scale: float = 1.0,
+        mode: str = "fan_in",
+        distribution: str = "truncated_normal",
+        seed: int | None = None,
+        input_axes: None = None,
+        output_axes: None = None,
+    ) -> None:
+        super().__init__(seed)
+        self.scale = _checks.strength(scale, "scale")
+        if self.scale == 0.0:
+            raise ValueError("scale must be above 0, not 0.0; use Zeros")
+        self.mode = _checks.choice(mode, "mode", self._modes)
+        # "normal" is Keras' other name of the cut one
+        wanted = "truncated_normal" if distribution == "normal" else distribution
+        self.distribution = _checks.choice(wanted, "distribution", self._distributions)
+        for name, axes in (("input_axes", input_axes), ("output_axes", output_axes)):
+            if axes is not None:
+                raise ValueError(
+                    f"{name} must be None, not {axes!r}; the axes of Dense and Conv kernels are "
+                    "known"
+                )
+
+    def __call__(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
+        """Give new weights."""
+        inputs, outputs = fans(shape)
+        fan = {"fan_in": inputs, "fan_out": outputs, "fan_avg": (inputs + outputs) / 2}[self.mode]
+        variance = self.scale / max(1.0, fan)
+        generator = self._generator()
+        if self.distribution == "uniform":
+            limit = math.sqrt(3 * variance)
+            numbers = generator.uniform(-limit, limit, shape)
+        elif self.distribution == "untruncated_normal":
+            numbers = generator.normal(0.0, math.sqrt(variance), shape)
+        else:
+            numbers = math.sqrt(variance) / _CUT_DEVIATION * _cut_normal(generator, shape)
+        return numbers.astype(dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Give the arguments that make this initializer, under Keras' names."""
+        return {
+            "scale": self.scale,
+            "mode": self.mode,
+            "distribution": self.distribution,
+            "seed": self.seed,
+            "input_axes": None,
+            "output_axes": None,
+        }
+
+
+class _Scaled(VarianceScaling):
+    """The named cases of variance scaling: only the seed is free."""
+
+    _arguments: ClassVar[tuple[float, str, str]]
+
+    def __init__(
+        self, seed: int | None = None, input_axes: None = None, output_axes: None = None
+    ) -> None:
+        super().__init__(*self._arguments, seed, input_axes, output_axes)
+
+    def get_config(self) -> dict[str, Any]:
+        """Give the seed, under Keras' names."""
+        return {"seed": self.seed, "input_axes": None, "output_axes": None}
+
+
+class GlorotUniform(_Scaled):
+    """Uniform, variance 1 over the mean of both fans; the usual kernel of Keras."""
+
+    _arguments = (1.0, "fan_avg", "uniform")
+
+
+class GlorotNormal(_Scaled):
+    """Cut normal, variance 1 over the mean of both fans."""
+
+    _arguments = (1.0, "fan_avg", "truncated_normal")
+
+
+class HeUniform(_Scaled):
+    """Uniform, variance 2 over the fan-in; for relu."""
+
+    _arguments = (2.0, "fan_in", "uniform")
+
+
+class HeNormal(_Scaled):
+    """Cut normal, variance 2 over the fan-in; for relu."""
+
+    _arguments = (2.0, "fan_in", "truncated_normal")
+
+
+class LecunUniform(_Scaled):
+    """Uniform, variance 1 over the fan-in."""
+
+    _arguments = (1.0, "fan_in", "uniform")
+
+
+class LecunNormal(_Scaled):
+    """Cut normal, variance 1 over the fan-in."""
+
+    _arguments = (1.0, "fan_in", "truncated_normal")
+
+
+def fans(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Give how many inputs an output of a kernel sees, and how many outputs an input reaches.
+
+    >>> fans((3, 3, 16, 32))
+    (144, 288)
+    """
+    if len(shape) < 2:
+        size = math.prod(shape)
+        return size, size
+    field = math.prod(shape[:-2])
+    return field * shape[-2], field * shape[-1]
+
+
+_CLASSES: dict[str, type[Initializer]] = {
+    "Constant": Constant,
+    "constant": Constant,
+    "Zeros": Zeros,
+    "zeros": Zeros,
+    "Ones": Ones,
+    "ones": Ones,
+    "RandomUniform": RandomUniform,
+    "random_uniform": RandomUniform,
+    "RandomNormal": RandomNormal,
+    "random_normal": RandomNormal,
+    "TruncatedNormal": TruncatedNormal,
+    "truncated_normal": TruncatedNormal,
+    "VarianceScaling": VarianceScaling,
+    "variance_scaling": VarianceScaling,
+    "GlorotUniform": GlorotUniform,
+    "glorot_uniform": GlorotUniform,
+    "GlorotNormal": GlorotNormal,
+    "glorot_normal": GlorotNormal,
+    "HeUniform": HeUniform,
+    "he_uniform": HeUniform,
+    "HeNormal": HeNormal,
+    "he_normal": HeNormal,
+    "LecunUniform": LecunUniform,
+    "lecun_uniform": LecunUniform,
+    "LecunNormal": LecunNormal,
+    "lecun_normal": LecunNormal,
+}
+
+
+def get(
+    identifier: Any, argument: str, custom_objects: Mapping[str, Any] | None = None
+) -> Callable[..., Any]:
+    """Turn what stands for an initializer into one.
+
+    Parameters
+    ----------
+    identifier : str, dict, class or callable
+        A name of Keras, a saved form, a class, or a callable of ``(shape, dtype)``.
+    argument : str
+        What errors call it.
+    custom_objects : mapping, optional
+        Classes and functions by name, for saved forms.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For another kind, and for an unknown name.
+
+    Examples
+    --------
+    >>> get("he_normal", "kernel_initializer")
+    HeNormal(seed=None, input_axes=None, output_axes=None)
+    """
+    custom = {} if custom_objects is None else custom_objects
+    arguments: Any = {}
+    if isinstance(identifier, Mapping):
+        name, arguments = identifier.get("class_name"), identifier.get("config")
+        if name in ("function", "builtin_function_or_method"):  # saved by its own name
+            name, arguments = arguments, {}
+        identifier = _by_name(str(name), argument, custom)
+    elif isinstance(identifier, str):
+        identifier = _by_name(identifier, argument, custom)
+    elif type(identifier).__module__.startswith("keras."):
+        # one of Keras' own: its kind and seed, so that the weights are NumPy's
+        return get(
+            {"class_name": type(identifier).__name__, "config": identifier.get_config()},
+            argument,
+            custom,
+        )
+    if isinstance(identifier, type):
+        try:
+            identifier = identifier(**(arguments or {}))
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{argument}: {error}") from error
+    if not callable(identifier):
+        raise TypeError(
+            f"{argument} must be a name like 'glorot_uniform' or a callable of (shape, dtype), not "
+            f"{_errors.described(identifier)}"
+        )
+    found: Callable[..., Any] = identifier
+    return found
+
+
+def serialize(initializer: Any, argument: str) -> dict[str, Any]:
+    """Give the saved form, the one that Keras writes.
+
+    Raises
+    ------
+    TypeError
+        For a lambda, and for an object without ``get_config``.
+    """
+    kind = type(initializer)
+    if kind.__name__ in ("function", "builtin_function_or_method"):
+        if initializer.__name__ == "<lambda>":
+            raise TypeError(f"{argument} must have a name to be saved, not be a lambda")
+        return {
+            "module": "builtins",
+            "class_name": "function",
+            "config": initializer.__name__,
+            "registered_name": "function",
+        }
+    if not callable(getattr(initializer, "get_config", None)):
+        raise TypeError(
+            f"{argument} must offer get_config() to be saved, not be "
+            f"{_errors.described(initializer)}; add that method to its class"
+        )
+    own = _CLASSES.get(kind.__name__) is kind
+    return {
+        "module": "keras.initializers" if own else None,
+        "class_name": kind.__name__,
+        "config": initializer.get_config(),
+        "registered_name": None if own else kind.__name__,
+    }
+
+
+def _by_name(name: str, argument: str, custom: Mapping[str, Any]) -> Any:
+    found = custom.get(name, _CLASSES.get(name))
+    if found is None:
+        raise ValueError(
+            f"{argument} must name an initializer, not {name!r}"
+            f"{_errors.suggestion(name, (*_CLASSES, *custom))}; the names are "
+            f"{_errors.listed([name for name in _CLASSES if name.islower()], 20)}"
+        )
+    return found

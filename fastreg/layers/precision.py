@@ -1,0 +1,127 @@
+"""The ``dtype`` of a layer: what its weights are stored in, and what it computes in.
+
+Contract: float32 and float64 layers compute in their own type.  Half precision layers store
+weights, outputs and gradients in float16 or bfloat16 and compute in float32 in between, each result
+rounded once: NumPy has no fast half precision product, and a sum in half precision stalls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _arrays, _dtypes, _errors
+
+NAMES = ("float16", "bfloat16", "float32", "float64")
+
+Array = npt.NDArray[Any]
+
+
+class Precision(NamedTuple):
+    """A layer's dtype: its name as Keras writes it, and the two NumPy dtypes."""
+
+    name: str
+    storage: np.dtype[Any]
+    compute: np.dtype[Any]
+
+    def rounded(self, x: Array) -> Array:
+        """Give a result in the type of storage; too large a number becomes infinite."""
+        if x.dtype == self.storage:
+            return x
+        with np.errstate(over="ignore", under="ignore"):
+            return x.astype(self.storage)
+
+    def computable(self, x: Array) -> Array:
+        """Give a stored array in the type of the arithmetic, itself where that is the same."""
+        return x.astype(self.compute, copy=False)
+
+    def config(self) -> dict[str, Any]:
+        """Give the saved form, the one that Keras writes."""
+        return {
+            "module": "keras",
+            "class_name": "DTypePolicy",
+            "config": {"name": self.name},
+            "registered_name": None,
+        }
+
+
+def get(dtype: Any) -> Precision:
+    """Turn a layer's ``dtype`` argument into a :class:`Precision`.
+
+    Parameters
+    ----------
+    dtype : None, str, dtype, or a dtype policy of Keras, saved or not
+        None is float32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For another kind, and for a type that layers do not have.
+    ImportError
+        For bfloat16 without the package ml_dtypes.
+
+    Examples
+    --------
+    >>> get("float16")
+    Precision(name='float16', storage=dtype('float16'), compute=dtype('float32'))
+    """
+    name = _name(dtype)
+    if name not in NAMES:
+        remedy = (
+            '; a layer of dtype "float16" or "bfloat16" computes in float32 already'
+            if name.startswith("mixed_")
+            else ""
+        )
+        raise ValueError(
+            f"dtype must be one of {_errors.listed(NAMES)}, not {name!r}"
+            f"{_errors.suggestion(name, NAMES)}{remedy}"
+        )
+    if name == "bfloat16":
+        try:
+            import ml_dtypes
+        except ImportError:
+            raise ImportError(
+                "dtype 'bfloat16' needs the package ml_dtypes, because NumPy has no such type; "
+                "install ml_dtypes, or pass dtype='float16' or 'float32'"
+            ) from None
+        storage: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    else:
+        storage = np.dtype(name)
+    return Precision(name, storage, np.dtype(np.float64 if name == "float64" else np.float32))
+
+
+def _name(dtype: Any) -> str:
+    if dtype is None:
+        return "float32"
+    if isinstance(dtype, str):
+        return dtype
+    if isinstance(dtype, Mapping):
+        config = dtype.get("config")
+        name = config.get("name") if isinstance(config, Mapping) else None
+    elif type(dtype).__module__.startswith("keras."):
+        name = getattr(dtype, "name", None)
+    else:
+        try:
+            name = np.dtype(dtype).name
+        except TypeError:
+            name = None
+    if isinstance(name, str):
+        return name
+    raise TypeError(
+        f"dtype must be a name like 'float32' or a NumPy dtype, not {_errors.described(dtype)}"
+    )
+
+
+def numbers(x: Any, name: str) -> Array:
+    """View or widen what a caller passed: real numbers in host memory, in a type NumPy knows.
+
+    Raises
+    ------
+    TypeError
+        For what is no array of real numbers in host memory.
+    """
+    view, dtype = _arrays.host_view(x, name, False)
+    return _dtypes.from_bfloat16(view) if dtype == "bf16" else view

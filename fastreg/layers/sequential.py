@@ -1,0 +1,615 @@
+"""Sequential: layers one after the other, and the input that the first one takes.
+
+Contract
+--------
+- The model is built as soon as the shape of its input is known: from :func:`Input`, from
+  ``input_shape`` or ``input_dim`` of the first layer, from :meth:`Sequential.build`, or from the
+  first call.
+- A call or backward goes through all layers before any of them keeps something, so a refused one
+  has changed nothing.
+- Weights and gradients are dicts by name, "dense/kernel", with the arrays themselves: for loops,
+  and for ``fastreg.attach``.
+- ``losses`` has Keras' order: the activity terms of all layers, then their weight terms.
+- Saved forms are those of Keras: ``keras.Sequential.from_config(model.get_config())`` works, and
+  the other way round for the layers that fastreg has.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _checks, _errors, regularizers
+from . import precision
+from .base import (
+    Call,
+    Layer,
+    Shape,
+    automatic_name,
+    checked_name,
+    flag,
+    refuse_others,
+    shape_of,
+)
+from .convolution import Conv1D, Conv2D, Conv3D
+from .dense import Dense
+from .flatten import Flatten
+
+Array = npt.NDArray[Any]
+
+LAYERS: dict[str, type[Layer]] = {
+    kind.__name__: kind for kind in (Dense, Conv1D, Conv2D, Conv3D, Flatten)
+}
+
+
+class InputLayer:
+    """What a model takes: a shape without elements; made by :func:`Input`."""
+
+    def __init__(
+        self,
+        shape: Sequence[int | None] | None = None,
+        batch_size: int | None = None,
+        dtype: Any = None,
+        batch_shape: Sequence[int | None] | None = None,
+        name: str | None = None,
+        **others: Any,
+    ) -> None:
+        refuse_others("Input", others)
+        if (shape is None) == (batch_shape is None):
+            raise ValueError("Input must have one of shape (without the batch) and batch_shape")
+        if batch_shape is not None:
+            self.batch_shape = shape_of(batch_shape, "batch_shape")
+        else:
+            size = (
+                None if batch_size is None else _checks.positive_integer(batch_size, "batch_size")
+            )
+            self.batch_shape = (size, *shape_of(shape, "shape"))
+        self.dtype = precision.get(dtype).name
+        self.name = automatic_name(InputLayer) if name is None else checked_name(name)
+
+    def get_config(self) -> dict[str, Any]:
+        """Give the arguments that make this input, in Keras' form."""
+        return {"batch_shape": self.batch_shape, "dtype": self.dtype, "name": self.name}
+
+
+def Input(shape: Sequence[int | None], **others: Any) -> InputLayer:  # noqa: N802, as in Keras
+    """Say what a model takes, as ``keras.Input``.
+
+    Parameters
+    ----------
+    shape : sequence of int or None
+        Extents without the batch.
+    **others
+        `batch_size`, `name`, `dtype`.
+
+    Examples
+    --------
+    >>> Sequential([Input((4,)), Dense(2)]).count_params()
+    10
+    """
+    return InputLayer(shape, **others)
+
+
+class Sequential:
+    """A stack of layers, as ``keras.Sequential``; the training loop is yours.
+
+    Parameters
+    ----------
+    layers : iterable of layers, optional
+        The first may be an :func:`Input`.
+    trainable : bool, optional
+        False freezes all layers.
+    name : str, optional
+        By default "sequential" with a number.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no layer, two layers of one name, and shapes that do not fit.
+
+    Examples
+    --------
+    >>> import fastreg
+    >>> from fastreg import regularizers
+    >>> model = Sequential(name="model")
+    >>> model.add(Dense(3, activation="relu", input_dim=4, name="hidden",
+    ...                 kernel_regularizer=regularizers.l2(0.01),
+    ...                 activity_regularizer=regularizers.l1(0.01)))
+    >>> model.add(Dense(2, name="out"))
+    >>> y = model(np.ones((5, 4), np.float32))
+    >>> len(model.losses)
+    2
+    >>> dx = model.backward(np.ones_like(y))
+    >>> list(model.gradients)
+    ['hidden/kernel', 'hidden/bias', 'out/kernel', 'out/bias']
+    >>> for name, w in model.trainable_weights.items():
+    ...     w -= 0.1 * model.gradients[name]
+    """
+
+    def __init__(
+        self,
+        layers: Iterable[Any] | None = None,
+        trainable: bool = True,
+        name: str | None = None,
+    ) -> None:
+        trainable = flag(trainable, "trainable")
+        self._layers: list[Layer] = []
+        self._input: InputLayer | None = None
+        self._shapes: list[Shape] = []
+        self._calls: list[Call] = []
+        self._name = automatic_name(Sequential) if name is None else checked_name(name)
+        for layer in () if layers is None else layers:
+            self.add(layer)
+        if not trainable:
+            self.trainable = False
+
+    # ------------------------------------------------------------------ layers
+
+    @property
+    def name(self) -> str:
+        """The name of the model."""
+        return self._name
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers, in order; a list of its own."""
+        return list(self._layers)
+
+    @property
+    def built(self) -> bool:
+        """Whether all layers have their weights."""
+        return bool(self._layers) and all(layer.built for layer in self._layers)
+
+    def __repr__(self) -> str:
+        return f"<Sequential {self.name} of {len(self._layers)} layers>"
+
+    def add(self, layer: Any) -> None:
+        """Put a layer at the end; it is built where the model's input is known.
+
+        Parameters
+        ----------
+        layer : Layer or InputLayer
+            An input only as the first.
+
+        Raises
+        ------
+        TypeError
+            For what is no layer of fastreg.
+        ValueError
+            For a name that is there already, and where the layer does not take what the one before
+            it gives.  Nothing has changed then.
+        """
+        if isinstance(layer, InputLayer):
+            if self._layers or self._input is not None:
+                raise ValueError(f"{self.name} has an input or layers already; Input goes first")
+            self._input = layer
+            return
+        if not isinstance(layer, Layer):
+            remedy = (
+                "add its layers one by one"
+                if isinstance(layer, Sequential)
+                else f"the layers are {_errors.listed(LAYERS)}, of fastreg.layers"
+            )
+            raise TypeError(
+                f"layer must be a layer of fastreg, not {_errors.described(layer)}; {remedy}"
+            )
+        for other in self._layers:
+            if other is layer:
+                raise ValueError(
+                    f"{layer.name} is in {self.name} already; a layer keeps one call for its "
+                    "backward, so make a second one"
+                )
+            if other.name == layer.name:
+                raise ValueError(
+                    f"{self.name} has a layer of the name {layer.name!r} already; pass name=..."
+                )
+        first = self._input
+        if first is None and not self._layers and layer._first_input is not None:
+            first = InputLayer(layer._first_input, dtype=layer.dtype)
+        shape = self._shapes[-1] if self._shapes else None
+        if first is not None and not self._layers:
+            shape = first.batch_shape
+        if shape is not None:
+            following = layer.compute_output_shape(shape)
+            layer.build(shape)
+            self._shapes.append(following)
+        self._input = first
+        self._layers.append(layer)
+        self._calls = []  # of the model as it was
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Make all weights for inputs of this shape, the batch included (None will do for it).
+
+        Raises
+        ------
+        RuntimeError
+            Without layers.
+        ValueError
+            When a layer does not take its input; then no layer has been built.
+        """
+        self._require_layers()
+        shape = shape_of(input_shape, "input_shape")
+        before, shapes = self._chain(shape)
+        for layer, its_input in zip(self._layers, before, strict=True):
+            layer.build(its_input)
+        if self._input is None:
+            self._input = InputLayer(batch_shape=(None, *shape[1:]), dtype=self._layers[0].dtype)
+            self._shapes = [(None, *after[1:]) for after in shapes]
+
+    def _chain(self, shape: Shape) -> tuple[list[Shape], list[Shape]]:
+        """Give the shapes before and after each layer, for an input of this shape."""
+        before, after = [], []
+        for layer in self._layers:
+            before.append(shape)
+            shape = layer.compute_output_shape(shape)
+            after.append(shape)
+        return before, after
+
+    def _require_layers(self) -> None:
+        if not self._layers:
+            raise RuntimeError(f"{self.name} has no layers; add one first")
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> Shape:
+        """Give the shape of the output for an input of this shape, the batch included."""
+        self._require_layers()
+        return self._chain(shape_of(input_shape, "input_shape"))[1][-1]
+
+    # ------------------------------------------------------------------ forward and backward
+
+    def __call__(self, x: Any, *, training: bool | None = None) -> Array:
+        """Give the output for a batch; builds the model at the first call.
+
+        Parameters and result are those of :class:`~fastreg.layers.base.Layer`.
+
+        Raises
+        ------
+        RuntimeError
+            Without layers.
+        TypeError, ValueError
+            When `x` does not fit, before anything changes.
+        """
+        self._require_layers()
+        keep = training is None or flag(training, "training")
+        output = precision.numbers(x, "x")
+        self.build(output.shape)
+        calls = []
+        for layer in self._layers:
+            output, call = layer._run(output, keep)
+            # bfloat16 goes from layer to layer as every array that is passed in
+            output = precision.numbers(output, "x")
+            calls.append(call)
+        for layer, call in zip(self._layers, calls, strict=True):
+            layer._keep(call)
+        self._calls = calls
+        last = self._layers[-1]._precision.storage
+        # what is kept for backward must not change with what the caller does to the result
+        return np.array(output, dtype=last, order="C")
+
+    def backward(
+        self, dy: Any, *, grad_scale: float = 1.0, input_gradient: bool = True
+    ) -> Array | None:
+        """Give the gradient by the input, and leave `gradients`, penalties included.
+
+        Parameters and result are those of :meth:`~fastreg.layers.base.Layer.backward`.
+
+        Raises
+        ------
+        RuntimeError
+            Without a call before it, a second time after one call, or when a layer was called on
+            its own in between.
+        TypeError, ValueError
+            As for a layer.  In all cases nothing has changed.
+        """
+        if not self._calls:
+            raise RuntimeError(f"{self.name}.backward(dy) needs a call before it: call the model")
+        for layer, call in zip(self._layers, self._calls, strict=True):
+            if layer._call is not call:
+                raise RuntimeError(
+                    f"{layer.name} was called on its own after the call of {self.name}; call the "
+                    "model again"
+                )
+        wanted = flag(input_gradient, "input_gradient")
+        steps = []
+        slope = dy
+        for layer in reversed(self._layers):
+            step = layer._reverse(slope, grad_scale, wanted or layer is not self._layers[0])
+            steps.append(step)
+            slope = step.input_gradient
+        for layer, step in zip(reversed(self._layers), steps, strict=True):
+            layer._finish(step)
+        result: Array | None = slope
+        return result
+
+    # ------------------------------------------------------------------ weights
+
+    @property
+    def trainable(self) -> bool:
+        """Whether any layer is trained; setting it sets all layers."""
+        return any(layer.trainable for layer in self._layers)
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        value = flag(value, "trainable")
+        for layer in self._layers:
+            layer.trainable = value
+
+    @property
+    def weights(self) -> dict[str, Array]:
+        """All weights by name, the arrays themselves; layer by layer, kernel before bias."""
+        return _by_name(self._layers)
+
+    @property
+    def trainable_weights(self) -> dict[str, Array]:
+        """The weights of the layers that are not frozen, by name."""
+        return _by_name(layer for layer in self._layers if layer.trainable)
+
+    @property
+    def non_trainable_weights(self) -> dict[str, Array]:
+        """The weights of frozen layers, by name."""
+        return _by_name(layer for layer in self._layers if not layer.trainable)
+
+    @property
+    def gradients(self) -> dict[str, Array]:
+        """The gradients of the last backward by the names of their weights, penalties included.
+
+        Raises
+        ------
+        RuntimeError
+            Before the first backward.
+        """
+        gradients: dict[str, Array] = {}
+        for layer in self._layers:
+            own = layer.gradients
+            if own:  # none for a layer that was frozen
+                gradients.update(zip(layer.weight_names(), own, strict=True))
+        return gradients
+
+    @property
+    def losses(self) -> list[float]:
+        """The penalties as Keras lists them: all activity terms, then all weight terms."""
+        return [term for layer in self._layers for term in layer._activity_losses()] + [
+            term for layer in self._layers for term in layer._weight_losses()
+        ]
+
+    @property
+    def penalty(self) -> float:
+        """The sum of all terms as the last backward saw them, without another pass.
+
+        Raises
+        ------
+        RuntimeError
+            Before the first backward.
+        """
+        return sum(layer.penalty for layer in self._layers)
+
+    def get_weights(self) -> list[Array]:
+        """Give copies of all weights as a list, in the order of `weights` and of Keras."""
+        return [weight for layer in self._layers for weight in layer.get_weights()]
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Write new numbers into all weights, or into none when one does not fit.
+
+        Parameters
+        ----------
+        weights : sequence of arrays
+            In the order of :meth:`get_weights`, which is that of Keras.
+
+        Raises
+        ------
+        RuntimeError
+            Before the model is built.
+        TypeError, ValueError
+            When number, shapes or kinds do not fit.
+        """
+        self._require_built("set_weights(...)")
+        if isinstance(weights, Mapping) or not isinstance(weights, Sequence):
+            raise TypeError(
+                f"weights must be a list of arrays, not {_errors.described(weights)}; pass what "
+                "get_weights() gave"
+            )
+        counts = [len(layer.weights) for layer in self._layers]
+        if len(weights) != sum(counts):
+            raise ValueError(
+                f"weights has {len(weights)} arrays, but {self.name} has {sum(counts)}: "
+                f"{_errors.listed(self.weights)}"
+            )
+        fitting, start = [], 0
+        for layer, count in zip(self._layers, counts, strict=True):
+            fitting.append(layer._fitting_weights(weights[start : start + count], start))
+            start += count
+        for layer, new in zip(self._layers, fitting, strict=True):
+            layer._put_weights(new)
+
+    def count_params(self) -> int:
+        """Give the number of weights' elements.
+
+        Raises
+        ------
+        RuntimeError
+            Before the model is built.
+        """
+        self._require_built("count_params()")
+        return sum(layer.count_params() for layer in self._layers)
+
+    def _require_built(self, what: str) -> None:
+        if not self.built:
+            raise RuntimeError(
+                f"{what} needs weights, and {self.name} has not all of them yet: call it on a "
+                "batch or build(input_shape) first"
+            )
+
+    # ------------------------------------------------------------------ summary
+
+    def summary(self, print_fn: Callable[[str], Any] = print) -> None:
+        """Print a table of the layers: output shape, number of weights, penalties.
+
+        Parameters
+        ----------
+        print_fn : callable, optional
+            Gets the text.
+
+        Examples
+        --------
+        >>> layer = Dense(2, input_dim=3, kernel_regularizer="l2", name="d")
+        >>> Sequential([layer], name="m").summary()
+        Model: m
+        layer      output     weights  penalties
+        d (Dense)  (None, 2)        8  kernel L2(l2=0.01)
+        total                       8
+        """
+        rows = [("layer", "output", "weights", "penalties")]
+        for place, layer in enumerate(self._layers):
+            shape = str(self._shapes[place]) if self._shapes else "?"
+            count = f"{layer.count_params():,}" if layer.built else "?"
+            rows.append((layer._label(), shape, count, _penalties_of(layer)))
+        total = f"{self.count_params():,}" if self.built else "?"
+        frozen = sum(weight.size for weight in self.non_trainable_weights.values())
+        rows.append(("total", "", total, f"{frozen:,} of them frozen" if frozen else ""))
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        lines = [f"Model: {self.name}"]
+        for name, shape, count, note in rows:
+            line = f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {count:>{widths[2]}}  {note}"
+            lines.append(line.rstrip())
+        print_fn("\n".join(lines))
+
+    # ------------------------------------------------------------------ saved form
+
+    def get_config(self) -> dict[str, Any]:
+        """Give the model without its weights as plain Python objects, in Keras' form.
+
+        Raises
+        ------
+        TypeError
+            When a part cannot be saved, a lambda for example.
+        """
+        first: list[Any] = [] if self._input is None else [self._input]
+        config: dict[str, Any] = {
+            "name": self.name,
+            "trainable": True,  # each layer says whether it is
+            "dtype": precision.get(None).config(),
+            "layers": [
+                {
+                    "module": "keras.layers",
+                    "class_name": type(layer).__name__,
+                    "config": layer.get_config(),
+                    "registered_name": None,
+                }
+                for layer in first + self._layers
+            ],
+        }
+        if self._input is not None:
+            config["build_input_shape"] = self._input.batch_shape
+        return config
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None
+    ) -> Sequential:
+        """Make a model from what :meth:`get_config` gave, here or in Keras; its weights are new.
+
+        Parameters
+        ----------
+        config : mapping
+            The arguments.
+        custom_objects : mapping, optional
+            Functions and classes by name, for parts of your own.
+
+        Raises
+        ------
+        TypeError, ValueError
+            When it holds what fastreg does not have.
+        """
+        if not isinstance(config, Mapping) or not isinstance(config.get("layers"), (list, tuple)):
+            raise TypeError(
+                f"config must be a dict with the layers of a Sequential, not "
+                f"{_errors.described(config)}; pass what get_config() gave"
+            )
+        model = cls(name=config.get("name"))
+        for saved in config["layers"]:
+            name = saved.get("class_name") if isinstance(saved, Mapping) else None
+            if name == "InputLayer":
+                model.add(InputLayer(**saved["config"]))
+            elif name in LAYERS:
+                model.add(LAYERS[name].from_config(saved["config"], custom_objects))
+            else:
+                raise ValueError(
+                    f"config holds a layer of the class {name!r}; fastreg has "
+                    f"{_errors.listed((*LAYERS, 'InputLayer'))}"
+                )
+        shape = config.get("build_input_shape")
+        if shape is not None and model._layers and not model.built:
+            model.build(shape)
+        if config.get("trainable") is False:
+            model.trainable = False
+        return model
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model: its form as JSON to `path`, its weights as .npz beside it.
+
+        Parameters
+        ----------
+        path : path
+            Must end in ".json".  What is there is replaced at the very end, by a rename.
+
+        Raises
+        ------
+        RuntimeError
+            Before the model is built.
+        TypeError
+            When a part cannot be saved, a lambda for example.
+        ValueError
+            For another suffix.
+        OSError
+            When the files cannot be written.  The model that was there is there as before.
+        """
+        from . import storage
+
+        self._require_built("save(path)")
+        storage.save(self, path)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], custom_objects: Mapping[str, Any] | None = None
+    ) -> Sequential:
+        """Read a model that :meth:`save` wrote.
+
+        Parameters
+        ----------
+        path : path
+            The JSON file.
+        custom_objects : mapping, optional
+            Functions and classes by name, for parts of your own.
+
+        Raises
+        ------
+        OSError
+            When a file is not there.
+        ValueError
+            When a file is not what `save` writes, or weights and form do not fit each other.
+        """
+        from . import storage
+
+        return storage.load(path, custom_objects)
+
+
+def _by_name(layers: Iterable[Layer]) -> dict[str, Array]:
+    return {
+        name: weight
+        for layer in layers
+        for name, weight in zip(layer.weight_names(), layer.weights, strict=True)
+    }
+
+
+def _penalties_of(layer: Layer) -> str:
+    parts = []
+    for part in ("kernel", "bias", "activity"):
+        rule = getattr(layer, f"{part}_regularizer", None)
+        if rule is None or (part != "activity" and not layer.trainable):
+            continue
+        own = isinstance(rule, regularizers.Regularizer)
+        parts.append(f"{part} {rule if own else getattr(rule, '__name__', type(rule).__name__)}")
+    return ", ".join(parts)

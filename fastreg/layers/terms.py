@@ -1,0 +1,180 @@
+"""One penalty term: a regularizer on one array of a layer, its value and its gradient.
+
+Contract
+--------
+- L1, L2, L1L2 and OrthogonalRegularizer go through the fused ``accumulate``: gradient and value
+  from one pass, in the bits of the numerics contract.
+- A regularizer of your own offers ``gradient(w)``, or is a function that autograd can record
+  (``fastreg.backend``); one call of it then gives both.  Where neither holds, asking for the gradient is an error, never a zero.
+- A callable of your own gets half precision arrays as a float32 copy: its sums would overflow or
+  stall otherwise, and autograd knows no bfloat16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _arrays, _callables, _dtypes, _errors, _results, regularizers
+from ..regularizers.elementwise import is_fused
+
+Array = npt.NDArray[Any]
+
+
+def regularizer(
+    identifier: Any, argument: str, custom_objects: Mapping[str, Any] | None = None
+) -> Any:
+    """Turn a regularizer keyword into a callable or None, through ``regularizers.get``.
+
+    An instance of a class of ``keras.regularizers`` becomes the same one of fastreg, which needs no
+    framework to give a gradient.
+
+    Raises
+    ------
+    TypeError, ValueError
+        What ``regularizers.get`` raises, with the keyword named.
+    """
+    try:
+        if isinstance(identifier, Mapping):
+            return regularizers.deserialize(identifier, custom_objects)
+        found = regularizers.get(identifier)
+        if type(found).__module__.startswith("keras."):
+            return regularizers.deserialize(regularizers.serialize(found), custom_objects)
+        return found
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{argument}: {error}") from error
+
+
+def value(rule: Any, array: Array, label: str, scale: float = 1.0) -> float:
+    """Give the penalty of `array`, times `scale`.
+
+    Parameters
+    ----------
+    rule : callable
+        The regularizer.
+    array : numpy.ndarray
+        Weights or outputs, of any shape.
+    label : str
+        What errors call the array, for example "dense.kernel".
+    scale : float, optional
+        A factor.
+
+    Raises
+    ------
+    TypeError
+        When a callable does not give one number.
+    """
+    if is_fused(rule):
+        penalty: float = rule(array, scale=scale)
+        return penalty
+    return _number(rule(_given(array)), label) * scale
+
+
+def accumulate(
+    rule: Any,
+    array: Array,
+    gradient: Array,
+    label: str,
+    scale: float = 1.0,
+    grad_scale: float = 1.0,
+) -> float:
+    """Add the gradient of ``scale * rule(array)`` to `gradient`; give the penalty.
+
+    Parameters
+    ----------
+    rule, array, label, scale
+        As for :func:`value`.
+    gradient : numpy.ndarray
+        Of the shape and dtype of `array`, writable.
+    grad_scale : float, optional
+        A further factor of the gradient alone.
+
+    Raises
+    ------
+    TypeError
+        When there is no way to the gradient, or a callable gives something other than one number.
+    ValueError
+        When a gradient has not the shape of `array`.
+    """
+    if is_fused(rule) or type(rule) is regularizers.OrthogonalRegularizer:
+        penalty: float = rule.accumulate(array, gradient, scale=scale, grad_scale=grad_scale)
+        return penalty
+    given = _given(array)
+    if _has_gradient(rule):
+        number = _number(rule(given), label)
+        slope: Any = rule.gradient(given)
+    else:
+        number, slope = _recorded(rule, given, label)
+    view, dtype = _arrays.host_view(
+        slope, f"the gradient that the regularizer of {label} gives", False
+    )
+    if view.shape != array.shape:
+        raise ValueError(
+            f"the gradient that the regularizer of {label} gives has shape {view.shape}; it must "
+            f"have that of the array, {array.shape}"
+        )
+    with np.errstate(all="ignore"):  # infinities and NaN are data, not news
+        _results.assign(
+            gradient, _dtypes.to_float64(view, dtype) * (scale * grad_scale), label, add=True
+        )
+    return number * scale
+
+
+def _has_gradient(rule: Any) -> bool:
+    """Say whether a rule has a gradient of its own penalty.
+
+    A class that redefines ``__call__`` alone has inherited the gradient of another penalty.
+    """
+    if not callable(getattr(rule, "gradient", None)):
+        return False
+    classes = type(rule).__mro__
+    owners = {
+        method: next((place for place, one in enumerate(classes) if method in vars(one)), -1)
+        for method in ("gradient", "__call__")
+    }
+    return owners["gradient"] <= owners["__call__"]
+
+
+def _given(array: Array) -> Array:
+    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)
+
+
+def _number(given: Any, label: str) -> float:
+    return _callables.number(given, f"the penalty that the regularizer of {label} gives")
+
+
+def _recorded(rule: Any, array: Array, label: str) -> tuple[float, Any]:
+    """Let autograd record a function; give its number and its gradient."""
+    name = getattr(rule, "__name__", None) or type(rule).__name__
+    try:
+        autograd = import_module("autograd")
+        isbox = import_module("autograd.tracer").isbox
+    except ImportError:
+        raise TypeError(
+            f"the regularizer of {label}, {name}, offers no gradient(w), and autograd, which could "
+            "find it, is not installed; add that method, or install the extra: python -m pip "
+            "install 'fastreg-kernels[autodiff]'"
+        ) from None
+
+    def recorded(w: Any) -> Any:
+        result = rule(w)
+        if not isbox(result):
+            raise TypeError(
+                f"the regularizer of {label}, {name}, gave {_errors.described(result)}, which "
+                "autograd could not follow back to the array: its gradient would be lost; build "
+                "it of fastreg.backend functions, or give it a method gradient(w)"
+            )
+        if result.shape not in ((), (1,)):
+            raise TypeError(
+                f"the regularizer of {label}, {name}, must give one number, not an array of shape "
+                f"{result.shape}; sum it"
+            )
+        return result.reshape(())
+
+    number, slope = autograd.value_and_grad(recorded)(array)
+    return float(number), slope

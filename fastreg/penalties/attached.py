@@ -1,0 +1,255 @@
+"""Penalties on the tensors of a model: attach, and the calls that a training loop makes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import _results
+from .._penalty import GRADIENT, VALUE, VALUE_AND_ADD, VALUE_AND_GRADIENT
+from . import evaluation
+from .names import names_of
+from .plan import Arrays, Plan, resolve, share_address
+from .report import Report, make_report
+from .rules import checked_rules
+
+_ONLY_NUMPY = frozenset((np.ndarray,))
+
+
+def attach(tensors: Any, rules: Any) -> Penalties:
+    """Put penalties on the tensors of a model, by name.
+
+    Parameters
+    ----------
+    tensors : mapping or sequence of arrays
+        The model's tensors by name; in a sequence the names are "0", "1", ....  It is kept and
+        read at every call, so ``params[name] = ...`` between calls is seen.
+    rules : mapping, or what ``fastreg.regularizers.get`` takes
+        Globs over names, each with a regularizer, or None for "no penalty".  The first glob that
+        matches a name wins; a name that none matches has no penalty.  One regularizer instead of
+        a mapping is for all tensors.  (A dict with the key "class_name" is a saved regularizer.)
+
+    Returns
+    -------
+    Penalties
+
+    Raises
+    ------
+    TypeError
+        When `tensors` is no mapping or sequence, or a rule is no regularizer.
+    ValueError
+        When a rule never wins, or tied tensors have different rules.
+
+    Examples
+    --------
+    >>> import numpy, fastreg
+    >>> params = {"dense/kernel": numpy.array([1.0, -2.0]), "dense/bias": numpy.array([3.0])}
+    >>> penalties = fastreg.attach(params, {"*kernel": fastreg.regularizers.L1(0.5)})
+    >>> grads = {"dense/kernel": numpy.zeros(2), "dense/bias": numpy.zeros(1)}
+    >>> penalties.accumulate(grads)
+    1.5
+    >>> grads["dense/kernel"]
+    array([ 0.5, -0.5])
+    """
+    return Penalties(tensors, rules)
+
+
+class Penalties:
+    """Penalties on many tensors; made by :func:`attach`.
+
+    Every method takes `tensors` for those whose arrays are immutable or elsewhere this time: it is
+    used instead of the attached ones for that call.  `scale` multiplies penalties and gradients,
+    `grad_scale` gradients alone.
+
+    A rule may be any callable of one array that gives a number.  It is called with the array as
+    it is, alone; where a gradient is asked for, it must offer ``gradient(w)``, which gives an
+    array of the shape of `w`.  Scales are applied to what it gives.
+    """
+
+    def __init__(self, tensors: Any, rules: Any) -> None:
+        self._tensors = tensors
+        self._rules = checked_rules(rules)
+        self._plan = resolve(names_of(tensors, "tensors"), tensors, self._rules)
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """The regularizers by glob; set their strengths to change penalties."""
+        return dict(self._rules.by_glob)
+
+    def __repr__(self) -> str:
+        names = names_of(self._tensors, "tensors")
+        plan, _ = self._ready(self._tensors)
+        return f"<Penalties on {len(plan.names)} of {len(names)} tensors>"
+
+    def value(self, *, tensors: Any = None, scale: float = 1.0) -> float:
+        """Give the penalty of all tensors.
+
+        Parameters
+        ----------
+        tensors : mapping or sequence of arrays, optional
+            Instead of the attached ones.
+        scale : float, optional
+            A factor.
+
+        Returns
+        -------
+        float
+            The canonical sum of the tensors' penalties.
+
+        Raises
+        ------
+        TypeError
+            For a torch tensor that requires a gradient while torch records gradients, and for
+            what is no array.
+        ValueError
+            When a strength times `scale` is not finite, or names and rules do not fit.
+
+        Examples
+        --------
+        >>> import numpy
+        >>> attach([numpy.ones(4), numpy.ones(2)], "l2").value(scale=0.5)
+        0.03
+        """
+        plan, weights = self._ready(tensors)
+        if _results.torch_is_loaded() and not _ONLY_NUMPY.issuperset(map(type, weights)):
+            for name, weight in zip(plan.names, weights, strict=True):
+                _results.refuse_lost_gradient(weight, f"tensors[{name!r}]")
+        return evaluation.total(VALUE, plan, weights, None, scale, 1.0)
+
+    def gradient(
+        self, *, tensors: Any = None, scale: float = 1.0, grad_scale: float = 1.0
+    ) -> dict[str, Any]:
+        """Give the gradients of the penalised tensors, as new arrays by name.
+
+        Parameters
+        ----------
+        tensors : mapping or sequence of arrays, optional
+            Instead of the attached ones.
+        scale, grad_scale : float, optional
+            Factors.
+
+        Returns
+        -------
+        dict
+            A new array of the kind, shape, dtype and layout of each tensor that has a penalty
+            (the first name of tied ones).
+
+        Raises
+        ------
+        TypeError
+            For integer tensors and for callables that offer no gradient.
+        ValueError
+            When a coefficient is not finite, or names and rules do not fit.
+
+        Examples
+        --------
+        >>> import numpy
+        >>> params = {"kernel": numpy.ones(2), "bias": numpy.ones(1)}
+        >>> attach(params, {"kernel": "l2"}).gradient(grad_scale=50.0)
+        {'kernel': array([1., 1.])}
+        """
+        plan, weights = self._ready(tensors)
+        return evaluation.new_gradients(GRADIENT, plan, weights, scale, grad_scale)[1]
+
+    def value_and_grad(
+        self, *, tensors: Any = None, scale: float = 1.0, grad_scale: float = 1.0
+    ) -> tuple[float, dict[str, Any]]:
+        """Give what :meth:`value` and :meth:`gradient` give, in one pass.
+
+        Torch tensors that require a gradient are accepted: their gradients are given.
+
+        Examples
+        --------
+        >>> import numpy
+        >>> from fastreg import regularizers
+        >>> attach([numpy.ones(2)], regularizers.L2(0.5)).value_and_grad()
+        (1.0, {'0': array([1., 1.])})
+        """
+        plan, weights = self._ready(tensors)
+        return evaluation.new_gradients(VALUE_AND_GRADIENT, plan, weights, scale, grad_scale)
+
+    def accumulate(
+        self, grads: Any, *, tensors: Any = None, scale: float = 1.0, grad_scale: float = 1.0
+    ) -> float:
+        """Add the gradients of all penalties to `grads` in place, and give the penalty.
+
+        Parameters
+        ----------
+        grads : mapping or sequence of arrays
+            Writable arrays by the names of the tensors, with their shapes and dtypes.  Gradients
+            of tensors without penalty may be there (or None) and are not touched.
+        tensors : mapping or sequence of arrays, optional
+            Instead of the attached ones.
+        scale, grad_scale : float, optional
+            Factors.
+
+        Returns
+        -------
+        float
+            The canonical sum of the tensors' penalties.
+
+        Raises
+        ------
+        TypeError
+            For a callable that offers no gradient, and for what is no array.
+        ValueError
+            For a missing gradient, one of an unknown name, or one that does not fit its tensor.
+        BufferError
+            For a gradient that may not be written.
+
+        Examples
+        --------
+        >>> import numpy
+        >>> from fastreg import regularizers
+        >>> grads = [numpy.zeros(2)]
+        >>> attach([numpy.ones(2)], regularizers.L2(0.5)).accumulate(grads)
+        1.0
+        >>> grads
+        [array([1., 1.])]
+        """
+        plan, weights = self._ready(tensors)
+        gradients = plan.gradients(grads)
+        return evaluation.total(VALUE_AND_ADD, plan, weights, gradients, scale, grad_scale)
+
+    def report(self, *, tensors: Any = None, scale: float = 1.0) -> Report:
+        """Give each tensor's penalty, share of zeros and rule.
+
+        Returns
+        -------
+        Report
+            A dict of :class:`ReportRow` by name; ``print(report)`` shows a table.
+
+        Examples
+        --------
+        >>> import numpy
+        >>> params = {"kernel": numpy.array([0.0, 1.0]), "bias": numpy.array([3.0])}
+        >>> print(attach(params, {"kernel": "l2"}).report())
+        tensor  penalty  zeros  rule
+        kernel     0.01  50.0%  L2(l2=0.01)
+        bias          0   0.0%  -
+        total      0.01
+        """
+        plan, weights = self._ready(tensors)
+        source = self._tensors if tensors is None else tensors
+        return make_report(plan, source, evaluation.values(plan, weights, scale))
+
+    def _ready(self, tensors: Any) -> tuple[Plan, Arrays]:
+        """Give a plan that fits the names and ties of this moment, and the penalised arrays."""
+        source = self._tensors if tensors is None else tensors
+        plan = self._plan
+        names = names_of(source, "tensors")
+        if plan.source.names != names:
+            self._plan = plan = resolve(names, source, self._rules)
+        weights = plan.source(source)
+        # New arrays can bring new ties or undo old ones: two tests, quick where nothing changed.
+        if share_address(weights) or (plan.tied and not plan.still_tied(source)):
+            fresh = resolve(names, source, self._rules)
+            if fresh.names != plan.names:
+                self._plan = plan = fresh
+                weights = plan.source(source)
+        return plan, weights
+
+
+# The package makes itself the module of this class; doctest then needs to be told of it.
+__test__ = {"Penalties": Penalties}

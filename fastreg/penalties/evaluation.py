@@ -1,0 +1,157 @@
+"""What a plan gives for arrays: penalties and gradients, from the core and from callables.
+
+Contract: all or nothing.  Everything is checked, and every callable has run, before anything is
+written.
+"""
+
+from __future__ import annotations
+
+from itertools import compress
+from typing import Any
+
+import numpy as np
+
+from .. import _backend, _callables, _checks, _results
+from .._penalty import ADD, VALUE
+from .plan import Arrays, Plan
+from .rules import called, rule_name
+
+
+def total(
+    outputs: int,
+    plan: Plan,
+    weights: Arrays,
+    gradients: Arrays | None,
+    scale: float,
+    grad_scale: float,
+) -> float:
+    """Do what `outputs` asks for, and give the canonical sum of the penalties.
+
+    The result means nothing where `outputs` does not ask for the value.
+    """
+    if plan.others:
+        if gradients is None:
+            return _backend.canonical_sum(values(plan, weights, scale))
+        return _with_callables(outputs, plan, weights, gradients, scale, grad_scale)
+    result: float = _backend.evaluate_many(
+        outputs,
+        plan.names,
+        weights,
+        gradients,
+        plan.strengths(),
+        plan.which,
+        scale,
+        grad_scale,
+        False,
+    )
+    return result
+
+
+def values(plan: Plan, weights: Arrays, scale: float) -> list[float]:
+    """Give each tensor's penalty; callables run where the plan has them."""
+    factor = _checks.multiplier(scale, "scale")
+    fused = plan.fused
+    fused_values: list[float] = _backend.evaluate_many(
+        VALUE,
+        tuple(compress(plan.names, fused)),
+        tuple(compress(weights, fused)),
+        None,
+        plan.strengths(),
+        plan.which,
+        scale,
+        1.0,
+        True,
+    )
+    if not plan.others:
+        return fused_values
+    merged = iter(fused_values)
+    return [
+        next(merged) if is_fused else called(plan.rules[name], name, weight) * factor
+        for name, weight, is_fused in zip(plan.names, weights, fused, strict=True)
+    ]
+
+
+def new_gradients(
+    outputs: int, plan: Plan, weights: Arrays, scale: float, grad_scale: float
+) -> tuple[float, dict[str, Any]]:
+    """Give what :func:`total` gives, and new gradients by name in the kinds of the tensors."""
+    _require_gradients(plan)
+    gradients = tuple(
+        np.empty_like(weight)
+        if type(weight) is np.ndarray
+        else _results.empty_like(weight, f"tensors[{name!r}]")
+        for name, weight in zip(plan.names, weights, strict=True)
+    )
+    penalty = total(outputs, plan, weights, gradients, scale, grad_scale)
+    return penalty, {
+        name: gradient if type(weight) is np.ndarray else _results.wrap_gradient(gradient, weight)
+        for name, weight, gradient in zip(plan.names, weights, gradients, strict=True)
+    }
+
+
+def _with_callables(
+    outputs: int,
+    plan: Plan,
+    weights: Arrays,
+    gradients: Arrays,
+    scale: float,
+    grad_scale: float,
+) -> float:
+    """Do what one call to the core does, for a plan that has callables."""
+    _require_gradients(plan)
+    # Strengths of 0 stand for the callables here: this is the check of all arrays at once.
+    strengths = plan.strengths()
+    which = iter(plan.which)
+    _checks.check_call(
+        outputs,
+        plan.names,
+        weights,
+        gradients,
+        (*strengths, (0.0, 0.0)),
+        tuple(next(which) if is_fused else len(strengths) for is_fused in plan.fused),
+        scale,
+        grad_scale,
+    )
+    value_factor = float(scale)
+    factor = value_factor * float(grad_scale)
+    called_values: dict[str, tuple[float, Any]] = {}
+    for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True):
+        if not is_fused:
+            rule = plan.rules[name]
+            value = called(rule, name, weight) if outputs & VALUE else 0.0
+            slope = _callables.slope_of(rule.gradient(weight), weight, name)
+            with np.errstate(all="ignore"):
+                called_values[name] = value * value_factor, slope * factor
+    fused_values = _backend.evaluate_many(
+        outputs,
+        tuple(compress(plan.names, plan.fused)),
+        tuple(compress(weights, plan.fused)),
+        tuple(compress(gradients, plan.fused)),
+        strengths,
+        plan.which,
+        scale,
+        grad_scale,
+        True,
+    )
+    for name, gradient in zip(plan.names, gradients, strict=True):
+        if name in called_values:
+            _results.assign(gradient, called_values[name][1], name, add=bool(outputs & ADD))
+    if not outputs & VALUE:
+        return 0.0
+    merged = iter(fused_values)
+    return _backend.canonical_sum(
+        [called_values[name][0] if name in called_values else next(merged) for name in plan.names]
+    )
+
+
+def _require_gradients(plan: Plan) -> None:
+    """Refuse callables that offer no gradient."""
+    if not plan.others:
+        return
+    for name, is_fused in zip(plan.names, plan.fused, strict=True):
+        rule = plan.rules[name]
+        if not is_fused and not callable(getattr(rule, "gradient", None)):
+            raise TypeError(
+                f"the rule of tensors[{name!r}], {rule_name(rule)}, offers no gradient(w); add "
+                "that method, or ask for value() only"
+            )

@@ -1,0 +1,70 @@
+"""Names of the arrays of a mapping or sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from .. import _errors
+
+Names = list[str]  # compared at every call: a list of a dict's names is made fastest
+
+
+def is_mapping(source: Any) -> bool:
+    """Say whether arrays are picked by name; objects that only act like mappings count."""
+    return isinstance(source, Mapping) or (
+        hasattr(source, "keys") and hasattr(source, "__getitem__")
+    )
+
+
+def names_of(source: Any, argument: str) -> Names:
+    """Give the names of a mapping's or sequence's arrays.
+
+    Raises
+    ------
+    TypeError
+        For another kind.
+    """
+    if type(source) is dict:
+        return [*source]
+    if type(source) is list or type(source) is tuple:
+        return _numbered(len(source))
+    if is_mapping(source):
+        return [*source.keys()]
+    if isinstance(source, Iterator):
+        raise TypeError(
+            f"{argument} must be a mapping or sequence of arrays, not "
+            f"{_errors.described(source)}, which can be read only once; pass dict(...) or "
+            "list(...) of it"
+        )
+    if (
+        isinstance(source, (str, bytes))
+        or hasattr(source, "dtype")
+        or not (hasattr(source, "__len__") and hasattr(source, "__getitem__"))
+    ):
+        raise TypeError(
+            f"{argument} must be a mapping or sequence of arrays, not "
+            f"{_errors.described(source)}; "
+            'pass for example {"kernel": w}'
+        )
+    return _numbered(len(source))
+
+
+_numbers: Names = []
+
+
+def _numbered(count: int) -> Names:
+    """Give "0", "1", ..., the same strings at every call: comparing them is then quick."""
+    global _numbers
+    if len(_numbers) < count:
+        _numbers = [str(index) for index in range(count)]
+    return _numbers[:count]
+
+
+def require_strings(names: Names, argument: str) -> None:
+    """Refuse keys that are not strings."""
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(
+                f"{argument} must have names (str) as keys, not {_errors.described(name)}"
+            )

@@ -1,0 +1,200 @@
+"""Plans: which tensors have which rule, and how their arrays are picked from what a caller passes.
+
+Contract
+--------
+- A plan follows from names, rules and ties; it stays as it is until one of them changes.
+- Picking has no Python loop over tensors where names are as before: they are compared as one list,
+  and arrays are picked by a prepared selection.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from itertools import compress
+from typing import Any
+
+from .. import _arrays, _backend, _errors, _memory
+from ..regularizers.elementwise import Elementwise, is_fused
+from .names import Names, is_mapping, names_of, require_strings
+from .rules import Rules, match, same_rule
+
+Arrays = tuple[Any, ...]
+
+
+class Selection:
+    """Pick some of the arrays of a mapping or sequence whose names are known, as a tuple."""
+
+    __slots__ = ("_all_wanted", "_getter", "_mask", "names", "wanted")
+
+    def __init__(self, names: Names, wanted: Names) -> None:
+        self.names = names
+        self.wanted = wanted
+        # A dict's values come in the order of its names; where the wanted ones do too, they are
+        # picked by position, which is several times faster than by name.
+        chosen = set(wanted)
+        in_order = [name for name in names if name in chosen] == wanted
+        self._mask: tuple[bool, ...] | None = (
+            tuple(name in chosen for name in names) if in_order else None
+        )
+        self._all_wanted = len(wanted) == len(names)
+        self._getter = _by_names(wanted)
+
+    def __call__(self, source: Any) -> Arrays:
+        if type(source) is dict and self._mask is not None:
+            arrays = source.values()
+        elif is_mapping(source):
+            return self._getter(source)
+        else:
+            arrays = source
+            if self._mask is None:
+                position = {name: index for index, name in enumerate(self.names)}
+                return tuple(arrays[position[name]] for name in self.wanted)
+        return tuple(arrays) if self._all_wanted else tuple(compress(arrays, self._mask))
+
+
+def _by_names(names: Names) -> Callable[[Any], Arrays]:
+    if len(names) > 1:
+        return operator.itemgetter(*names)
+    return lambda source: tuple(source[name] for name in names)
+
+
+class Plan:
+    """The tensors that have a penalty, their rules, and where to find their arrays."""
+
+    __slots__ = (
+        "_gradients",
+        "_unique",
+        "fused",
+        "names",
+        "others",
+        "rules",
+        "source",
+        "tied",
+        "which",
+    )
+
+    def __init__(
+        self, names: Names, rules: dict[str, Any], tied: tuple[tuple[str, str], ...]
+    ) -> None:
+        wanted = [name for name in names if name in rules]
+        self.names = tuple(wanted)
+        """Tensors with a penalty, in mapping order."""
+        self.rules = rules
+        self.tied = tied
+        """Pairs of a tied tensor's name and the name it counts under."""
+        self.source = Selection(names, wanted)
+        self._gradients = self.source
+        self.fused = tuple(is_fused(rules[name]) for name in self.names)
+        """Which of `names` the core evaluates."""
+        self.others = not all(self.fused)
+        places: dict[int, int] = {}
+        unique: list[Elementwise] = []
+        which = []
+        for name in compress(self.names, self.fused):
+            rule = rules[name]
+            place = places.setdefault(id(rule), len(unique))
+            if place == len(unique):
+                unique.append(rule)
+            which.append(place)
+        self._unique = tuple(unique)
+        self.which = tuple(which)
+        """For each tensor that the core evaluates, the index of its strengths."""
+
+    def strengths(self) -> tuple[tuple[float, float], ...]:
+        """Read the strengths of this moment."""
+        return tuple([(rule._l1, rule._l2) for rule in self._unique])
+
+    def still_tied(self, source: Any) -> bool:
+        """Say whether what was tied still is."""
+        names = self.source.names
+        pairs = Selection(names, [name for pair in self.tied for name in pair])(source)
+        return all(
+            len(_ties({"first": pairs[place], "second": pairs[place + 1]})) == 1
+            for place in range(0, len(pairs), 2)
+        )
+
+    def gradients(self, grads: Any) -> Arrays:
+        """Pick the gradients of the penalised tensors, once names have shown to fit."""
+        selection = self._gradients
+        names = names_of(grads, "grads")
+        if selection.names != names:
+            self._require_fitting(names)
+            self._gradients = selection = Selection(names, self.source.wanted)
+        return selection(grads)
+
+    def _require_fitting(self, names: Names) -> None:
+        """Refuse gradients of unknown names, and missing ones."""
+        require_strings(names, "grads")
+        known = set(self.source.names)
+        for name in names:
+            if name not in known:
+                raise ValueError(
+                    f"grads[{name!r}] is the gradient of no tensor"
+                    f"{_errors.suggestion(name, known)}; the tensors are "
+                    f"{_errors.listed(self.source.names)}"
+                )
+        given = set(names)
+        for name in self.names:
+            if name not in given:
+                raise ValueError(
+                    f"grads[{name!r}] is missing, but tensors[{name!r}] has a penalty; pass "
+                    "its gradient, zeros for example"
+                )
+
+
+def resolve(names: Names, source: Any, rules: Rules) -> Plan:
+    """Match rules against names, and fold tied tensors.
+
+    Raises
+    ------
+    TypeError
+        For a name that is no string, and for what is no array where a penalty needs one.
+    ValueError
+        When a rule never wins, or tied tensors have different rules.
+    """
+    require_strings(names, "tensors")
+    rule_of, globs = match(names, rules)
+    ruled = [name for name in names if name in rule_of]
+    arrays = dict(zip(ruled, Selection(names, ruled)(source), strict=True))
+    tied = _ties(
+        {
+            name: array
+            for name, array in arrays.items()
+            # What a callable or no rule takes need not be an array that fastreg can read.
+            if isinstance(rule_of[name], Elementwise) or _arrays.is_readable(array)
+        }
+    )
+    for name, first in tied.items():
+        if rule_of[name] is not rule_of[first] and not same_rule(rule_of[name], rule_of[first]):
+            raise ValueError(
+                f"tensors[{first!r}] and tensors[{name!r}] are tied (the same memory) but have "
+                f"different rules, {globs[first]!r} and {globs[name]!r}; give both the same"
+            )
+    return Plan(
+        names,
+        {name: rule for name, rule in rule_of.items() if name not in tied and rule is not None},
+        tuple((name, first) for name, first in tied.items() if rule_of[first] is not None),
+    )
+
+
+def share_address(weights: Arrays) -> bool:
+    """Say whether two arrays start at one address; what is no array does not count."""
+    try:
+        return _backend.shares_address(weights)
+    except (TypeError, ValueError, BufferError):
+        # A callable may take it, and what nothing takes is refused by its name later.
+        return _backend.shares_address(tuple(filter(_arrays.is_readable, weights)))
+
+
+def _ties(arrays: Mapping[str, Any]) -> dict[str, str]:
+    """Give each tensor that is the memory of an earlier one, and that one's name."""
+    seen: dict[Any, str] = {}
+    tied: dict[str, str] = {}
+    for name, array in arrays.items():
+        view, dtype = _arrays.host_view(array, f"tensors[{name!r}]", False)
+        if view.size:
+            place = dtype, _memory.elements(view)
+            if seen.setdefault(place, name) != name:
+                tied[name] = seen[place]
+    return tied

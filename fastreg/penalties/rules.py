@@ -1,0 +1,101 @@
+"""Rules: regularizers by glob, matched against names; and what a callable as a rule gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+from .. import _callables, _errors, regularizers
+from .names import Names
+
+
+class Rules(NamedTuple):
+    """Regularizers by glob; the first glob that matches a name wins."""
+
+    by_glob: dict[str, Any]
+    for_all: bool
+    """Whether one regularizer was given for all tensors: then it may be without any."""
+
+
+def checked_rules(rules: Any) -> Rules:
+    """Turn what a user gave into rules.
+
+    Raises
+    ------
+    TypeError, ValueError
+        What ``fastreg.regularizers.get`` raises, with the rule named, and for keys that are no
+        strings.
+    """
+    if not isinstance(rules, Mapping) or isinstance(rules.get("class_name"), str):
+        return Rules({"*": regularizers.get(rules)}, True)
+    checked: dict[str, Any] = {}
+    for glob, rule in rules.items():
+        if not isinstance(glob, str):
+            raise TypeError(
+                f"rules must have globs (str) as keys, not {_errors.described(glob)}; for example "
+                '{"*kernel": "l2"}'
+            )
+        try:
+            checked[glob] = regularizers.get(rule)
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"rules[{glob!r}]: {error}") from error
+    return Rules(checked, False)
+
+
+def match(names: Names, rules: Rules) -> tuple[dict[str, Any], dict[str, str]]:
+    """Give each matched name its rule, and the glob that won it.
+
+    Raises
+    ------
+    ValueError
+        When a rule never wins.
+    """
+    globs: dict[str, str] = {}
+    for name in names:
+        for glob in rules.by_glob:
+            if fnmatchcase(name, glob):
+                globs[name] = glob
+                break
+    if not rules.for_all:
+        winners = set(globs.values())
+        for glob in rules.by_glob:
+            if glob not in winners:
+                raise ValueError(_never_wins(glob, names, globs))
+    return {name: rules.by_glob[glob] for name, glob in globs.items()}, globs
+
+
+def _never_wins(glob: str, names: Names, globs: Mapping[str, str]) -> str:
+    shadowed = [name for name in names if fnmatchcase(name, glob)]
+    if shadowed:
+        earlier = list(dict.fromkeys(globs[name] for name in shadowed))
+        return (
+            f"rules[{glob!r}] never wins: all it matches ({_errors.listed(shadowed)}) is matched "
+            f"by {_errors.listed(earlier)} before it; put it first or remove it"
+        )
+    if not names:
+        return f"rules[{glob!r}] matches no tensor: tensors is empty"
+    # A glob is near to a name when its letters are: "*" and "?" are no help in that.
+    near = _errors.suggestion(glob.strip("*?"), names) or _errors.suggestion(glob, names)
+    return (
+        f"rules[{glob!r}] matches no tensor{near}; the names are {_errors.listed(names)}, and a "
+        "glob must match a whole name, as '*kernel' does"
+    )
+
+
+def same_rule(one: Any, other: Any) -> bool:
+    """Say whether two rules are equal now; only regularizers are known to compare."""
+    return isinstance(one, regularizers.Regularizer) and bool(one == other)
+
+
+def rule_name(rule: Any) -> str:
+    """Give what messages and reports call a rule."""
+    if isinstance(rule, regularizers.Regularizer):
+        return repr(rule)
+    return str(getattr(rule, "__name__", None) or type(rule).__name__)
+
+
+def called(rule: Any, name: str, weight: Any) -> float:
+    """Call a rule that is a callable of one array."""
+    return _callables.number(rule(weight), f"the penalty that the rule of tensors[{name!r}] gives")

@@ -1,0 +1,72 @@
+"""The base class of regularizers, and what those of this package share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+
+class Regularizer:
+    """Base class of regularizers, as in Keras: a callable of one array that gives a number.
+
+    Subclasses define ``__call__(self, w)`` and, to be saved, ``get_config()``.  With a method
+    ``gradient(w)``, which gives an array of the shape of `w`, they work in
+    ``Penalties.accumulate`` too.
+
+    Examples
+    --------
+    >>> import numpy
+    >>> class Largest(Regularizer):
+    ...     def __call__(self, w):
+    ...         return float(numpy.abs(w).max())
+    >>> Largest()(numpy.array([1.0, -3.0]))
+    3.0
+    """
+
+    # Slots, so that a misspelt strength (``regularizer.L1 = 0.5``) is an AttributeError.
+    __slots__ = ("__weakref__",)
+
+    def __call__(self, w: Any) -> Any:
+        """Give the penalty of `w`; 0.0 in the base class."""
+        return 0.0
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Regularizer:
+        """Make a regularizer from what :meth:`get_config` gave.
+
+        >>> from fastreg.regularizers import L1
+        >>> L1.from_config({"l1": 0.5})
+        L1(l1=0.5)
+        """
+        return cls(**config)
+
+    def get_config(self) -> dict[str, Any]:
+        """Give the arguments that make this regularizer, as plain Python objects.
+
+        Raises
+        ------
+        NotImplementedError
+            In classes that do not define it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define get_config()")
+
+
+class Configured(Regularizer):
+    """What the regularizers of this package share: repr and comparison by configuration."""
+
+    __slots__ = ()
+
+    __hash__: ClassVar[None]  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())
+        return f"{type(self).__name__}({arguments})"
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return self.get_config() == other.get_config()
+
+
+# The package makes itself the module of this class; doctest then needs to be told of it.
+__test__ = {"Regularizer": Regularizer}

@@ -1,0 +1,312 @@
+"""L1, L2 and L1L2: sums over elements, which the core evaluates in one pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import _backend, _checks, _results
+from .._penalty import GRADIENT, VALUE, VALUE_AND_ADD, VALUE_AND_GRADIENT
+from .base import Configured
+
+_ndarray = np.ndarray
+
+
+class Elementwise(Configured):
+    """The one implementation of L1, L2 and L1L2: two strengths, either of which may be 0."""
+
+    __slots__ = ("_l1", "_l2")
+
+    _l1: float
+    _l2: float
+
+    def __call__(self, w: Any, *, scale: float = 1.0) -> Any:
+        """Give the penalty ``scale * (l1 * sum(abs(w)) + l2 * sum(w**2))``.
+
+        Parameters
+        ----------
+        w : array
+            Of any shape and layout, in host memory: float16, bfloat16, float32, float64, or an
+            integer type or bool.
+        scale : float, optional
+            A factor, for example 1 / batch size for an activity penalty.
+
+        Returns
+        -------
+        float, torch.Tensor or jax.Array
+            Computed in float64, summed in the fixed order of the numerics contract.  A float for
+            NumPy and other host arrays; 0-d for torch and JAX (float64 for float64 input, else
+            float32).
+
+        Raises
+        ------
+        TypeError
+            For what is no array of numbers in host memory, and for a torch tensor that requires a
+            gradient while torch records gradients: use :meth:`accumulate` or :meth:`gradient`.
+        ValueError
+            When a strength times `scale` is not finite.
+
+        Examples
+        --------
+        >>> import numpy
+        >>> L1(0.5)(numpy.array([1.0, -2.0]))
+        1.5
+        >>> L2(0.5)(numpy.array([1.0, -2.0]), scale=0.5)
+        1.25
+        """
+        if type(w) is _ndarray:
+            return _backend.evaluate_one(VALUE, w, None, self._l1, self._l2, scale, 1.0)
+        _results.refuse_lost_gradient(w, "w")
+        value = _backend.evaluate_one(VALUE, w, None, self._l1, self._l2, scale, 1.0)
+        return _results.wrap_value(value, w)
+
+    def gradient(
+        self, w: Any, out: Any = None, *, scale: float = 1.0, grad_scale: float = 1.0
+    ) -> Any:
+        """Give the gradient ``scale * grad_scale * (l1 * sign(w) + 2 * l2 * w)``.
+
+        Parameters
+        ----------
+        w : array
+            As for a call, float16, bfloat16, float32 or float64.
+        out : array, optional
+            Writable, with the shape and dtype of `w`; `w` itself is allowed.
+        scale, grad_scale : float, optional
+            Factors; `grad_scale` is that of loss scaling in mixed precision.
+
+        Returns
+        -------
+        array
+            `out`, or a new array of the kind, shape, dtype and layout of `w`.  sign is 0 at both
+            zeros; NaN gives NaN.
+
+        Raises
+        ------
+        TypeError, ValueError, BufferError
+            For arguments that do not fit, before anything is written.
+
+        Examples
+        --------
+        >>> import numpy
+        >>> L1L2(l1=0.5, l2=0.25).gradient(numpy.array([1.0, -2.0, 0.0]))
+        array([ 1. , -1.5,  0. ])
+        """
+        result = self._new(w) if out is None else out
+        _backend.evaluate_one(GRADIENT, w, result, self._l1, self._l2, scale, grad_scale)
+        return _results.wrap_gradient(result, w) if out is None else out
+
+    def value_and_grad(
+        self, w: Any, out: Any = None, *, scale: float = 1.0, grad_scale: float = 1.0
+    ) -> tuple[Any, Any]:
+        """Give the penalty and its gradient from one pass over `w`.
+
+        Parameters are those of :meth:`gradient`; `grad_scale` does not change the penalty.
+
+        Returns
+        -------
+        tuple
+            The penalty in the kind that a call gives, and the gradient.
+
+        Examples
+        --------
+        >>> import numpy
+        >>> L2(0.5).value_and_grad(numpy.array([1.0, -2.0]))
+        (2.5, array([ 1., -2.]))
+        """
+        result = self._new(w) if out is None else out
+        value = _backend.evaluate_one(
+            VALUE_AND_GRADIENT, w, result, self._l1, self._l2, scale, grad_scale
+        )
+        if type(w) is _ndarray:
+            return value, result
+        return _results.wrap_value(value, w), (
+            _results.wrap_gradient(result, w) if out is None else out
+        )
+
+    def accumulate(
+        self, w: Any, grad: Any, *, scale: float = 1.0, grad_scale: float = 1.0
+    ) -> float:
+        """Add the gradient to `grad` in place, in one pass over both, and give the penalty.
+
+        Parameters
+        ----------
+        w : array
+            As for :meth:`gradient`.
+        grad : array
+            Writable, with the shape and dtype of `w`, of any layout; `w` itself is allowed and
+            acts as if `w` were copied first.
+        scale, grad_scale : float, optional
+            As for :meth:`gradient`.
+
+        Returns
+        -------
+        float
+            The penalty, a Python float for every kind of array.
+
+        Raises
+        ------
+        TypeError, ValueError, BufferError
+            For arguments that do not fit, before anything is written.
+
+        Examples
+        --------
+        >>> import numpy
+        >>> grad = numpy.ones(2)
+        >>> L2(0.5).accumulate(numpy.array([1.0, -2.0]), grad)
+        2.5
+        >>> grad
+        array([ 2., -1.])
+        """
+        value: float = _backend.evaluate_one(
+            VALUE_AND_ADD, w, grad, self._l1, self._l2, scale, grad_scale
+        )
+        return value
+
+    def _new(self, w: Any) -> Any:
+        return np.empty_like(w) if type(w) is _ndarray else _results.empty_like(w, "w")
+
+
+def _default(value: object, default: float, name: str) -> float:
+    """Check a strength; None stands for the default, as in Keras."""
+    return default if value is None else _checks.strength(value, name)
+
+
+class L1(Elementwise):
+    """The penalty ``l1 * sum(abs(w))``, as ``keras.regularizers.L1``.
+
+    Parameters
+    ----------
+    l1 : float, optional
+        Strength, finite and >= 0; Python or NumPy number.  None means the default, 0.01.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When `l1` is not such a number.
+
+    Examples
+    --------
+    >>> import numpy
+    >>> L1(0.1)(numpy.full(3, 2.0, numpy.float16))
+    0.6000000000000001
+    """
+
+    __slots__ = ()
+
+    def __init__(self, l1: float | None = 0.01) -> None:
+        self._l1 = _default(l1, 0.01, "l1")
+        self._l2 = 0.0
+
+    @property
+    def l1(self) -> float:
+        """Strength of ``sum(abs(w))``; may be set between calls."""
+        return self._l1
+
+    @l1.setter
+    def l1(self, value: float) -> None:
+        self._l1 = _checks.strength(value, "l1")
+
+    def get_config(self) -> dict[str, Any]:
+        """Give ``{"l1": ...}``."""
+        return {"l1": self._l1}
+
+
+class L2(Elementwise):
+    """The penalty ``l2 * sum(w**2)``, as ``keras.regularizers.L2``: no half, no root.
+
+    Parameters
+    ----------
+    l2 : float, optional
+        Strength, finite and >= 0; Python or NumPy number.  None means the default, 0.01.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When `l2` is not such a number.
+
+    Examples
+    --------
+    >>> import numpy
+    >>> L2(0.5)(numpy.array([3, -4], numpy.int8))
+    12.5
+    """
+
+    __slots__ = ()
+
+    def __init__(self, l2: float | None = 0.01) -> None:
+        self._l1 = 0.0
+        self._l2 = _default(l2, 0.01, "l2")
+
+    @property
+    def l2(self) -> float:
+        """Strength of ``sum(w**2)``; may be set between calls."""
+        return self._l2
+
+    @l2.setter
+    def l2(self, value: float) -> None:
+        self._l2 = _checks.strength(value, "l2")
+
+    def get_config(self) -> dict[str, Any]:
+        """Give ``{"l2": ...}``."""
+        return {"l2": self._l2}
+
+
+class L1L2(Elementwise):
+    """The penalty ``l1 * sum(abs(w)) + l2 * sum(w**2)``, as ``keras.regularizers.L1L2``.
+
+    Parameters
+    ----------
+    l1, l2 : float, optional
+        Strengths, finite and >= 0; Python or NumPy numbers.  None means the default, 0.0.  A term
+        of strength 0 is absent: it gives nothing even at NaN.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When a strength is not such a number.
+
+    Examples
+    --------
+    >>> import numpy
+    >>> L1L2(l1=0.5, l2=0.25)(numpy.array([1.0, -2.0]))
+    2.75
+    """
+
+    __slots__ = ()
+
+    def __init__(self, l1: float | None = 0.0, l2: float | None = 0.0) -> None:
+        self._l1 = _default(l1, 0.0, "l1")
+        self._l2 = _default(l2, 0.0, "l2")
+
+    @property
+    def l1(self) -> float:
+        """Strength of ``sum(abs(w))``; may be set between calls."""
+        return self._l1
+
+    @l1.setter
+    def l1(self, value: float) -> None:
+        self._l1 = _checks.strength(value, "l1")
+
+    @property
+    def l2(self) -> float:
+        """Strength of ``sum(w**2)``; may be set between calls."""
+        return self._l2
+
+    @l2.setter
+    def l2(self, value: float) -> None:
+        self._l2 = _checks.strength(value, "l2")
+
+    def get_config(self) -> dict[str, Any]:
+        """Give ``{"l1": ..., "l2": ...}``."""
+        return {"l1": self._l1, "l2": self._l2}
+
+
+def is_fused(rule: Any) -> bool:
+    """Say whether the core can evaluate a rule: it must not be a subclass with its own penalty."""
+    kind = type(rule)
+    return (
+        isinstance(rule, Elementwise)
+        and kind.__call__ is Elementwise.__call__
+        and kind.gradient is Elementwise.gradient
+    )

@@ -1,0 +1,271 @@
+"""Names and saved forms of regularizers, those of Keras: get, serialize, deserialize."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from .. import _errors
+from .base import Regularizer
+from .elementwise import L1, L1L2, L2
+from .orthogonal import OrthogonalRegularizer
+
+_CLASSES: dict[str, type[Regularizer]] = {
+    "L1": L1,
+    "l1": L1,
+    "L2": L2,
+    "l2": L2,
+    "L1L2": L1L2,
+    "l1l2": L1L2,
+    "OrthogonalRegularizer": OrthogonalRegularizer,
+    "orthogonal_regularizer": OrthogonalRegularizer,
+    "Regularizer": Regularizer,
+    "regularizer": Regularizer,
+}
+_OWN = (L1, L2, L1L2, OrthogonalRegularizer, Regularizer)
+
+
+def _by_name(name: str, argument: str) -> Regularizer:
+    if name == "l1_l2":
+        # The name of Keras 2's function, whose defaults Keras 3 still documents; "l1l2" is the
+        # class, whose defaults are zero.
+        return L1L2(l1=0.01, l2=0.01)
+    if name not in _CLASSES:
+        known = (*_CLASSES, "l1_l2")
+        raise ValueError(
+            f"{argument} must name a regularizer, not {name!r}"
+            f"{_errors.suggestion(name, known)}; the names are {_errors.listed(known, 20)}"
+        )
+    return _CLASSES[name]()
+
+
+def get(identifier: Any) -> Any:
+    """Turn what stands for a regularizer into one, as ``keras.regularizers.get`` does.
+
+    Parameters
+    ----------
+    identifier : None, str, dict, class or callable
+        None gives None.  A string is a name with default strengths: "l1", "l2", "l1l2" (no
+        penalty, as in Keras), "l1_l2" (0.01 and 0.01), "orthogonal_regularizer".  A dict is a
+        saved form, see :func:`deserialize`.  A class is instantiated.  Any other callable is
+        returned as it is.
+
+    Returns
+    -------
+    callable or None
+
+    Raises
+    ------
+    TypeError
+        For other kinds, numbers for example.
+    ValueError
+        For an unknown name.
+
+    Examples
+    --------
+    >>> get("l1")
+    L1(l1=0.01)
+    >>> get({"class_name": "L2", "config": {"l2": 0.5}})
+    L2(l2=0.5)
+    >>> get(None)
+    """
+    if identifier is None:
+        return None
+    if isinstance(identifier, str):
+        return _by_name(identifier, "identifier")
+    if isinstance(identifier, Mapping):
+        return deserialize(identifier)
+    result = identifier() if isinstance(identifier, type) else identifier
+    if not callable(result):
+        remedy = (
+            "pass fastreg.regularizers.L1(...) or L2(...)"
+            if isinstance(identifier, (int, float, np.generic))
+            else "pass a name, a saved dict, a class, or a callable of one array"
+        )
+        raise TypeError(
+            f"identifier must stand for a regularizer, not {_errors.described(identifier)}; "
+            f"{remedy}"
+        )
+    return result
+
+
+def serialize(regularizer: Any) -> Any:
+    """Give the saved form of a regularizer: plain Python objects, those that Keras writes.
+
+    Parameters
+    ----------
+    regularizer : Regularizer, callable, str or None
+        None and strings are returned as they are.
+
+    Returns
+    -------
+    dict, str or None
+        ``{"module", "class_name", "config", "registered_name"}``.  The regularizers of this
+        module are saved under "keras.regularizers", so Keras loads them.
+
+    Raises
+    ------
+    TypeError
+        For what cannot be saved: classes, lambdas, partials, objects without ``get_config``.
+    NotImplementedError
+        For a :class:`Regularizer` that does not define ``get_config``.
+
+    Examples
+    --------
+    >>> serialize(L1(0.5))["config"]
+    {'l1': 0.5}
+    >>> deserialize(serialize(L1(0.5)))
+    L1(l1=0.5)
+    """
+    if regularizer is None or isinstance(regularizer, str):
+        return regularizer
+    kind = type(regularizer)
+    if kind in _OWN:
+        return {
+            "module": "keras.regularizers",
+            "class_name": kind.__name__,
+            "config": regularizer.get_config(),
+            "registered_name": None,
+        }
+    if isinstance(regularizer, type):
+        raise TypeError(
+            f"regularizer must be an instance, not the class {regularizer.__qualname__}; pass "
+            f"{regularizer.__name__}()"
+        )
+    if getattr(regularizer, "__name__", "") == "<lambda>":
+        raise TypeError(
+            "regularizer must have a name to be saved, not be a lambda; define it with def"
+        )
+    if kind.__name__ in ("function", "builtin_function_or_method"):
+        return {
+            "module": "builtins",
+            "class_name": kind.__name__,
+            "config": _registered_name(regularizer) or regularizer.__name__,
+            "registered_name": kind.__name__,
+        }
+    if not hasattr(regularizer, "get_config"):
+        raise TypeError(
+            "regularizer must offer get_config() to be saved, not be "
+            f"{_errors.described(regularizer)}; derive its class from Regularizer"
+        )
+    module: str | None = kind.__module__
+    registered: str | None = _registered_name(kind) or kind.__name__
+    if module == "__main__":
+        module = None  # no other script could import it
+    elif kind.__module__.startswith("keras."):
+        module, registered = "keras.regularizers", None
+    return {
+        "module": module,
+        "class_name": kind.__name__,
+        "config": regularizer.get_config(),
+        "registered_name": registered,
+    }
+
+
+def deserialize(config: Any, custom_objects: Mapping[str, Any] | None = None) -> Any:
+    """Make a regularizer from its saved form, as Keras or :func:`serialize` wrote it.
+
+    Parameters
+    ----------
+    config : dict, str or None
+        ``{"class_name": ..., "config": {...}}``, with or without "module" and
+        "registered_name"; or a name as for :func:`get`; None gives None.
+    custom_objects : mapping, optional
+        Classes and functions by name, for what is not of this module.  What was registered with
+        Keras is found where Keras is loaded.
+
+    Returns
+    -------
+    callable or None
+
+    Raises
+    ------
+    TypeError
+        When `config` is of another kind, or the saved arguments do not fit the class.
+    ValueError
+        For an unknown name.
+
+    Examples
+    --------
+    >>> deserialize({"class_name": "l1l2", "config": {"l1": 0.5}})
+    L1L2(l1=0.5, l2=0.0)
+    >>> def ridge(w):
+    ...     return float((w**2).sum())
+    >>> deserialize(serialize(ridge), {"ridge": ridge}) is ridge
+    True
+    """
+    custom = {} if custom_objects is None else custom_objects
+    if config is None:
+        return None
+    if isinstance(config, str):
+        return custom[config] if config in custom else _by_name(config, "config")
+    if not isinstance(config, Mapping):
+        raise TypeError(
+            f"config must be a dict, a name or None, not {_errors.described(config)}; pass what "
+            "serialize(...) gave"
+        )
+    name = config.get("class_name")
+    if not isinstance(name, str):
+        raise ValueError(
+            f"config must have a 'class_name', which is a string, not {_errors.described(name)}; "
+            "pass what serialize(...) gave"
+        )
+    arguments = config.get("config")
+    if name in ("function", "builtin_function_or_method"):
+        return _custom(arguments, custom)
+    if name == "__lambda__":
+        raise ValueError(
+            "config holds a lambda as bytecode, which is not loaded; pass the function itself"
+        )
+    registered = config.get("registered_name")
+    for key in (registered, name):
+        if isinstance(key, str) and key in custom:
+            found = custom[key]
+            break
+    else:
+        if name in _CLASSES and (registered is None or ">" not in registered):
+            found = _CLASSES[name]
+        else:
+            found = _custom(registered or name, custom)
+    if not isinstance(found, type):
+        return found
+    if arguments is None:
+        arguments = {}
+    if not isinstance(arguments, Mapping):
+        raise TypeError(
+            f"config['config'] must be a dict of arguments, not {_errors.described(arguments)}"
+        )
+    make: Callable[[Any], Any] | None = getattr(found, "from_config", None)
+    return found(**arguments) if make is None else make(dict(arguments))
+
+
+def _custom(name: Any, custom: Mapping[str, Any]) -> Any:
+    """Find a class or function that is not of this module."""
+    if isinstance(name, str):
+        if name in custom:
+            return custom[name]
+        saving = _keras_saving()
+        found = None if saving is None else saving.get_registered_object(name)
+        if found is not None:
+            return found
+    raise ValueError(
+        f"config names {name!r}, which is not a regularizer of fastreg"
+        f"{_errors.suggestion(str(name), (*_CLASSES, *custom))}; pass "
+        f"custom_objects={{{name!r}: ...}} or one of {_errors.listed(_CLASSES, 20)}"
+    )
+
+
+def _keras_saving() -> Any:
+    """Give ``keras.saving`` where Keras is loaded: only then can something be registered."""
+    return getattr(sys.modules.get("keras"), "saving", None)
+
+
+def _registered_name(found: Any) -> str | None:
+    saving = _keras_saving()
+    if saving is None:
+        return None
+    name = saving.get_registered_name(found)
+    return name if isinstance(name, str) and ">" in name else None

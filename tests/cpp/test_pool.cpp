@@ -1,0 +1,232 @@
+// The pool and the floating-point state: each task runs once, callers do not disturb each other, a forked child works, and
+// flush-to-zero that somebody switched on changes no bit and is still on afterwards.
+#include "cpu/pool.h"
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cfenv>
+#include <thread>
+
+#include "arrays.h"
+#include "check.h"
+#include "cpu/float_environment.h"
+#include "plan.h"
+
+namespace fastreg::test {
+namespace {
+
+constexpr std::size_t large = 1'000'003;
+
+// A call that is large enough for threads, and what must come out.
+class LargeCall {
+ public:
+  LargeCall() : weights_(large * sizeof(float), 16) {
+    fill(weights_.data(), DType::f32, large, Fill::ordinary, 5);
+    expected_.resize(weights_.size());
+    for (std::size_t i = 0; i < expected_.size(); i += sizeof(float)) {
+      oracle::gradient(DType::f32, weights_.data() + i, expected_.data() + i, strengths_, false);
+    }
+    expected_value_ = oracle::penalty(elements_of(weights_.data(), DType::f32, large), strengths_);
+  }
+  // May be called by several threads.
+  bool is_right() const {
+    Bytes gradients(weights_.size(), 0);
+    const Item item{weights_.data(), gradients.data(), static_cast<std::int64_t>(large),
+                    make_coefficients(strengths_.l1, strengths_.l2, 1.0, 1.0), nullptr, DType::f32};
+    double value = 0.0;
+    evaluate(&item, 1, output_value | output_gradient, &value);
+    return oracle::same_value(value, expected_value_) && gradients.untouched() &&
+           first_difference(gradients.data(), expected_.data(), DType::f32, large) == large;
+  }
+
+ private:
+  oracle::Strengths strengths_{0.3, 0.7};
+  Bytes weights_;
+  std::vector<unsigned char> expected_;
+  double expected_value_;
+};
+
+// How often each of `count` tasks was run.
+std::vector<int> runs_of_each(std::int64_t count, int threads) {
+  std::vector<std::atomic<int>> runs(static_cast<std::size_t>(count));
+  run_tasks(
+      [](void* context, std::int64_t index) {
+        auto& all = *static_cast<std::vector<std::atomic<int>>*>(context);
+        all[static_cast<std::size_t>(index)].fetch_add(1, std::memory_order_relaxed);
+      },
+      &runs, count, threads);
+  return {runs.begin(), runs.end()};
+}
+
+// Runs `body` in a forked child; gives whether it exited with success.
+template <class Body>
+bool succeeds_in_child(Body body) {
+  const pid_t child = fork();
+  if (child == 0) {
+    _exit(body() ? 0 : 1);
+  }
+  int status = -1;
+  return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+#if defined(__x86_64__)
+constexpr bool can_flush_to_zero = true;
+constexpr std::uint64_t flush_to_zero = 0x8040;  // flush results, and take subnormal operands for zeros
+std::uint64_t float_state() { return _mm_getcsr() & ~0x3fu; }  // without the sticky flags
+void set_float_state(std::uint64_t state) { _mm_setcsr(static_cast<unsigned>(state)); }
+#elif defined(__aarch64__)
+constexpr bool can_flush_to_zero = true;
+constexpr std::uint64_t flush_to_zero = std::uint64_t{1} << 24;
+std::uint64_t float_state() {
+  std::uint64_t state;
+  asm volatile("mrs %0, fpcr" : "=r"(state));
+  return state;
+}
+void set_float_state(std::uint64_t state) { asm volatile("msr fpcr, %0" : : "r"(state)); }
+#else
+constexpr bool can_flush_to_zero = false;
+constexpr std::uint64_t flush_to_zero = 0;
+std::uint64_t float_state() { return 0; }
+void set_float_state(std::uint64_t) {}
+#endif
+
+}  // namespace
+
+TEST(pool_runs_each_task_once) {
+  for (const int threads : {1, 2, 3, 7}) {
+    for (const std::int64_t count : {0, 1, 2, 3, 8, 1000}) {
+      const std::vector<int> runs = runs_of_each(count, threads);
+      CHECK(runs == std::vector<int>(static_cast<std::size_t>(count), 1), "threads", threads, "tasks", count);
+    }
+  }
+}
+
+TEST(pool_serves_several_callers) {
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 4; ++caller) {
+    callers.emplace_back([caller] {
+      for (int i = 0; i < 200; ++i) {
+        const std::int64_t count = 1 + (caller * 31 + i) % 50;
+        CHECK(runs_of_each(count, 1 + i % 7) == std::vector<int>(static_cast<std::size_t>(count), 1));
+      }
+    });
+  }
+  for (std::thread& caller : callers) {
+    caller.join();
+  }
+}
+
+TEST(pool_evaluates_for_several_callers) {
+  const LargeCall call;
+  const int before = get_num_threads();
+  set_num_threads(3);
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 3; ++caller) {
+    callers.emplace_back([&call] {
+      for (int i = 0; i < 5; ++i) {
+        CHECK(call.is_right());
+      }
+    });
+  }
+  for (std::thread& caller : callers) {
+    caller.join();
+  }
+  set_num_threads(before);
+}
+
+TEST(pool_works_in_a_forked_child) {
+  const LargeCall call;
+  const int before = get_num_threads();
+  set_num_threads(3);
+  CHECK(succeeds_in_child([&] { return call.is_right(); }), "before the first use");
+  CHECK(call.is_right());
+  const auto child_and_grandchild = [&] {
+    return call.is_right() && succeeds_in_child([&] { return call.is_right(); }) && call.is_right();
+  };
+  CHECK(succeeds_in_child(child_and_grandchild), "after use");
+  CHECK(call.is_right());
+
+  // While another thread is inside.
+  std::atomic<bool> stop{false};
+  std::thread busy([&] {
+    while (!stop) {
+      CHECK(runs_of_each(20, 3) == std::vector<int>(20, 1));
+    }
+  });
+  for (int i = 0; i < 20; ++i) {
+    CHECK(succeeds_in_child([] { return runs_of_each(20, 3) == std::vector<int>(20, 1); }), "fork", i);
+  }
+  stop = true;
+  busy.join();
+  set_num_threads(before);
+}
+
+TEST(pool_refuses_wrong_numbers_of_threads) {
+  const int before = get_num_threads();
+  for (const std::int64_t count : {std::int64_t{0}, std::int64_t{-1}, std::int64_t{max_threads} + 1, INT64_MAX}) {
+    bool refused = false;
+    try {
+      set_num_threads(count);
+    } catch (const std::invalid_argument&) {
+      refused = true;
+    }
+    CHECK(refused && get_num_threads() == before, count);
+  }
+}
+
+// Run alone, this test has flush-to-zero on before the first worker is hired, which inherits it.
+TEST(flush_to_zero_changes_nothing) {
+  if (!can_flush_to_zero) {
+    return;
+  }
+  // Subnormals only, so that flushing would leave nothing; their squares are subnormal in float64 too for f64.
+  std::vector<std::vector<unsigned char>> weights;
+  std::vector<std::vector<unsigned char>> expected_gradients;
+  std::vector<double> expected_values;
+  const oracle::Strengths strengths{0.5, 0.25};
+  for (const DType dtype : floating_dtypes) {
+    const std::size_t item = item_size(dtype);
+    weights.emplace_back(100'003 * item);
+    expected_gradients.emplace_back(100'003 * item);
+    for (std::size_t i = 0; i < 100'003; ++i) {
+      const std::uint64_t low = 1 + i % 61;
+      std::memcpy(weights.back().data() + i * item, &low, item);
+      oracle::gradient(dtype, &low, expected_gradients.back().data() + i * item, strengths, false);
+    }
+    expected_values.push_back(oracle::penalty(elements_of(weights.back().data(), dtype, 100'003), strengths));
+    CHECK(expected_values.back() > 0.0);
+  }
+
+  const int threads_before = get_num_threads();
+  set_num_threads(3);
+  const std::uint64_t normal = float_state();
+  const int rounding_before = std::fegetround();
+  for (const int rounding : {FE_TONEAREST, FE_UPWARD, FE_TOWARDZERO}) {
+    std::fesetround(rounding);
+    set_float_state(float_state() | flush_to_zero);
+    const std::uint64_t changed = float_state();
+    std::vector<double> values(weights.size());
+    std::vector<std::vector<unsigned char>> gradients = expected_gradients;
+    bool restored = true;
+    for (std::size_t i = 0; i < weights.size(); ++i) {
+      std::fill(gradients[i].begin(), gradients[i].end(), static_cast<unsigned char>(0x11));
+      const Item item{weights[i].data(), gradients[i].data(), 100'003, make_coefficients(0.5, 0.25, 1.0, 1.0), nullptr,
+                      floating_dtypes[i]};
+      evaluate(&item, 1, output_value | output_gradient, &values[i]);
+      restored &= float_state() == changed && std::fegetround() == rounding;
+    }
+    set_float_state(normal);
+    std::fesetround(rounding_before);
+    CHECK(restored, "rounding", rounding);
+    for (std::size_t i = 0; i < weights.size(); ++i) {
+      CHECK(oracle::same_value(values[i], expected_values[i]), name_of(floating_dtypes[i]), "rounding", rounding);
+      CHECK(first_difference(gradients[i].data(), expected_gradients[i].data(), floating_dtypes[i], 100'003) == 100'003,
+            name_of(floating_dtypes[i]), "rounding", rounding);
+    }
+  }
+  set_num_threads(threads_before);
+}
+
+}  // namespace fastreg::test
