@@ -1,7 +1,9 @@
 """Penalties of many tensors: rules, ties, gradients, callables, reports."""
 
 import collections
+import copy
 import gc
+import pickle
 
 import canonical
 import ml_dtypes
@@ -589,11 +591,24 @@ def test_public_names():
     assert isinstance(attach([], "l2"), fastreg.Penalties)
     assert set(fastreg.__all__) == {
         "Penalties",
+        "Sequential",
         "__version__",
         "attach",
+        "backend",
         "get_instruction_set",
         "get_num_threads",
+        "layers",
+        "models",
         "regularizers",
         "set_instruction_set",
         "set_num_threads",
     }
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_penalties_survive_pickle_and_deepcopy(count):
+    tensors = {f"w{index}": np.full(2, index + 1.0) for index in range(count)}
+    penalties = fastreg.attach(tensors, "l2")
+    value = penalties.value()
+    for twin in (pickle.loads(pickle.dumps(penalties)), copy.deepcopy(penalties)):
+        assert twin.value() == value

@@ -9,6 +9,7 @@ Contract
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Mapping
 from itertools import compress
@@ -56,7 +57,11 @@ class Selection:
 def _by_names(names: Names) -> Callable[[Any], Arrays]:
     if len(names) > 1:
         return operator.itemgetter(*names)
-    return lambda source: tuple(source[name] for name in names)
+    return functools.partial(_few_by_name, names)  # unlike a lambda, it can be pickled
+
+
+def _few_by_name(names: Names, source: Any) -> Arrays:
+    return tuple(source[name] for name in names)
 
 
 class Plan:
