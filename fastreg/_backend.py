@@ -13,6 +13,7 @@ Contract
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NoReturn
@@ -52,14 +53,21 @@ instruction_sets: Callable[[], tuple[str, ...]]
 
 
 def _load_core() -> ModuleType | None:
+    """Import the core, or give None and keep the reason."""
     global reason
     try:
-        from . import _core
+        # By its full name, so that a missing core is called missing: `from . import _core` would
+        # blame a circular import.
+        core = importlib.import_module("fastreg._core")
     except ImportError as error:
+        # Whatever stops the core's import comes as an ImportError; a setting that cannot be had
+        # here is the user's mistake and not a missing core.
+        if str(error).startswith(("FASTREG_ISA", "FASTREG_NUM_THREADS")):
+            raise ValueError(f"the environment variable {error}") from None
         reason = str(error)
         return None
     reason = None
-    return _core
+    return core
 
 
 def _missing(*_: object, **__: object) -> NoReturn:

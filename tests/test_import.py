@@ -1,37 +1,7 @@
 """The import: no framework, no output, no change of the environment, and wrong settings refused."""
 
-import os
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
-
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def python(code, **environment):
-    """Run code in a fresh interpreter with these settings of ours and no others."""
-    settings = {name: text for name, text in os.environ.items() if not name.startswith("FASTREG_")}
-    # Where the package is not installed it is found as these tests found it.
-    settings["PYTHONPATH"] = os.pathsep.join([*filter(None, sys.path), str(ROOT)])
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
-        env=settings | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
-def runs(code, **environment):
-    result = python(code, **environment)
-    assert result.returncode == 0, result.stderr
-    assert result.stderr == ""
-    return result.stdout
-
+from interpreter import python, runs
 
 # A finder in front of all others: as if the package had been built without a compiler.
 WITHOUT_CORE = """

@@ -63,7 +63,7 @@ class Pool {
     job->count = count;
     job->seats = helpers;
     {
-      std::lock_guard lock(mutex_);
+      std::scoped_lock lock(mutex_);
       hire(helpers);
       jobs_.push_back(job);
     }

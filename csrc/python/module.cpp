@@ -76,8 +76,8 @@ unsigned to_outputs(PyObject* number) {
   return static_cast<unsigned>(outputs);
 }
 
-void check(const Call& call, unsigned outputs, py::object names, py::tuple weights, py::object gradients,
-           py::tuple strengths, py::tuple which, PyObject* scale, PyObject* grad_scale) {
+void check(const Call& call, unsigned outputs, const py::object& names, const py::tuple& weights,
+           const py::object& gradients, const py::tuple& strengths, const py::tuple& which, PyObject* scale, PyObject* grad_scale) {
   py::module_::import("fastreg._checks")
       .attr("check_call")(outputs, names, weights, gradients, strengths, which,
                           py::reinterpret_borrow<py::object>(scale), py::reinterpret_borrow<py::object>(grad_scale));

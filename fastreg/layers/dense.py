@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -117,5 +116,5 @@ class Dense(KernelLayer):
 
 
 def _rows(x: Array) -> Array:
-    """All positions below each other; not with -1, which an empty batch leaves open."""
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    """All positions below each other."""
+    return x.reshape(-1, x.shape[-1])

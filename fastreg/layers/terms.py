@@ -5,7 +5,8 @@ Contract
 - L1, L2, L1L2 and OrthogonalRegularizer go through the fused ``accumulate``: gradient and value
   from one pass, in the bits of the numerics contract.
 - A regularizer of your own offers ``gradient(w)``, or is a function that autograd can record
-  (``fastreg.backend``); one call of it then gives both.  Where neither holds, asking for the gradient is an error, never a zero.
+  (``fastreg.backend``); one call of it then gives both.  Where neither holds, asking for the
+  gradient is an error, never a zero.
 - A callable of your own gets half precision arrays as a float32 copy: its sums would overflow or
   stall otherwise, and autograd knows no bfloat16.
 """

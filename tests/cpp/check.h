@@ -6,10 +6,14 @@
 
 namespace fastreg::test {
 
-using Test = void (*)();
-
-// Adds a test to those that main.cpp runs. Gives a value so that a namespace-scope variable can call it.
-bool register_test(const char* name, Test test);
+// A test, linked to those that main.cpp runs.
+struct Test {
+  using Body = void (*)();
+  Test(const char* test_name, Body test_body) noexcept;
+  const char* name;
+  Body body;
+  const Test* next = nullptr;
+};
 
 // Counts a check; prints `what` and `where` when it failed. May be called by several threads.
 void count_check(bool passed, const char* where, const std::string& what);
@@ -37,5 +41,5 @@ std::string text(const Parts&... parts) {
 
 #define TEST(name)                                                                                   \
   static void name();                                                                                \
-  [[maybe_unused]] static const bool name##_registered = ::fastreg::test::register_test(#name, name); \
+  static const ::fastreg::test::Test name##_test(#name, name);                                          \
   static void name()

@@ -4,22 +4,14 @@
 #include <chrono>
 #include <cstdio>
 #include <cstring>
-#include <vector>
 
 #include "check.h"
 
 namespace fastreg::test {
 namespace {
 
-struct Entry {
-  const char* name;
-  Test test;
-};
-
-std::vector<Entry>& entries() {
-  static std::vector<Entry> all;
-  return all;
-}
+const Test* first = nullptr;
+const Test** last = &first;
 
 std::atomic<long> passed{0};
 std::atomic<long> failed{0};
@@ -27,9 +19,9 @@ constexpr long most_failures_shown = 40;
 
 }  // namespace
 
-bool register_test(const char* name, Test test) {
-  entries().push_back({name, test});
-  return true;
+Test::Test(const char* test_name, Body test_body) noexcept : name(test_name), body(test_body) {
+  *last = this;
+  last = &next;
 }
 
 void count_check(bool check_passed, const char* where, const std::string& what) {
@@ -45,10 +37,10 @@ void count_check(bool check_passed, const char* where, const std::string& what) 
 int main(int count, char** arguments) {
   using namespace fastreg::test;
   int wanted = 0;
-  for (const Entry& entry : entries()) {
+  for (const Test* test = first; test != nullptr; test = test->next) {
     bool chosen = count == 1;
     for (int i = 1; i < count; ++i) {
-      chosen |= std::strcmp(arguments[i], entry.name) == 0;
+      chosen |= std::strcmp(arguments[i], test->name) == 0;
     }
     if (!chosen) {
       continue;
@@ -56,15 +48,15 @@ int main(int count, char** arguments) {
     ++wanted;
     const long failed_before = failed;
     const auto start = std::chrono::steady_clock::now();
-    entry.test();
+    test->body();
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-    std::printf("%-28s %s  %.2f s\n", entry.name, failed == failed_before ? "ok    " : "FAILED", seconds.count());
+    std::printf("%-36s %s  %.2f s\n", test->name, failed == failed_before ? "ok    " : "FAILED", seconds.count());
     std::fflush(stdout);
   }
   if (wanted == 0 || (count > 1 && wanted != count - 1)) {
     std::fprintf(stderr, "no such test; these are there:");
-    for (const Entry& entry : entries()) {
-      std::fprintf(stderr, " %s", entry.name);
+    for (const Test* test = first; test != nullptr; test = test->next) {
+      std::fprintf(stderr, " %s", test->name);
     }
     std::fprintf(stderr, "\n");
     return 2;

@@ -206,6 +206,7 @@ double canonical_sum(std::vector<double> terms) {
 
 std::vector<double> magnitudes(const std::vector<double>& elements) {
   std::vector<double> terms;
+  terms.reserve(elements.size());
   for (const double x : elements) {
     terms.push_back(std::fabs(x));
   }
@@ -214,6 +215,7 @@ std::vector<double> magnitudes(const std::vector<double>& elements) {
 
 std::vector<double> squares(const std::vector<double>& elements) {
   std::vector<double> terms;
+  terms.reserve(elements.size());
   for (const double x : elements) {
     terms.push_back(x * x);
   }

@@ -17,6 +17,7 @@ TEST(canonical_sum_of_any_signs) {
   for (const int size : {0, 1, 2, 31, 32, 33, 64, 4095, 4096, 4097, 8192, 33 * 4096 + 5, 1'000'003}) {
     Random random(static_cast<std::uint64_t>(size) + 1);
     std::vector<double> terms;
+    terms.reserve(static_cast<std::size_t>(size));
     for (int i = 0; i < size; ++i) {
       terms.push_back(random.number() * std::ldexp(1.0, random.below(80) - 40));
     }

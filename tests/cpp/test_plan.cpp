@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <numeric>
 #include <set>
+#include <utility>
 
 #include "arrays.h"
 #include "check.h"
@@ -296,7 +297,7 @@ TEST(layouts_judged) {
       const std::vector<std::int64_t> places = array.places();
       const std::set<std::int64_t> distinct(places.begin(), places.end());
       const std::string what = text("axes", shape.size(), "count", view.count);
-      CHECK(view.count == static_cast<std::int64_t>(places.size()), what);
+      CHECK(std::cmp_equal(view.count, places.size()), what);
       const Extent extent = extent_of(view);
       const auto start = reinterpret_cast<std::uintptr_t>(memory.data());
       if (places.empty()) {

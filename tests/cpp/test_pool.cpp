@@ -105,6 +105,7 @@ TEST(pool_runs_each_task_once) {
 
 TEST(pool_serves_several_callers) {
   std::vector<std::thread> callers;
+  callers.reserve(4);
   for (int caller = 0; caller < 4; ++caller) {
     callers.emplace_back([caller] {
       for (int i = 0; i < 200; ++i) {
@@ -123,6 +124,7 @@ TEST(pool_evaluates_for_several_callers) {
   const int before = get_num_threads();
   set_num_threads(3);
   std::vector<std::thread> callers;
+  callers.reserve(3);
   for (int caller = 0; caller < 3; ++caller) {
     callers.emplace_back([&call] {
       for (int i = 0; i < 5; ++i) {

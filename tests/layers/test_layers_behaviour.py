@@ -73,6 +73,14 @@ def test_the_activity_of_a_convolution_is_divided_by_the_batch_only():
     assert layer.losses == [L1(y, scale=1 / 5)]
 
 
+def test_an_odd_zero_of_the_same_padding_is_at_the_end():
+    arguments = {"padding": "same", "kernel_initializer": "ones"}
+    x = np.arange(1, 5).reshape(1, 4, 1)
+    assert Conv1D(1, 2, **arguments)(x).ravel().tolist() == [3, 5, 7, 4]
+    assert Conv1D(1, 3, strides=2, **arguments)(x).ravel().tolist() == [6, 7]
+    assert Conv1D(1, 2, dilation_rate=3, **arguments)(x).ravel().tolist() == [3, 5, 2, 3]
+
+
 @pytest.mark.parametrize("rule", [L1, lambda y: K.mean(K.square(y))])
 def test_an_empty_batch_has_no_activity(rule):
     layer = dense(activity_regularizer=rule, kernel_regularizer=L1)
