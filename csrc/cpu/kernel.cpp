@@ -147,27 +147,17 @@ struct PenaltyKernel {
     }
   }
 
-  FASTREG_INLINE void write_gradients(const Real* weights, Storage* gradients, int count, Coefficients coefficients) {
-    for (int i = 0; i < count; i += lanes_per_chunk) {
-      if constexpr (gradient_fetches) {
-        prefetch<lanes_per_chunk * static_cast<int>(sizeof(Real))>(weights + i);
-      }
-      if constexpr (adds) {
-        prefetch<lanes_per_chunk * static_cast<int>(sizeof(Storage))>(gradients + i);
-      }
-      for (int k = i; k < i + lanes_per_chunk; k += elements_per_store) {
-        write_gradients_at<false>(weights + k, gradients + k, gradients + k, coefficients);
-      }
-    }
-  }
-
-  // The same with streaming stores: whole lines go past the caches, the parts of lines at both ends (arrays of NumPy
-  // start 16 bytes into a line) do not, since a line written in both ways is written twice.
+  // How many elements lie before the first line of the gradients: a store that crosses lines costs two, and arrays of
+  // NumPy start 16 bytes into a line. Other offsets than multiples of 16 bytes are rare, and written as they lie.
   FASTREG_INLINE int elements_to_line(const Storage* gradients) {
-    return static_cast<int>(-reinterpret_cast<std::uintptr_t>(gradients) % line_bytes / sizeof(Storage));
+    const auto bytes = -reinterpret_cast<std::uintptr_t>(gradients) % line_bytes;
+    return bytes % 16 == 0 ? static_cast<int>(bytes / sizeof(Storage)) : 0;
   }
 
-  FASTREG_INLINE void stream_gradients(const Real* weights, Storage* gradients, int count, Coefficients coefficients) {
+  // Whole lines, and the parts of lines at both ends. Streaming stores write whole lines only: a line written past the
+  // caches and through them is written twice.
+  template <bool past_caches>
+  FASTREG_INLINE void write_gradients(const Real* weights, Storage* gradients, int count, Coefficients coefficients) {
     int i = elements_to_line(gradients);
     if (i != 0) {
       write_part_of_line(weights, gradients, 0, i, coefficients);
@@ -176,8 +166,11 @@ struct PenaltyKernel {
       if constexpr (gradient_fetches) {
         prefetch<line_bytes>(weights + i);
       }
+      if constexpr (!past_caches) {
+        prefetch<line_bytes>(gradients + i);
+      }
       for (int k = i; k < i + elements_per_line; k += elements_per_store) {
-        write_gradients_at<true>(weights + k, gradients + k, gradients + k, coefficients);
+        write_gradients_at<past_caches>(weights + k, gradients + k, gradients + k, coefficients);
       }
     }
     if (i < count) {
@@ -192,7 +185,7 @@ struct PenaltyKernel {
     static_assert(elements_per_line % elements_per_store == 0);
     alignas(line_bytes) Storage line[elements_per_line];
     for (int k = 0; k < elements_per_line; k += elements_per_store) {
-      write_gradients_at<false>(weights + k, nullptr, line + k, coefficients);
+      write_gradients_at<false>(weights + k, gradients + k, line + k, coefficients);
     }
     constexpr int step = 16 / static_cast<int>(sizeof(Storage));
     for (int k = first; k < last; k += step) {
@@ -209,7 +202,7 @@ struct PenaltyKernel {
       alignas(line_bytes) Real magnitudes[sums_magnitudes ? piece : 1];
       alignas(line_bytes) Real memory[wants_gradient ? block_size + real_lanes<Real> : 1];
       // Where lines of the gradients begin, registers of the converted weights begin too.
-      Real* numbers = memory + (may_stream ? -elements_to_line(gradients) & (real_lanes<Real> - 1) : 0);
+      Real* numbers = memory + (wants_gradient ? -elements_to_line(gradients) & (real_lanes<Real> - 1) : 0);
       for (int i = 0; i < count; i += piece) {
         const int elements = count - i < piece ? count - i : piece;
         convert(weights + i, elements, magnitudes, numbers + (wants_gradient ? i : 0));
@@ -229,11 +222,7 @@ struct PenaltyKernel {
   template <bool may_stream>
   FASTREG_INLINE void write_block(const Real* weights, Storage* gradients, int count, Coefficients coefficients) {
     if constexpr (wants_gradient) {
-      if constexpr (may_stream) {
-        stream_gradients(weights, gradients, count, coefficients);
-      } else {
-        write_gradients(weights, gradients, count, coefficients);
-      }
+      write_gradients<may_stream>(weights, gradients, count, coefficients);
     }
   }
 
