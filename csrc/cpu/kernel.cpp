@@ -158,7 +158,8 @@ struct PenaltyKernel {
   // caches and through them is written twice.
   template <bool past_caches>
   FASTREG_INLINE void write_gradients(const Real* weights, Storage* gradients, int count, Coefficients coefficients) {
-    int i = elements_to_line(gradients);
+    // In a small array the parts of lines would cost more than the stores that cross.
+    int i = past_caches || count == block_size ? elements_to_line(gradients) : 0;
     if (i != 0) {
       write_part_of_line(weights, gradients, 0, i, coefficients);
     }
