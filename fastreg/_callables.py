@@ -10,6 +10,22 @@ import numpy.typing as npt
 from . import _arrays, _dtypes, _errors
 
 
+def has_gradient(rule: Any) -> bool:
+    """Say whether a callable offers a ``gradient(w)`` of its own penalty.
+
+    A class that redefines ``__call__`` alone has inherited the gradient of another penalty, which
+    would be silently wrong.
+    """
+    if not callable(getattr(rule, "gradient", None)):
+        return False
+    classes = type(rule).__mro__
+    owners = {
+        method: next((place for place, one in enumerate(classes) if method in vars(one)), -1)
+        for method in ("gradient", "__call__")
+    }
+    return owners["gradient"] <= owners["__call__"]
+
+
 def number(value: Any, name: str) -> float:
     """Read the number that a callable gave: a Python or NumPy number or a 0-d array.
 

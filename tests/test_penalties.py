@@ -612,3 +612,16 @@ def test_penalties_survive_pickle_and_deepcopy(count):
     value = penalties.value()
     for twin in (pickle.loads(pickle.dumps(penalties)), copy.deepcopy(penalties)):
         assert twin.value() == value
+
+
+def test_a_subclass_with_a_penalty_of_its_own_does_not_use_the_gradient_it_inherited():
+    class Doubled(L1):
+        def __call__(self, w, *, scale=1.0):
+            return 2.0 * super().__call__(w, scale=scale)
+
+    tensors, grads = {"w": np.ones(3)}, {"w": np.zeros(3)}
+    penalties = attach(tensors, Doubled(0.5))
+    assert penalties.value() == 3.0
+    with pytest.raises(TypeError, match=r"tensors\['w'\].*offers no gradient"):
+        penalties.accumulate(grads)
+    assert not grads["w"].any()

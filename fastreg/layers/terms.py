@@ -106,7 +106,7 @@ def accumulate(
         penalty: float = rule.accumulate(array, gradient, scale=scale, grad_scale=grad_scale)
         return penalty
     given = _given(array)
-    if _has_gradient(rule):
+    if _callables.has_gradient(rule):
         number = _number(rule(given), label)
         slope: Any = rule.gradient(given)
     else:
@@ -124,21 +124,6 @@ def accumulate(
             gradient, _dtypes.to_float64(view, dtype) * (scale * grad_scale), label, add=True
         )
     return number * scale
-
-
-def _has_gradient(rule: Any) -> bool:
-    """Say whether a rule has a gradient of its own penalty.
-
-    A class that redefines ``__call__`` alone has inherited the gradient of another penalty.
-    """
-    if not callable(getattr(rule, "gradient", None)):
-        return False
-    classes = type(rule).__mro__
-    owners = {
-        method: next((place for place, one in enumerate(classes) if method in vars(one)), -1)
-        for method in ("gradient", "__call__")
-    }
-    return owners["gradient"] <= owners["__call__"]
 
 
 def _given(array: Array) -> Array:

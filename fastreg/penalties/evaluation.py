@@ -150,7 +150,7 @@ def _require_gradients(plan: Plan) -> None:
         return
     for name, is_fused in zip(plan.names, plan.fused, strict=True):
         rule = plan.rules[name]
-        if not is_fused and not callable(getattr(rule, "gradient", None)):
+        if not is_fused and not _callables.has_gradient(rule):
             raise TypeError(
                 f"the rule of tensors[{name!r}], {rule_name(rule)}, offers no gradient(w); add "
                 "that method, or ask for value() only"

@@ -42,8 +42,8 @@ class Random {
 class Bytes {
  public:
   Bytes(std::size_t bytes, std::size_t offset) : bytes_(bytes), offset_(offset) {
-    memory_.reset(static_cast<unsigned char*>(
-        ::operator new(offset + bytes + guard_bytes, std::align_val_t{alignment})));
+    memory_.reset(
+        static_cast<unsigned char*>(::operator new(offset + bytes + guard_bytes, std::align_val_t{alignment})));
     std::memset(memory_.get(), guard, offset + bytes + guard_bytes);
   }
   unsigned char* data() { return memory_.get() + offset_; }

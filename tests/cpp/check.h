@@ -32,14 +32,14 @@ std::string text(const Parts&... parts) {
 #define FASTREG_TEST_STRING(x) FASTREG_TEST_STRING_OF(x)
 
 // CHECK(condition, parts of a message...). The message is built only when the condition fails.
-#define CHECK(condition, ...)                                                                                 \
-  do {                                                                                                        \
-    const bool fastreg_passed = (condition);                                                                  \
-    ::fastreg::test::count_check(fastreg_passed, __FILE__ ":" FASTREG_TEST_STRING(__LINE__) ": " #condition,  \
-                                 fastreg_passed ? std::string() : ::fastreg::test::text(__VA_ARGS__));        \
+#define CHECK(condition, ...)                                                                                \
+  do {                                                                                                       \
+    const bool fastreg_passed = (condition);                                                                 \
+    ::fastreg::test::count_check(fastreg_passed, __FILE__ ":" FASTREG_TEST_STRING(__LINE__) ": " #condition, \
+                                 fastreg_passed ? std::string() : ::fastreg::test::text(__VA_ARGS__));       \
   } while (false)
 
-#define TEST(name)                                                                                   \
-  static void name();                                                                                \
-  static const ::fastreg::test::Test name##_test(#name, name);                                          \
+#define TEST(name)                                             \
+  static void name();                                          \
+  static const ::fastreg::test::Test name##_test(#name, name); \
   static void name()

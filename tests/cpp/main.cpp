@@ -1,4 +1,4 @@
-// Runs the tests named on the command line, or all of them. The last line is "N passed, N failed", counted in checks;
+// Runs the tests named on the command line, or all of them. The last line is "N passed, N failed", counted in tests;
 // the exit status is 0 if none failed.
 #include <atomic>
 #include <chrono>
@@ -13,7 +13,7 @@ namespace {
 const Test* first = nullptr;
 const Test** last = &first;
 
-std::atomic<long> passed{0};
+std::atomic<long> checks{0};
 std::atomic<long> failed{0};
 constexpr long most_failures_shown = 40;
 
@@ -25,9 +25,8 @@ Test::Test(const char* test_name, Body test_body) noexcept : name(test_name), bo
 }
 
 void count_check(bool check_passed, const char* where, const std::string& what) {
-  if (check_passed) {
-    passed.fetch_add(1, std::memory_order_relaxed);
-  } else if (failed.fetch_add(1, std::memory_order_relaxed) < most_failures_shown) {
+  checks.fetch_add(1, std::memory_order_relaxed);
+  if (!check_passed && failed.fetch_add(1, std::memory_order_relaxed) < most_failures_shown) {
     std::fprintf(stderr, "%s [%s]\n", where, what.c_str());
   }
 }
@@ -36,7 +35,8 @@ void count_check(bool check_passed, const char* where, const std::string& what) 
 
 int main(int count, char** arguments) {
   using namespace fastreg::test;
-  int wanted = 0;
+  int tests_passed = 0;
+  int tests_failed = 0;
   for (const Test* test = first; test != nullptr; test = test->next) {
     bool chosen = count == 1;
     for (int i = 1; i < count; ++i) {
@@ -45,15 +45,17 @@ int main(int count, char** arguments) {
     if (!chosen) {
       continue;
     }
-    ++wanted;
     const long failed_before = failed;
     const auto start = std::chrono::steady_clock::now();
     test->body();
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-    std::printf("%-36s %s  %.2f s\n", test->name, failed == failed_before ? "ok    " : "FAILED", seconds.count());
+    const bool is_right = failed == failed_before;
+    ++(is_right ? tests_passed : tests_failed);
+    std::printf("%-36s %s  %.2f s\n", test->name, is_right ? "ok    " : "FAILED", seconds.count());
     std::fflush(stdout);
   }
-  if (wanted == 0 || (count > 1 && wanted != count - 1)) {
+  const int tests_run = tests_passed + tests_failed;
+  if (tests_run == 0 || (count > 1 && tests_run != count - 1)) {
     std::fprintf(stderr, "no such test; these are there:");
     for (const Test* test = first; test != nullptr; test = test->next) {
       std::fprintf(stderr, " %s", test->name);
@@ -61,6 +63,7 @@ int main(int count, char** arguments) {
     std::fprintf(stderr, "\n");
     return 2;
   }
-  std::printf("%ld passed, %ld failed\n", passed.load(), failed.load());
-  return failed == 0 ? 0 : 1;
+  std::printf("%ld checks, of which %ld failed\n", checks.load(), failed.load());
+  std::printf("%d passed, %d failed\n", tests_passed, tests_failed);
+  return tests_failed == 0 ? 0 : 1;
 }

@@ -117,8 +117,8 @@ std::uint16_t narrow(DType dtype, double number) {
   if (magnitude >= numbers.back()) {
     return sign | infinity;
   }
-  const auto above = static_cast<std::size_t>(
-      std::upper_bound(numbers.begin(), numbers.end(), magnitude) - numbers.begin());
+  const auto above =
+      static_cast<std::size_t>(std::upper_bound(numbers.begin(), numbers.end(), magnitude) - numbers.begin());
   const std::size_t below = above - 1;
   // Exact: neighbours are at most a factor of two apart, or the lower one is zero.
   const double to_below = magnitude - numbers[below];

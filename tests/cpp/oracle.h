@@ -47,8 +47,8 @@ struct Strengths {
 
 double penalty(const std::vector<double>& elements, const Strengths& strengths);
 
-// Writes the gradient of `weight` to `target`, added to what is there if `adds`. Floating types only. A term is left out
-// where its flag says so.
+// Writes the gradient of `weight` to `target`, added to what is there if `adds`. Floating types only. A term is left
+// out where its flag says so.
 void gradient(DType dtype, const void* weight, void* target, bool has_l1, bool has_l2, double factor_l1,
               double factor_l2, bool adds);
 // The same with the factors worked out from the strengths.

@@ -28,8 +28,8 @@ TEST(canonical_sum_of_any_signs) {
 TEST(canonical_sum_of_specials) {
   const double infinity = std::numeric_limits<double>::infinity();
   const double tiny = std::numeric_limits<double>::denorm_min();
-  const std::vector<std::vector<double>> cases = {{-0.0},          {-0.0, -0.0}, {infinity, -infinity}, {-infinity},
-                                                  {std::nan(""), 1}, {1e308, 1e308}, {tiny, tiny, -tiny}};
+  const std::vector<std::vector<double>> cases = {
+      {-0.0}, {-0.0, -0.0}, {infinity, -infinity}, {-infinity}, {std::nan(""), 1}, {1e308, 1e308}, {tiny, tiny, -tiny}};
   for (const std::vector<double>& terms : cases) {
     CHECK(oracle::same_value(sum(terms), oracle::canonical_sum(terms)), terms[0]);
   }

@@ -150,8 +150,9 @@ void run_all(std::initializer_list<std::size_t> counts, Fill kind) {
           }
           const Case cell = make_case(dtype, terms, outputs, count, kind);
           for (const KernelTable* table : tables) {
-            run_on_table(cell, *table, text(table->name, name_of(dtype), "terms", terms, "outputs", outputs, "count",
-                                            count, kind == Fill::special ? "specials" : ""));
+            run_on_table(cell, *table,
+                         text(table->name, name_of(dtype), "terms", terms, "outputs", outputs, "count", count,
+                              kind == Fill::special ? "specials" : ""));
           }
         }
       }
@@ -161,8 +162,8 @@ void run_all(std::initializer_list<std::size_t> counts, Fill kind) {
 
 // ---- rounding: f(c, w) = round(c * w), for any float c and all half-precision w
 
-// Runs L2, or L1, alone over `weights`: the gradient of halves is c * w, or c * sign(w), rounded once to float32 and once
-// to the half.
+// Runs L2, or L1, alone over `weights`: the gradient of halves is c * w, or c * sign(w), rounded once to float32 and
+// once to the half.
 void check_rounding(const std::vector<const KernelTable*>& tables, DType dtype, unsigned terms, unsigned outputs,
                     const std::vector<std::uint16_t>& weights, const std::vector<std::uint16_t>& old, double factor) {
   const std::size_t count = weights.size();
@@ -202,16 +203,22 @@ TEST(kernels_around_chunks) {
 
 TEST(kernels_over_many_chunks) { run_all({100'003}, Fill::ordinary); }
 
-// All half-precision numbers survive the way to float32 and back, are squared and summed rightly, and are rounded rightly
-// after a multiplication: by powers of two down to subnormals and up to overflow, by factors whose products are ties,
-// and by arbitrary ones.
+// All half-precision numbers survive the way to float32 and back, are squared and summed rightly, and are rounded
+// rightly after a multiplication: by powers of two down to subnormals and up to overflow, by factors whose products are
+// ties, and by arbitrary ones.
 TEST(half_precision_of_all_patterns) {
   const std::vector<const KernelTable*> tables = usable_tables();
   const std::vector<std::uint16_t> weights = all_patterns();
   for (const DType dtype : {DType::f16, DType::bf16}) {
     const int fraction_bits = dtype == DType::f16 ? 10 : 7;
-    std::vector<double> factors = {1.0, -1.0, 3.0, 1.0 + std::ldexp(1.0, -fraction_bits - 1),
-                                   1.0 + std::ldexp(1.0, -fraction_bits), 0x1p-126, 0x1p-149, 0x1.fffffep127};
+    std::vector<double> factors = {1.0,
+                                   -1.0,
+                                   3.0,
+                                   1.0 + std::ldexp(1.0, -fraction_bits - 1),
+                                   1.0 + std::ldexp(1.0, -fraction_bits),
+                                   0x1p-126,
+                                   0x1p-149,
+                                   0x1.fffffep127};
     for (int exponent = -30; exponent <= 16; exponent += 2) {
       factors.push_back(std::ldexp(1.0, exponent));
       factors.push_back(std::ldexp(1.5, exponent));
@@ -246,8 +253,8 @@ TEST(half_precision_of_all_patterns) {
   }
 }
 
-// L1 of a weight of 1 is its factor, so that any float can be rounded: each tie between two halves, and the floats on both
-// sides of it, up to the tie with infinity.
+// L1 of a weight of 1 is its factor, so that any float can be rounded: each tie between two halves, and the floats on
+// both sides of it, up to the tie with infinity.
 TEST(half_precision_ties) {
   const std::vector<const KernelTable*> tables = usable_tables();
   for (const DType dtype : {DType::f16, DType::bf16}) {
@@ -257,9 +264,8 @@ TEST(half_precision_ties) {
     const unsigned infinity = dtype == DType::f16 ? 0x7c00 : 0x7f80;
     for (unsigned bits = 0; bits < infinity; bits += bits % 64 == 0 || bits + 64 > infinity ? 1 : 3) {
       const double low = oracle::widen(dtype, static_cast<std::uint16_t>(bits));
-      const double high = bits + 1 == infinity
-                              ? 2 * low - oracle::widen(dtype, static_cast<std::uint16_t>(bits - 1))
-                              : oracle::widen(dtype, static_cast<std::uint16_t>(bits + 1));
+      const double high = bits + 1 == infinity ? 2 * low - oracle::widen(dtype, static_cast<std::uint16_t>(bits - 1))
+                                               : oracle::widen(dtype, static_cast<std::uint16_t>(bits + 1));
       const auto tie = static_cast<float>(low + (high - low) / 2);
       for (const float factor : {std::nextafter(tie, 0.0f), tie, std::nextafter(tie, HUGE_VALF)}) {
         check_rounding(tables, dtype, term_l1, output_gradient, weights, weights, static_cast<double>(factor));

@@ -148,7 +148,8 @@ void check_layouts(DType dtype, const Strided& weights, const Strided& gradients
   std::vector<std::size_t> order(weight_places.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
   if (is_dense(weights)) {
-    std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return weight_places[a] < weight_places[b]; });
+    std::sort(order.begin(), order.end(),
+              [&](std::size_t a, std::size_t b) { return weight_places[a] < weight_places[b]; });
   }
   const oracle::Strengths strengths{0.3, 0.7, 0.37, 3.0};
   std::vector<double> elements;
@@ -185,7 +186,7 @@ void check_layouts(DType dtype, const Strided& weights, const Strided& gradients
 }
 
 const std::vector<Axes>& shapes() {
-  static const std::vector<Axes> all = {{},     {0},      {1},       {7},          {3, 5},          {0, 4},
+  static const std::vector<Axes> all = {{},     {0},      {1},        {7},          {3, 5},      {0, 4},
                                         {1, 9}, {65, 67}, {2, 1, 50}, {3, 4, 5, 6}, {5, 20, 43}, {1, 4097}};
   return all;
 }
@@ -355,8 +356,12 @@ TEST(large_gradients_are_streamed) {
     const double expected_value = oracle::penalty(elements_of(weights.data(), dtype, count), strengths);
     for (const std::string& name : usable_instruction_sets()) {
       choose_instruction_set(name, "the test");
-      const Item item{weights.data(), gradients.data(), static_cast<std::int64_t>(count),
-                      make_coefficients(strengths.l1, strengths.l2, 1.0, 1.0), nullptr, dtype};
+      const Item item{weights.data(),
+                      gradients.data(),
+                      static_cast<std::int64_t>(count),
+                      make_coefficients(strengths.l1, strengths.l2, 1.0, 1.0),
+                      nullptr,
+                      dtype};
       std::memset(gradients.data(), 0x11, gradients.size());
       double value = 0.0;
       evaluate(&item, 1, output_value | output_gradient, &value);

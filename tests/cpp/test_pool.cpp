@@ -1,5 +1,5 @@
-// The pool and the floating-point state: each task runs once, callers do not disturb each other, a forked child works, and
-// flush-to-zero that somebody switched on changes no bit and is still on afterwards.
+// The pool and the floating-point state: each task runs once, callers do not disturb each other, a forked child works,
+// and flush-to-zero that somebody switched on changes no bit and is still on afterwards.
 #include "cpu/pool.h"
 
 #include <sys/wait.h>
@@ -33,8 +33,12 @@ class LargeCall {
   // May be called by several threads.
   bool is_right() const {
     Bytes gradients(weights_.size(), 0);
-    const Item item{weights_.data(), gradients.data(), static_cast<std::int64_t>(large),
-                    make_coefficients(strengths_.l1, strengths_.l2, 1.0, 1.0), nullptr, DType::f32};
+    const Item item{weights_.data(),
+                    gradients.data(),
+                    static_cast<std::int64_t>(large),
+                    make_coefficients(strengths_.l1, strengths_.l2, 1.0, 1.0),
+                    nullptr,
+                    DType::f32};
     double value = 0.0;
     evaluate(&item, 1, output_value | output_gradient, &value);
     return oracle::same_value(value, expected_value_) && gradients.untouched() &&
@@ -73,7 +77,7 @@ bool succeeds_in_child(Body body) {
 
 #if defined(__x86_64__)
 constexpr bool can_flush_to_zero = true;
-constexpr std::uint64_t flush_to_zero = 0x8040;  // flush results, and take subnormal operands for zeros
+constexpr std::uint64_t flush_to_zero = 0x8040;                // flush results, and take subnormal operands for zeros
 std::uint64_t float_state() { return _mm_getcsr() & ~0x3fu; }  // without the sticky flags
 void set_float_state(std::uint64_t state) { _mm_setcsr(static_cast<unsigned>(state)); }
 #elif defined(__aarch64__)
@@ -214,8 +218,8 @@ TEST(flush_to_zero_changes_nothing) {
     bool restored = true;
     for (std::size_t i = 0; i < weights.size(); ++i) {
       std::fill(gradients[i].begin(), gradients[i].end(), static_cast<unsigned char>(0x11));
-      const Item item{weights[i].data(), gradients[i].data(), 100'003, make_coefficients(0.5, 0.25, 1.0, 1.0), nullptr,
-                      floating_dtypes[i]};
+      const Item item{weights[i].data(), gradients[i].data(), 100'003, make_coefficients(0.5, 0.25, 1.0, 1.0),
+                      nullptr,           floating_dtypes[i]};
       evaluate(&item, 1, output_value | output_gradient, &values[i]);
       restored &= float_state() == changed && std::fegetround() == rounding;
     }

@@ -25,7 +25,7 @@ GEOMETRIES = [
 GEOMETRIES += [
     (f"Conv{rank}D", (2, *(7, 6, 5)[:rank], 2), {"filters": 3, "kernel_size": kernel, **rest})
     for rank, kernels in (
-        (1, [(1,), (2,), (3,)]),
+        (1, [(2,), (3,)]),
         (2, [(3, 2), (2, 5)]),
         (3, [(2, 3, 1)]),
     )
