@@ -1,7 +1,7 @@
 // The canonical sum (contract, paragraph 3): its constants and its tree, written once.
 //
-// Terms are cut into chunks of 4096; a chunk has 32 lanes, lane j adding the terms j, j+32, j+64, ... in this order; the
-// lanes are halved; the chunk sums are the terms of a canonical sum in turn until one is left.
+// Terms are cut into chunks of 4096; a chunk has 32 lanes, lane j adding the terms j, j+32, j+64, ... in this order;
+// the lanes are halved; the chunk sums are the terms of a canonical sum in turn until one is left.
 //
 // All functions are static: this header is included by files that are compiled per instruction set.
 #pragma once

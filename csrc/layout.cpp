@@ -15,8 +15,11 @@ int order_by_stride(const ArrayView& view, int* order) {
       order[count++] = axis;
     }
   }
-  std::stable_sort(order, order + count,
-                   [&](int a, int b) { return std::abs(view.stride(a)) > std::abs(view.stride(b)); });
+  std::sort(order, order + count, [&](int a, int b) {
+    const std::int64_t of_a = std::abs(view.stride(a));
+    const std::int64_t of_b = std::abs(view.stride(b));
+    return of_a != of_b ? of_a > of_b : a < b;
+  });
   return count;
 }
 

@@ -3,7 +3,8 @@
 // `Ops::Real` is a float, a double, or a native-width vector of them. `Ops` also gives
 //   sign(w)            +-1, +0 for both zeros, NaN for NaN
 //   add_exact(s, l, x) s * l + x where s is a sign: the product is exact, so that fused or not the bits are the same
-// All other operations are rounded: whoever includes this compiles without contraction (contract, paragraph 3, Gradient).
+// All other operations are rounded: whoever includes this compiles without contraction (contract, paragraph 3,
+// Gradient).
 #pragma once
 
 #include "penalty.h"

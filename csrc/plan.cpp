@@ -15,13 +15,14 @@
 namespace fastreg {
 namespace {
 
-// A task is a run of at most this many chunks: 64 Ki elements amortise claiming, and leave both threads busy to the end.
+// A task is a run of at most this many chunks: 64 Ki elements amortise claiming, and leave both threads busy to the
+// end.
 constexpr std::int64_t chunks_per_task = 16;
 // Waking a sleeping thread took 40 us where this was measured, so that two threads draw level with one at this many
 // elements, of whatever type: in the caches the float64 additions are the limit, and they are the same for all.
 constexpr std::int64_t elements_worth_a_thread = std::int64_t{1} << 18;
-// A gradient that is only written goes past the caches from this size on: below it, whoever reads it next (an optimizer)
-// finds it in a cache.
+// A gradient that is only written goes past the caches from this size on: below it, whoever reads it next (an
+// optimizer) finds it in a cache.
 constexpr std::int64_t bytes_worth_streaming = std::int64_t{1} << 25;
 
 bool writes_gradient(unsigned outputs) { return (outputs & output_gradient) != 0; }
@@ -55,8 +56,8 @@ class ChunkRun {
       return;
     }
     for (std::int64_t done = 0; done < count; done += chunk_size, ++sums.l1, ++sums.l2) {
-      run_staged(begin + done, std::min<std::int64_t>(count - done, chunk_size), weights_lie_right,
-                 gradients_lie_right, sums);
+      run_staged(begin + done, std::min<std::int64_t>(count - done, chunk_size), weights_lie_right, gradients_lie_right,
+                 sums);
     }
   }
 
@@ -90,8 +91,13 @@ class ChunkRun {
     alignas(64) char weights[chunk_size * sizeof(double)];
     alignas(64) char gradients[chunk_size * sizeof(double)];
     const std::size_t size = item_size(item_.dtype);
-    KernelArguments arguments{weights_at(begin), gradients_at(begin),     count,   item_.coefficients.gradient_l1,
-                              item_.coefficients.gradient_l2, sums.l1, sums.l2};
+    KernelArguments arguments{weights_at(begin),
+                              gradients_at(begin),
+                              count,
+                              item_.coefficients.gradient_l1,
+                              item_.coefficients.gradient_l2,
+                              sums.l1,
+                              sums.l2};
     if (!weights_lie_right) {
       gather(*item_.layout, Operand::weights, item_.weights, size, begin, count, weights);
       arguments.weights = weights;
@@ -184,7 +190,10 @@ void evaluate_in_turn(const Item* items, std::size_t item_count, unsigned output
 class SharedWork {
  public:
   SharedWork(const Item* items, std::size_t item_count, unsigned outputs)
-      : items_(items), outputs_(outputs), table_(kernels()), first_chunk_(first_chunks(items, item_count)),
+      : items_(items),
+        outputs_(outputs),
+        table_(kernels()),
+        first_chunk_(first_chunks(items, item_count)),
         sums_(first_chunk_.back()) {}
 
   void run(int threads) {

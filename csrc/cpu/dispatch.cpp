@@ -24,15 +24,11 @@ const Candidate candidates[] = {
 #endif
 #if defined(FASTREG_HAVE_AVX2)
     {&avx2::table,
-     [] {
-       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-     }},
+     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }},
 #endif
 #if defined(FASTREG_HAVE_AVX512_ON_AVX2)
     {&avx512_on_avx2::table,
-     [] {
-       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-     }},
+     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }},
 #endif
 #if defined(FASTREG_HAVE_NEON)
     {&neon::table, [] { return true; }},
@@ -50,8 +46,8 @@ const KernelTable* find(const std::string& name, const std::string& source) {
       usable.append(usable.empty() ? "'" : ", '").append(candidate.table->name).append("'");
     }
   }
-  throw std::invalid_argument(source + " is '" + name + "', which this build or this processor does not have; here it can be " +
-                              usable);
+  throw std::invalid_argument(source + " is '" + name +
+                              "', which this build or this processor does not have; here it can be " + usable);
 }
 
 const KernelTable* initial_table() {

@@ -5,9 +5,9 @@
 // All but the table has internal linkage, and nothing here is to be optimised at link time (see vec.h).
 //
 // One pass over memory, in blocks that stay in L1: a block's weights are converted to the compute type (half precision
-// only), then added to the lane sums, then turned into its gradients. A row is 32 elements, one per lane; lanes are added
-// in groups of four float64 registers per sum, so that the accumulators of both sums (8 registers) and the temporaries
-// fit the 16 registers of SSE2 and AVX2. With AVX-512 a group is the whole row.
+// only), then added to the lane sums, then turned into its gradients. A row is 32 elements, one per lane; lanes are
+// added in groups of four float64 registers per sum, so that the accumulators of both sums (8 registers) and the
+// temporaries fit the 16 registers of SSE2 and AVX2. With AVX-512 a group is the whole row.
 #include "kernel.h"
 
 #include <cstring>
@@ -30,11 +30,11 @@ constexpr int line_bytes = 64;
 constexpr int prefetch_distance = 4096;
 
 // Fetches what lies ahead of the `bytes` at `address`.
-template <int bytes>
+template <std::uintptr_t bytes>
 FASTREG_INLINE void prefetch(const void* address) {
   // As an integer: the place may lie past the array's end, where a pointer must not be formed.
   const auto ahead = reinterpret_cast<std::uintptr_t>(address) + prefetch_distance;
-  for (int line = 0; line < bytes; line += line_bytes) {
+  for (std::uintptr_t line = 0; line < bytes; line += line_bytes) {
     __builtin_prefetch(reinterpret_cast<const void*>(ahead + line));
   }
 }
@@ -70,13 +70,13 @@ struct PenaltyKernel {
 
   // ---- the passes over a block; `count` is a multiple of 32
 
-  // Widens half precision: to magnitudes for the sums of |w|, since a register holds twice as many floats as float64 whose
-  // sign would have to go, and to the numbers themselves for gradients. Squares take either.
+  // Widens half precision: to magnitudes for the sums of |w|, since a register holds twice as many floats as float64
+  // whose sign would have to go, and to the numbers themselves for gradients. Squares take either.
   static constexpr bool sums_magnitudes = wants_value && (!wants_gradient || (terms & term_l1) != 0);
 
   FASTREG_INLINE void convert(const Storage* weights, int count, Real* magnitudes, Real* numbers) {
     for (int i = 0; i < count; i += lanes_per_chunk) {
-      prefetch<lanes_per_chunk * static_cast<int>(sizeof(Storage))>(weights + i);
+      prefetch<lanes_per_chunk* static_cast<int>(sizeof(Storage))>(weights + i);
       for (int k = i; k < i + lanes_per_chunk; k += real_lanes<Real>) {
         const Vector<Real> x = Memory::load(weights + k);
         if constexpr (sums_magnitudes) {
@@ -98,7 +98,7 @@ struct PenaltyKernel {
     }
     for (int i = 0; i < count; i += lanes_per_chunk) {
       if constexpr (sum_fetches) {
-        prefetch<group_lanes * static_cast<int>(sizeof(Real))>(weights + i);
+        prefetch<group_lanes* static_cast<int>(sizeof(Real))>(weights + i);
       }
       for (int k = 0; k < registers_per_group; ++k) {
         const Wide x = load_wide(weights + i + k * wide_lanes);
@@ -124,7 +124,8 @@ struct PenaltyKernel {
     }
   }
 
-  // What one store takes. Loads and stores alternate: a compiler that may choose writes lines backwards, at half the speed.
+  // What one store takes. Loads and stores alternate: a compiler that may choose writes lines backwards, at half the
+  // speed.
   static constexpr int elements_per_store = Memory::registers_per_store * real_lanes<Real>;
   static_assert(lanes_per_chunk % elements_per_store == 0);
 
@@ -296,7 +297,7 @@ std::uint64_t floor_read(const void* source, std::size_t bytes) {
   Words seen[4] = {};
   std::size_t i = 0;
   for (; i + 4 * sizeof(Words) <= bytes; i += 4 * sizeof(Words)) {
-    for (int k = 0; k < 4; ++k) {
+    for (std::size_t k = 0; k < 4; ++k) {
       seen[k] ^= load_vector<Words>(from + i + k * sizeof(Words));
     }
   }

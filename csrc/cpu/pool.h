@@ -2,7 +2,8 @@
 //
 // The caller works too, and waits only for tasks that a worker has claimed: a worker that the system does not run costs
 // nothing. Idle workers sleep; nobody spins beside the pools of other libraries, but for a bounded wait, by the caller,
-// for tasks that run at this moment. Several callers may be inside at once. After fork() the child starts a pool of its own.
+// for tasks that run at this moment. Several callers may be inside at once. After fork() the child starts a pool of its
+// own.
 #pragma once
 
 #include <cstdint>

@@ -280,9 +280,7 @@ struct Access<F16> {
     return SoftwareHalf::from_f16(h);
 #endif
   }
-  FASTREG_INLINE SixteenBits narrow(const Vector<float>* x) {
-    return join(narrow_one(x[0]), narrow_one(x[1]));
-  }
+  FASTREG_INLINE SixteenBits narrow(const Vector<float>* x) { return join(narrow_one(x[0]), narrow_one(x[1])); }
 
  private:
   FASTREG_INLINE Halves narrow_one(Vector<float> x) {
@@ -309,8 +307,7 @@ struct Access<BF16> {
     alignas(64) static constexpr std::uint16_t upper[32] = {0, 0, 0, 1, 0, 2,  0, 3,  0, 4,  0, 5,  0, 6,  0, 7,
                                                             0, 8, 0, 9, 0, 10, 0, 11, 0, 12, 0, 13, 0, 14, 0, 15};
     const __m512i words = _mm512_castsi256_si512(load_vector<__m256i>(p));
-    return bit_cast<Vector<float>>(
-        _mm512_maskz_permutexvar_epi16(0xaaaaaaaau, load_vector<__m512i>(upper), words));
+    return bit_cast<Vector<float>>(_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, load_vector<__m512i>(upper), words));
 #else
     return SoftwareHalf::from_bf16(load_vector<Halves>(p));
 #endif
@@ -320,8 +317,9 @@ struct Access<BF16> {
     const auto b = SoftwareHalf::round_to_bf16(x[1]);
 #if defined(FASTREG_VEC_AVX512)
     // The odd 16-bit words of both.
-    alignas(64) static constexpr std::uint16_t odd[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
-                                                          33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+    alignas(64) static constexpr std::uint16_t odd[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
+                                                          23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
+                                                          45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
     return bit_cast<SixteenBits>(
         _mm512_permutex2var_epi16(bit_cast<__m512i>(a), load_vector<__m512i>(odd), bit_cast<__m512i>(b)));
 #elif defined(FASTREG_VEC_AVX2)

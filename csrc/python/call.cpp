@@ -75,8 +75,10 @@ void Call::add(PyObject* object, PyObject* gradient_object, const char* gradient
     describe_or_convert(gradient_object, gradient_argument, true, gradients);
     judge_gradients(weights, gradients, rule);
   }
-  slots_.items[added_++] = {weights.data,      gradients.data,
-                            weights.count,     rule.coefficients,
+  slots_.items[added_++] = {weights.data,
+                            gradients.data,
+                            weights.count,
+                            rule.coefficients,
                             layout_of(weights, writes_gradients() ? gradients : weights),
                             weights.dtype};
   bytes_ += weights.count * static_cast<std::int64_t>(item_size(weights.dtype));

@@ -1,5 +1,5 @@
-// The binary interface of DLPack 1.x, as far as it is read here: memory layouts only, declared anew so that nothing need
-// be installed to build. https://dmlc.github.io/dlpack/latest/c_api.html
+// The binary interface of DLPack 1.x, as far as it is read here: memory layouts only, declared anew so that nothing
+// need be installed to build. https://dmlc.github.io/dlpack/latest/c_api.html
 #pragma once
 
 #include <cstdint>

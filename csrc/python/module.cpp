@@ -61,8 +61,8 @@ double to_scale(PyObject* number, const char* name) {
       return value;
     }
   }
-  return py::cast<double>(py::module_::import("fastreg._checks")
-                              .attr("multiplier")(py::reinterpret_borrow<py::object>(number), name));
+  return py::cast<double>(
+      py::module_::import("fastreg._checks").attr("multiplier")(py::reinterpret_borrow<py::object>(number), name));
 }
 
 unsigned to_outputs(PyObject* number) {
@@ -77,7 +77,8 @@ unsigned to_outputs(PyObject* number) {
 }
 
 void check(const Call& call, unsigned outputs, const py::object& names, const py::tuple& weights,
-           const py::object& gradients, const py::tuple& strengths, const py::tuple& which, PyObject* scale, PyObject* grad_scale) {
+           const py::object& gradients, const py::tuple& strengths, const py::tuple& which, PyObject* scale,
+           PyObject* grad_scale) {
   py::module_::import("fastreg._checks")
       .attr("check_call")(outputs, names, weights, gradients, strengths, which,
                           py::reinterpret_borrow<py::object>(scale), py::reinterpret_borrow<py::object>(grad_scale));
@@ -100,8 +101,7 @@ PyObject* evaluate_one(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
     if (!call.is_plainly_right()) {
       check(call, outputs, py::none(), py::make_tuple(py::handle(weights)),
             gradients == Py_None ? py::object(py::none()) : py::make_tuple(py::handle(gradients)),
-            py::make_tuple(py::make_tuple(l1, l2)), py::make_tuple(0), arguments[5],
-            arguments[6]);
+            py::make_tuple(py::make_tuple(l1, l2)), py::make_tuple(0), arguments[5], arguments[6]);
     }
     call.run();
     if ((outputs & output_value) == 0) {
@@ -135,8 +135,7 @@ PyObject* evaluate_many(PyObject*, PyObject* const* arguments, Py_ssize_t count)
     std::vector<Rule> rules;
     for (const py::handle pair : py::reinterpret_borrow<py::tuple>(arguments[4])) {
       const auto both = py::cast<py::tuple>(pair);
-      rules.emplace_back(to_double(py::object(both[0]).ptr()), to_double(py::object(both[1]).ptr()), scale,
-                         grad_scale);
+      rules.emplace_back(to_double(py::object(both[0]).ptr()), to_double(py::object(both[1]).ptr()), scale, grad_scale);
     }
 
     const auto check_all = [&](const Call& call) {
@@ -155,8 +154,7 @@ PyObject* evaluate_many(PyObject*, PyObject* const* arguments, Py_ssize_t count)
           PyErr_Clear();
           throw std::invalid_argument("which must hold indices into strengths");
         }
-        call.add(PyTuple_GET_ITEM(weights, i), writes ? PyTuple_GET_ITEM(gradients, i) : nullptr, "grads",
-                 rules[rule]);
+        call.add(PyTuple_GET_ITEM(weights, i), writes ? PyTuple_GET_ITEM(gradients, i) : nullptr, "grads", rules[rule]);
       }
     } catch (py::error_already_set&) {
       check_all(call);  // the same refusal, with the name of the tensor
@@ -237,8 +235,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("get_num_threads", get_num_threads);
   m.def("set_num_threads", set_num_threads, py::arg("n"));
   m.def("instruction_set", [] { return std::string(kernels().name); });
-  m.def(
-      "set_instruction_set", [](const std::string& name) { choose_instruction_set(name, "name"); }, py::arg("name"));
+  m.def("set_instruction_set", [](const std::string& name) { choose_instruction_set(name, "name"); }, py::arg("name"));
   m.def("instruction_sets", usable_instruction_sets);
   m.def("compiled_instruction_sets", compiled_instruction_sets);
   m.def("build_info", [] {

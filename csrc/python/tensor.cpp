@@ -97,8 +97,8 @@ bool describe_numpy(PyArrayObject* array, ArrayView& view) {
 
 // ---- torch, by DLPack's exchange table: 50 ns where __dlpack__ takes 3,000
 
-// The two types whose tables are trusted. For subclasses (DTensor, FakeTensor) torch answers with a null pointer and the
-// global shape, so they go the long way. The references are kept for good, so that an address cannot come to mean
+// The two types whose tables are trusted. For subclasses (DTensor, FakeTensor) torch answers with a null pointer and
+// the global shape, so they go the long way. The references are kept for good, so that an address cannot come to mean
 // another type.
 struct TorchTypes {
   PyTypeObject* tensor;
@@ -115,8 +115,8 @@ const TorchTypes* find_torch() {
     const py::object tensor = py::reinterpret_borrow<py::object>(torch).attr("Tensor");
     const py::object parameter = py::reinterpret_borrow<py::object>(torch).attr("nn").attr("Parameter");
     const py::object capsule = tensor.attr("__dlpack_c_exchange_api__");
-    auto* table = static_cast<const dlpack::ExchangeTable*>(
-        PyCapsule_GetPointer(capsule.ptr(), dlpack::exchange_capsule_name));
+    auto* table =
+        static_cast<const dlpack::ExchangeTable*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::exchange_capsule_name));
     if (table == nullptr || table->header.version.major != 1 || table->tensor_from_py_object == nullptr) {
       PyErr_Clear();
       return nullptr;

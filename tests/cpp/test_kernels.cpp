@@ -129,7 +129,7 @@ void run_on_table(const Case& cell, const KernelTable& table, const std::string&
   const bool may_stream = cell.has(output_gradient) && !cell.has(output_add);
   CHECK((streaming != nullptr) == may_stream, what, "streaming");
   if (streaming != nullptr) {
-    for (const std::size_t offset : {0, 16, 32, 48}) {
+    for (const std::size_t offset : {0U, 16U, 32U, 48U}) {
       run_case(cell, streaming, 0, offset, Place::apart, text(what, "streaming at", offset));
     }
     run_case(cell, streaming, item, 16, Place::apart, what + " streaming unaligned");
