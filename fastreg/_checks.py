@@ -61,12 +61,18 @@ def multiplier(value: object, name: str) -> float:
     return number
 
 
+#: As in csrc/cpu/pool.h.
+MOST_THREADS = 1024
+
+
 def positive_integer(value: object, name: str) -> int:
     """Return a number of threads as an int of at least 1."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be a positive integer, not {described(value)}")
     if value < 1:
         raise ValueError(f"{name} must be a positive integer, not {described(value)}")
+    if value > MOST_THREADS:
+        raise ValueError(f"{name} must be at most {MOST_THREADS}, not {described(value)}")
     return int(value)
 
 

@@ -120,6 +120,15 @@ def number_error(value: object, name: str) -> TypeError:
     return TypeError(f"{name} must be one number, not {what}; sum it")
 
 
+def recorded_target_error(name: str) -> TypeError:
+    """Build the error for a torch tensor that autograd would not see being written."""
+    return TypeError(
+        f"{name} is a torch tensor that requires a gradient while torch records gradients: writing "
+        "into it would make those gradients wrong; pass a tensor that does not require one (as "
+        "parameter.grad is), or call this under torch.no_grad()"
+    )
+
+
 def needs_gradient_error(name: str) -> TypeError:
     """Build the error for a torch tensor whose gradient a plain number would lose."""
     return TypeError(

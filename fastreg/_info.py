@@ -91,7 +91,12 @@ def frameworks() -> dict[str, dict[str, str | None]]:
     >>> frameworks()["numpy"]["path"]
     'array struct, no copy'
     """
-    return {name: {"version": _version(name), "path": path} for name, path in PATHS.items()}
+    from fastreg import _backend
+
+    paths = dict(PATHS)
+    if _backend.name == "numpy":
+        paths["torch"] = "tensor.detach().numpy() (CPU tensors and parameters), no copy"
+    return {name: {"version": _version(name), "path": path} for name, path in paths.items()}
 
 
 def name_clash() -> str | None:

@@ -137,6 +137,10 @@ def _slabs(size: int) -> Iterator[slice]:
 # ---------------------------------------------------------------------------- one tensor
 
 
+#: No chunk sums: what an empty tensor has.
+_NONE = np.empty(0)
+
+
 def _evaluate(
     outputs: int,
     weight: tuple[Array, str],
@@ -149,8 +153,6 @@ def _evaluate(
     view, dtype = weight
     strengths = pair[0] * scale, pair[1] * scale
     has_l1, has_l2 = strengths[0] != 0.0, strengths[1] != 0.0
-    if view.size == 0:
-        return 0.0
     if not (has_l1 or has_l2):
         if outputs & GRADIENT and not outputs & ADD and gradient is not None:
             gradient[...] = 0
@@ -172,9 +174,9 @@ def _evaluate(
         return 0.0
     value = 0.0
     if has_l1:
-        value = strengths[0] * _tree(np.concatenate(sums[0]))
+        value = strengths[0] * _tree(np.concatenate([_NONE, *sums[0]]))
     if has_l2:
-        squares = strengths[1] * _tree(np.concatenate(sums[1]))
+        squares = strengths[1] * _tree(np.concatenate([_NONE, *sums[1]]))
         value = value + squares if has_l1 else squares
     return value
 

@@ -9,6 +9,7 @@ Contract
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,41 @@ def refuse_lost_gradient(w: Any, name: str) -> None:
     framework, torch, x = _framework(w)
     if framework == "torch" and x.requires_grad and torch.is_grad_enabled():
         raise _errors.needs_gradient_error(name)
+
+
+def checked_target(target: Any, name: str) -> Any:
+    """Give back what will be written in place, unless autograd is following it.
+
+    Raises
+    ------
+    TypeError
+        For a torch tensor that requires a gradient while torch records gradients.
+    """
+    torch: Any = sys.modules.get("torch")
+    tensor: Any = getattr(torch, "Tensor", ())
+    if (
+        isinstance(target, tensor)
+        and target.requires_grad
+        and torch.is_grad_enabled()
+        # A lazy parameter is refused later, for having no elements.
+        and not isinstance(target, torch.nn.parameter.UninitializedTensorMixin)
+    ):
+        raise _errors.recorded_target_error(name)
+    return target
+
+
+def written(target: Any) -> Any:
+    """Give back what was written, and tell torch, so that autograd notices what it had saved."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(target, getattr(torch, "Tensor", ())):
+        torch.autograd.graph.increment_version(target)
+    return target
+
+
+def unrecorded() -> AbstractContextManager[Any]:
+    """Give a context in which torch records no gradients; nothing where torch is not loaded."""
+    torch = sys.modules.get("torch")
+    return nullcontext() if torch is None else torch.no_grad()
 
 
 def wrap_value(value: float, w: Any) -> Any:

@@ -1,6 +1,7 @@
 """Each refusal: its type, the argument's name, the remedy; and nothing is written."""
 
 import decimal
+import math
 import re
 
 import numpy as np
@@ -297,3 +298,18 @@ def test_instruction_sets(backend):
 def test_backends():
     with pytest.raises(ValueError, match="'numpy', 'native'"):
         _backend.select("cuda")
+
+
+def test_a_missing_gradient_is_the_same_error_everywhere(backend):
+    with pytest.raises(ValueError, match=r"grad is missing \(None\), but w has a penalty"):
+        L1(0.1).accumulate(np.ones(2), None)
+
+
+@pytest.mark.parametrize("count", [1025, 10**30])
+def test_too_many_threads(count):
+    with pytest.raises(ValueError, match="n must be at most 1024"):
+        fastreg.set_num_threads(count)
+
+
+def test_a_negative_scale_of_an_empty_array(backend):
+    assert math.copysign(1.0, L1(0.1)(np.zeros(0), scale=-3.0)) == -1.0

@@ -479,3 +479,27 @@ def test_views_share_memory(backend):
         first, _ = _arrays.host_view(x, "w", True)
         second, _ = _arrays.host_view(x, "w", True)
         assert np.shares_memory(first, second)
+
+
+def test_autograd_notices_what_was_written():
+    saved = torch.ones(3, requires_grad=True).exp()
+    with pytest.raises(TypeError, match=r"grad is a torch tensor that requires a gradient"):
+        L1(10.0).accumulate(torch.ones(3), saved)
+    with pytest.raises(TypeError, match=r"grads\['w'\] is a torch tensor"):
+        attach({"w": torch.ones(3)}, L1(10.0)).accumulate({"w": saved})
+    w = torch.ones(3, requires_grad=True)
+    loss = (w * w).sum()
+    L2(1.0).accumulate(w.detach(), w.detach())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_orthogonal_penalty_of_a_parameter():
+    w = torch.nn.Parameter(torch.tensor([[1.0, 2.0], [3.0, 5.0]]))
+    grads = {"w": torch.zeros(2, 2)}
+    rule = OrthogonalRegularizer(0.1)
+    penalties = attach({"w": w}, rule)
+    expected = torch.zeros(2, 2)
+    value = rule.accumulate(w, expected)
+    assert penalties.accumulate(grads) == pytest.approx(value, rel=1e-6)
+    assert torch.equal(grads["w"], expected)

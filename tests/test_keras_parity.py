@@ -12,6 +12,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what Keras' import says is not about this package
     keras = pytest.importorskip("keras")
 
+import fastreg  # noqa: E402
 from fastreg import regularizers  # noqa: E402
 
 theirs = keras.regularizers
@@ -161,3 +162,9 @@ def test_keras_variables_are_arrays():
 def test_symbolic_tensors_are_refused():
     with pytest.raises(TypeError, match="KerasTensor"):
         regularizers.L1(0.5)(keras.KerasTensor((3,)))
+
+
+def test_regularizers_of_keras_are_taken_as_fastregs():
+    grads = {"w": np.zeros(2)}
+    assert fastreg.attach({"w": np.ones(2)}, keras.regularizers.L2(0.5)).accumulate(grads) == 1.0
+    assert grads["w"].tolist() == [1.0, 1.0]

@@ -625,3 +625,23 @@ def test_a_subclass_with_a_penalty_of_its_own_does_not_use_the_gradient_it_inher
     with pytest.raises(TypeError, match=r"tensors\['w'\].*offers no gradient"):
         penalties.accumulate(grads)
     assert not grads["w"].any()
+
+
+def test_a_tensor_tied_later_to_one_with_another_rule_is_refused():
+    w = np.ones(3)
+    tensors = {"a": w, "b": w.copy()}
+    penalties = attach(tensors, {"a": L2(1.0), "b": None})
+    assert penalties.value() == 3.0
+    tensors["b"] = tensors["a"]
+    with pytest.raises(ValueError, match="tied"):
+        penalties.value()
+
+
+def test_tied_tensors_whose_rules_come_to_differ_are_refused():
+    w = np.ones(3)
+    first, second = L2(1.0), L2(1.0)
+    penalties = attach({"a": w, "b": w.T}, {"a": first, "b": second})
+    assert penalties.value() == 3.0
+    second.l2 = 2.0
+    with pytest.raises(ValueError, match="different rules"):
+        penalties.value()

@@ -4,6 +4,10 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace fastreg {
 namespace {
 
@@ -12,23 +16,36 @@ struct Candidate {
   bool (*usable)();
 };
 
+#if defined(__x86_64__)
+bool has_f16c() {
+  // Not by __builtin_cpu_supports, which knows "f16c" in Clang from 19 on only.
+  unsigned a = 0;
+  unsigned b = 0;
+  unsigned c = 0;
+  unsigned d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+
+[[maybe_unused]] bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+}
+
+[[maybe_unused]] bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
 // The best first; each with the processor features that its flags in CMakeLists.txt let the compiler use.
 const Candidate candidates[] = {
 #if defined(FASTREG_HAVE_AVX512)
-    {&avx512::table,
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-              __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-     }},
+    {&avx512::table, has_avx512},
 #endif
 #if defined(FASTREG_HAVE_AVX2)
-    {&avx2::table,
-     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }},
+    {&avx2::table, has_avx2},
 #endif
 #if defined(FASTREG_HAVE_AVX512_ON_AVX2)
-    {&avx512_on_avx2::table,
-     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }},
+    {&avx512_on_avx2::table, has_avx2},
 #endif
 #if defined(FASTREG_HAVE_NEON)
     {&neon::table, [] { return true; }},

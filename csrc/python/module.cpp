@@ -93,15 +93,23 @@ PyObject* evaluate_one(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
     PyObject* gradients = arguments[2];
     const double l1 = to_double(arguments[3]);
     const double l2 = to_double(arguments[4]);
+    const Rule rule(l1, l2, to_scale(arguments[5], "scale"), to_scale(arguments[6], "grad_scale"));
+    const auto check_call = [&](const Call& call) {
+      check(call, outputs, py::none(), py::make_tuple(py::handle(weights)),
+            outputs == output_value ? py::object(py::none()) : py::make_tuple(py::handle(gradients)),
+            py::make_tuple(py::make_tuple(l1, l2)), py::make_tuple(0), arguments[5], arguments[6]);
+    };
     Item item;
     double value;
     Call call(outputs, {&item, &value, 1});
-    call.add(weights, gradients, (outputs & output_add) != 0 ? "grad" : "out",
-             Rule(l1, l2, to_scale(arguments[5], "scale"), to_scale(arguments[6], "grad_scale")));
+    try {
+      call.add(weights, gradients, (outputs & output_add) != 0 ? "grad" : "out", rule);
+    } catch (py::error_already_set&) {
+      check_call(call);  // the same refusal, which knows of both arrays
+      throw;
+    }
     if (!call.is_plainly_right()) {
-      check(call, outputs, py::none(), py::make_tuple(py::handle(weights)),
-            gradients == Py_None ? py::object(py::none()) : py::make_tuple(py::handle(gradients)),
-            py::make_tuple(py::make_tuple(l1, l2)), py::make_tuple(0), arguments[5], arguments[6]);
+      check_call(call);
     }
     call.run();
     if ((outputs & output_value) == 0) {

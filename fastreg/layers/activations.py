@@ -10,6 +10,7 @@ Contract
   is kept.
 - Saved by name, as Keras does; an object of your own is saved when it has ``get_config``.
 - Derivatives are those of Keras on torch: relu has 0 at 0.
+- An underflow is the answer 0, never an error, whatever ``numpy.errstate`` says.
 """
 
 from __future__ import annotations
@@ -85,13 +86,15 @@ class Tanh(_Named):
 
     def forward(self, z: Array) -> Array:
         """Give ``tanh(z)``, in place."""
-        return np.tanh(z, out=z)
+        with np.errstate(under="ignore"):
+            return np.tanh(z, out=z)
 
     def derivative(self, z: Any, y: Array, dy: Array) -> Array:
         """Give ``dy * (1 - y**2)``."""
-        slope = np.square(y)
-        np.subtract(1, slope, out=slope)
-        slope *= dy
+        with np.errstate(under="ignore"):
+            slope = np.square(y)
+            np.subtract(1, slope, out=slope)
+            slope *= dy
         return slope
 
 
@@ -106,16 +109,18 @@ class Sigmoid(_Named):
 
     def forward(self, z: Array) -> Array:
         """Give ``1 / (1 + exp(-z))``, from the exponential that is at most 1."""
-        small = np.exp(-np.abs(z))
-        above: Array = np.where(z < 0, small, z.dtype.type(1))
-        above /= 1 + small
+        with np.errstate(under="ignore"):
+            small = np.exp(-np.abs(z))
+            above: Array = np.where(z < 0, small, z.dtype.type(1))
+            above /= 1 + small
         return above
 
     def derivative(self, z: Any, y: Array, dy: Array) -> Array:
         """Give ``dy * y * (1 - y)``."""
-        slope = 1 - y
-        slope *= y
-        slope *= dy
+        with np.errstate(under="ignore"):
+            slope = 1 - y
+            slope *= y
+            slope *= dy
         return slope
 
 
@@ -130,7 +135,8 @@ class Softmax(_Named):
 
     def forward(self, z: Array) -> Array:
         """Give ``exp(z) / sum(exp(z))`` along the last axis, in place."""
-        with np.errstate(invalid="ignore"):  # a row with an infinity becomes NaN, not news
+        # invalid: a row with an infinity becomes NaN, not news
+        with np.errstate(invalid="ignore", under="ignore"):
             z -= z.max(axis=-1, keepdims=True)
             np.exp(z, out=z)
             z /= z.sum(axis=-1, keepdims=True)
@@ -138,8 +144,9 @@ class Softmax(_Named):
 
     def derivative(self, z: Any, y: Array, dy: Array) -> Array:
         """Give ``y * (dy - sum(dy * y))``, the sum along the last axis."""
-        product = dy * y
-        product -= y * product.sum(axis=-1, keepdims=True)
+        with np.errstate(under="ignore"):
+            product = dy * y
+            product -= y * product.sum(axis=-1, keepdims=True)
         return product
 
 

@@ -17,6 +17,7 @@ Contract
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import re
 from collections import defaultdict
@@ -212,6 +213,10 @@ class Layer:
         self.compute_output_shape(shape_of(input_shape, "input_shape"))
         self.built = True
 
+    def _unbuild(self) -> None:
+        """Take `build` back, for a model of which another layer could not be built."""
+        self.built = False
+
     @property
     def weights(self) -> list[Array]:
         """All weights, kernel before bias: the arrays themselves, to be changed in place."""
@@ -315,10 +320,12 @@ class Layer:
             When `x` does not fit, before anything changes.
         """
         keep = training is None or flag(training, "training")
-        output, call = self._run(precision.numbers(x, "x"), keep)
+        given = precision.numbers(x, "x")
+        output, call = self._run(given, keep)
         self._keep(call)
-        # What is kept for backward must not change with what the caller does to the result.
-        return output.copy() if keep else output
+        # Neither what is kept for backward nor `x`, of which Flatten gives a view, may change with
+        # what the caller does to the result.
+        return output.copy() if keep or np.may_share_memory(output, given) else output
 
     def _run(self, x: Array, keep: bool) -> tuple[Array, Call]:
         """Compute a call without putting it in place."""
@@ -444,9 +451,16 @@ class Layer:
         Raises
         ------
         RuntimeError
-            Before the first backward.
+            Before the first backward, and for a layer that is trainable now and was frozen then.
         """
-        return self._last_step().gradients
+        gradients = self._last_step().gradients
+        if not gradients and self.trainable_weights:
+            # an empty list would let a loop over the weights pass the layer by
+            raise RuntimeError(
+                f"{self.name} was frozen in the last backward, which gave it no gradients; after "
+                "trainable = True, run a call and its backward first"
+            )
+        return gradients
 
     @property
     def penalty(self) -> float:
@@ -526,6 +540,10 @@ class Layer:
         """
         if not isinstance(config, Mapping):
             raise TypeError(f"config must be a dict, not {_errors.described(config)}")
+        for key, parameter in inspect.signature(cls).parameters.items():
+            named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+            if named and parameter.default is parameter.empty and key not in config:
+                raise ValueError(f"config of a {cls.__name__} must have {key!r}, and has not")
         return cls(**cls._from_saved(dict(config), custom_objects))
 
     @classmethod
@@ -554,10 +572,12 @@ def refuse_others(kind: str, others: Mapping[str, Any]) -> None:
     for key, value in others.items():
         if key not in _ONLY_CHOICE:
             raise TypeError(f"{kind} has no argument {key!r}")
-        if value not in _ONLY_CHOICE[key]:
+        # only what compares to one bool: an array does not
+        comparable = value is None or isinstance(value, (str, int, float, np.generic))
+        if not comparable or value not in _ONLY_CHOICE[key]:
             raise ValueError(
-                f"{key} must be {_ONLY_CHOICE[key][-1]!r}, not {value!r}: fastreg's layers have no "
-                "other"
+                f"{key} must be {_ONLY_CHOICE[key][-1]!r}, not {_errors.described(value)}: "
+                "fastreg's layers have no other"
             )
 
 

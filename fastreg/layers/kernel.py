@@ -144,6 +144,10 @@ class KernelLayer(Layer):
         self._weights = made
         self.built = True
 
+    def _unbuild(self) -> None:
+        self._weights = {}
+        super()._unbuild()
+
     def _made(self, part: str, initializer: Any, shape: tuple[int, ...]) -> Array:
         # drawn in the type of the arithmetic: few initializers know bfloat16
         made = precision.numbers(
@@ -166,7 +170,7 @@ class KernelLayer(Layer):
 
     @property
     def kernel(self) -> Array:
-        """The kernel; change it in place, or set another of its shape and dtype."""
+        """The kernel; setting it writes the numbers of another array into this one."""
         return self._weight("kernel")
 
     @kernel.setter
@@ -175,7 +179,7 @@ class KernelLayer(Layer):
 
     @property
     def bias(self) -> Array | None:
-        """The bias, None without; change it in place, or set another of its shape and dtype."""
+        """The bias, None without; setting it writes another array's numbers into this one."""
         return self._weight("bias") if self.use_bias else None
 
     @bias.setter
@@ -201,9 +205,8 @@ class KernelLayer(Layer):
             )
         if value.shape != own.shape:
             raise ValueError(f"{part} must have shape {own.shape}, not {value.shape}")
-        if not value.flags.writeable:
-            raise BufferError(f"{part} must be writable; pass a copy")
-        self._weights[part] = value
+        # written, not put in its place: fastreg.attach and the caller's dicts hold the array itself
+        own[...] = value
 
     @property
     def weights(self) -> list[Array]:
@@ -217,7 +220,8 @@ class KernelLayer(Layer):
     # ------------------------------------------------------------------ forward and backward
 
     def _forward(self, x: Array) -> tuple[Array, Any]:
-        z = self._map(x, self._precision.computable(self._weights["kernel"]))
+        with np.errstate(under="ignore"):  # a product too small for the type is 0
+            z = self._map(x, self._precision.computable(self._weights["kernel"]))
         if self.use_bias:
             z += self._precision.computable(self._weights["bias"])
         y = self._activation.forward(z)
@@ -248,7 +252,8 @@ class KernelLayer(Layer):
                 )
             dz = dz.astype(self._precision.compute, copy=False)
         kernel = self._precision.computable(self._weights["kernel"])
-        dx, dkernel = self._map_gradients(x, kernel, dz, (input_gradient, self.trainable))
+        with np.errstate(under="ignore"):
+            dx, dkernel = self._map_gradients(x, kernel, dz, (input_gradient, self.trainable))
         if dkernel is None:
             return dx, [], []
         gradients = {"kernel": self._precision.rounded(dkernel)}

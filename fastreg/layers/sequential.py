@@ -228,14 +228,21 @@ class Sequential:
         ------
         RuntimeError
             Without layers.
-        ValueError
-            When a layer does not take its input; then no layer has been built.
+        TypeError, ValueError
+            When a layer does not take its input, or an initializer gives what does not fit.  After
+            this and every other error no layer has been built that was not before.
         """
         self._require_layers()
         shape = shape_of(input_shape, "input_shape")
         before, shapes = self._chain(shape)
-        for layer, its_input in zip(self._layers, before, strict=True):
-            layer.build(its_input)
+        new = [layer for layer in self._layers if not layer.built]
+        try:
+            for layer, its_input in zip(self._layers, before, strict=True):
+                layer.build(its_input)
+        except BaseException:  # a later layer's initializer fails, or its channels are not known
+            for layer in new:
+                layer._unbuild()
+            raise
         if self._input is None:
             self._input = InputLayer(batch_shape=(None, *shape[1:]), dtype=self._layers[0].dtype)
             self._shapes = [(None, *after[1:]) for after in shapes]
@@ -520,26 +527,27 @@ class Sequential:
 
         Raises
         ------
+        TypeError
+            When `config` is no mapping.
         TypeError, ValueError
-            When it holds what fastreg does not have.
+            When it lacks a part, holds what fastreg does not have, or is that of a graph of layers
+            (a functional model of Keras).
         """
-        if not isinstance(config, Mapping) or not isinstance(config.get("layers"), (list, tuple)):
+        if not isinstance(config, Mapping):
             raise TypeError(
                 f"config must be a dict with the layers of a Sequential, not "
                 f"{_errors.described(config)}; pass what get_config() gave"
             )
+        saved_layers = config.get("layers")
+        if not isinstance(saved_layers, (list, tuple)):
+            raise ValueError(
+                f'config must have a list of layers under "layers", not '
+                f"{_errors.described(saved_layers)}; pass what get_config() of a Sequential gave"
+            )
+        _refuse_graph(config)
         model = cls(name=config.get("name"))
-        for saved in config["layers"]:
-            name = saved.get("class_name") if isinstance(saved, Mapping) else None
-            if name == "InputLayer":
-                model.add(InputLayer(**saved["config"]))
-            elif name in LAYERS:
-                model.add(LAYERS[name].from_config(saved["config"], custom_objects))
-            else:
-                raise ValueError(
-                    f"config holds a layer of the class {name!r}; fastreg has "
-                    f"{_errors.listed((*LAYERS, 'InputLayer'))}"
-                )
+        for place, saved in enumerate(saved_layers):
+            model.add(_layer_of(saved, place, custom_objects))
         shape = config.get("build_input_shape")
         if shape is not None and model._layers and not model.built:
             model.build(shape)
@@ -553,7 +561,9 @@ class Sequential:
         Parameters
         ----------
         path : path
-            Must end in ".json".  What is there is replaced at the very end, by a rename.
+            Must end in ".json".  What is there is replaced at the very end, by a rename.  The
+            weights of the model that was there are then removed: a copy of its JSON alone can no
+            longer be loaded.  To keep a model copy both files, or save under another name.
 
         Raises
         ------
@@ -594,6 +604,43 @@ class Sequential:
         from . import storage
 
         return storage.load(path, custom_objects)
+
+
+def _refuse_graph(config: Mapping[str, Any]) -> None:
+    """Refuse a functional model, which has "layers" too: read as a stack it is another model."""
+    for owner in (config, *config["layers"]):
+        for key in ("input_layers", "output_layers", "inbound_nodes"):
+            if isinstance(owner, Mapping) and key in owner:
+                raise ValueError(
+                    f"config has {key!r}, so it is that of a functional model, a graph of layers; "
+                    "fastreg has stacks only: where the graph is one, pass "
+                    "keras.Sequential(model.layers).get_config()"
+                )
+
+
+def _layer_of(
+    saved: Any, place: int, custom_objects: Mapping[str, Any] | None
+) -> Layer | InputLayer:
+    """Make one layer of a saved model; errors say which one it is."""
+    where = f'config["layers"][{place}]'
+    name = saved.get("class_name") if isinstance(saved, Mapping) else None
+    if not isinstance(name, str) or (name != "InputLayer" and name not in LAYERS):
+        raise ValueError(
+            f"{where} is of the class {name!r}; fastreg has "
+            f"{_errors.listed((*LAYERS, 'InputLayer'))}"
+        )
+    own = saved.get("config")
+    if not isinstance(own, Mapping):
+        raise ValueError(
+            f'{where}, {name}, must have a dict under "config", not {_errors.described(own)}'
+        )
+    try:
+        if name == "InputLayer":
+            return InputLayer(**own)
+        return LAYERS[name].from_config(own, custom_objects)
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{where}, {name}: {error}") from error
 
 
 def _by_name(layers: Iterable[Layer]) -> dict[str, Array]:

@@ -4,7 +4,8 @@ Contract
 --------
 - ``digits.json`` names its weights file, ``digits-<digest>.npz``, and the digest of its content.
   The weights are written first, under a name of their own, and the JSON is renamed into place last:
-  at every moment ``digits.json`` is the old model or the new one, whole.  Then the old weights go.
+  at every moment ``digits.json`` is the old model or the new one, whole.  Then the old weights go,
+  which a copy of the old JSON may still name.
 - :func:`load` reads no pickles, follows no path out of the directory, and refuses what does not
   fit: another format, other content, missing or additional weights, other shapes or dtypes.
 - The part "config" is Keras' form; bfloat16 is stored as its bits in uint16.
@@ -99,7 +100,12 @@ def load(
             arrays = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{weights} holds no weights ({error})") from None
-    model = Sequential.from_config(record["config"], custom_objects)
+    if "config" not in record:
+        raise ValueError(f'{target} has no "config", the form of the model')
+    try:
+        model = Sequential.from_config(record["config"], custom_objects)
+    except (TypeError, ValueError) as error:  # in a file a wrong kind is a wrong value
+        raise ValueError(f"{target}: {error}") from error
     own = model.weights
     missing, additional = own.keys() - arrays.keys(), arrays.keys() - own.keys()
     if missing or additional:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from .. import _arrays, _callables, _dtypes, _errors, _results, regularizers
 from ..regularizers.elementwise import is_fused
+from ..regularizers.saved_forms import converted
 
 Array = npt.NDArray[Any]
 
@@ -42,10 +43,7 @@ def regularizer(
     try:
         if isinstance(identifier, Mapping):
             return regularizers.deserialize(identifier, custom_objects)
-        found = regularizers.get(identifier)
-        if type(found).__module__.startswith("keras."):
-            return regularizers.deserialize(regularizers.serialize(found), custom_objects)
-        return found
+        return converted(regularizers.get(identifier), custom_objects)
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{argument}: {error}") from error
@@ -148,7 +146,15 @@ def _recorded(rule: Any, array: Array, label: str) -> tuple[float, Any]:
         ) from None
 
     def recorded(w: Any) -> Any:
-        result = rule(w)
+        try:
+            result = rule(w)
+        except Exception as error:
+            _number(rule(array), label)  # what fails on a plain array too is an error of its own
+            raise TypeError(
+                f"the regularizer of {label}, {name}, does what autograd cannot record ({error}); "
+                "build it of fastreg.backend functions without float(), .item() or numpy "
+                "functions, or give it a method gradient(w)"
+            ) from error
         if not isbox(result):
             raise TypeError(
                 f"the regularizer of {label}, {name}, gave {_errors.described(result)}, which "

@@ -210,7 +210,15 @@ class Penalties:
         """
         plan, weights = self._ready(tensors)
         gradients = plan.gradients(grads)
-        return evaluation.total(VALUE_AND_ADD, plan, weights, gradients, scale, grad_scale)
+        foreign = _results.torch_is_loaded() and not _ONLY_NUMPY.issuperset(map(type, gradients))
+        if foreign:
+            for name, gradient in zip(plan.names, gradients, strict=True):
+                _results.checked_target(gradient, f"grads[{name!r}]")
+        total = evaluation.total(VALUE_AND_ADD, plan, weights, gradients, scale, grad_scale)
+        if foreign:
+            for gradient in gradients:
+                _results.written(gradient)
+        return total
 
     def report(self, *, tensors: Any = None, scale: float = 1.0) -> Report:
         """Give each tensor's penalty, share of zeros and rule.
@@ -242,8 +250,11 @@ class Penalties:
         if plan.source.names != names:
             self._plan = plan = resolve(names, source, self._rules)
         weights = plan.source(source)
-        # New arrays can bring new ties or undo old ones: two tests, quick where nothing changed.
-        if share_address(weights) or (plan.tied and not plan.still_tied(source)):
+        # New arrays can bring new ties or undo old ones, and new strengths make rules differ that
+        # were equal: tests that are quick where nothing changed.
+        if share_address(plan.untied(source, weights)) or (
+            plan.tied and not plan.still_tied(source)
+        ):
             fresh = resolve(names, source, self._rules)
             if fresh.names != plan.names:
                 self._plan = plan = fresh

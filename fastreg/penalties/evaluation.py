@@ -118,7 +118,8 @@ def _with_callables(
     for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True):
         if not is_fused:
             rule = plan.rules[name]
-            value = called(rule, name, weight) if outputs & VALUE else 0.0
+            with _results.unrecorded():  # the gradient is asked for by name, not of autograd
+                value = called(rule, name, weight) if outputs & VALUE else 0.0
             slope = _callables.slope_of(rule.gradient(weight), weight, name)
             with np.errstate(all="ignore"):
                 called_values[name] = value * value_factor, slope * factor

@@ -69,7 +69,9 @@ class Plan:
 
     __slots__ = (
         "_gradients",
+        "_tied_rules",
         "_unique",
+        "_untied",
         "fused",
         "names",
         "others",
@@ -80,7 +82,11 @@ class Plan:
     )
 
     def __init__(
-        self, names: Names, rules: dict[str, Any], tied: tuple[tuple[str, str], ...]
+        self,
+        names: Names,
+        rules: dict[str, Any],
+        tied: tuple[tuple[str, str], ...],
+        rule_of: Mapping[str, Any],
     ) -> None:
         wanted = [name for name in names if name in rules]
         self.names = tuple(wanted)
@@ -88,7 +94,12 @@ class Plan:
         self.rules = rules
         self.tied = tied
         """Pairs of a tied tensor's name and the name it counts under."""
+        self._tied_rules = [(rule_of[name], rule_of[first]) for name, first in tied]
         self.source = Selection(names, wanted)
+        # A tensor with the rule None has no penalty, but must not come to be tied to one that has.
+        folded = {name for name, _ in tied}
+        untied = [name for name in names if name in rule_of and name not in folded]
+        self._untied = None if untied == wanted else Selection(names, untied)
         self._gradients = self.source
         self.fused = tuple(is_fused(rules[name]) for name in self.names)
         """Which of `names` the core evaluates."""
@@ -110,8 +121,14 @@ class Plan:
         """Read the strengths of this moment."""
         return tuple([(rule._l1, rule._l2) for rule in self._unique])
 
+    def untied(self, source: Any, weights: Arrays) -> Arrays:
+        """Pick the tensors with a rule that must not share memory; `weights` are the penalised."""
+        return weights if self._untied is None else self._untied(source)
+
     def still_tied(self, source: Any) -> bool:
-        """Say whether what was tied still is."""
+        """Say whether what was tied still is, by rules that are still the same."""
+        if not all(one is other or same_rule(one, other) for one, other in self._tied_rules):
+            return False
         names = self.source.names
         pairs = Selection(names, [name for pair in self.tied for name in pair])(source)
         return all(
@@ -180,6 +197,7 @@ def resolve(names: Names, source: Any, rules: Rules) -> Plan:
         names,
         {name: rule for name, rule in rule_of.items() if name not in tied and rule is not None},
         tuple((name, first) for name, first in tied.items() if rule_of[first] is not None),
+        rule_of,
     )
 
 

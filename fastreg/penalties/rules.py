@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from .. import _callables, _errors, regularizers
+from ..regularizers.saved_forms import converted
 from .names import Names
 
 
@@ -28,7 +29,7 @@ def checked_rules(rules: Any) -> Rules:
         strings.
     """
     if not isinstance(rules, Mapping) or isinstance(rules.get("class_name"), str):
-        return Rules({"*": regularizers.get(rules)}, True)
+        return Rules({"*": converted(regularizers.get(rules))}, True)
     checked: dict[str, Any] = {}
     for glob, rule in rules.items():
         if not isinstance(glob, str):
@@ -37,7 +38,7 @@ def checked_rules(rules: Any) -> Rules:
                 '{"*kernel": "l2"}'
             )
         try:
-            checked[glob] = regularizers.get(rule)
+            checked[glob] = converted(regularizers.get(rule))
         except (TypeError, ValueError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"rules[{glob!r}]: {error}") from error

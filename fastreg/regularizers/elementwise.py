@@ -92,9 +92,9 @@ class Elementwise(Configured):
         >>> L1L2(l1=0.5, l2=0.25).gradient(numpy.array([1.0, -2.0, 0.0]))
         array([ 1. , -1.5,  0. ])
         """
-        result = self._new(w) if out is None else out
+        result = self._new(w) if out is None else _results.checked_target(out, "out")
         _backend.evaluate_one(GRADIENT, w, result, self._l1, self._l2, scale, grad_scale)
-        return _results.wrap_gradient(result, w) if out is None else out
+        return _results.wrap_gradient(result, w) if out is None else _results.written(out)
 
     def value_and_grad(
         self, w: Any, out: Any = None, *, scale: float = 1.0, grad_scale: float = 1.0
@@ -114,14 +114,14 @@ class Elementwise(Configured):
         >>> L2(0.5).value_and_grad(numpy.array([1.0, -2.0]))
         (2.5, array([ 1., -2.]))
         """
-        result = self._new(w) if out is None else out
+        result = self._new(w) if out is None else _results.checked_target(out, "out")
         value = _backend.evaluate_one(
             VALUE_AND_GRADIENT, w, result, self._l1, self._l2, scale, grad_scale
         )
-        if type(w) is _ndarray:
+        if type(w) is _ndarray and out is None:
             return value, result
         return _results.wrap_value(value, w), (
-            _results.wrap_gradient(result, w) if out is None else out
+            _results.wrap_gradient(result, w) if out is None else _results.written(out)
         )
 
     def accumulate(
@@ -158,9 +158,14 @@ class Elementwise(Configured):
         >>> grad
         array([ 2., -1.])
         """
+        foreign = type(grad) is not _ndarray
+        if foreign:
+            _results.checked_target(grad, "grad")
         value: float = _backend.evaluate_one(
             VALUE_AND_ADD, w, grad, self._l1, self._l2, scale, grad_scale
         )
+        if foreign:
+            _results.written(grad)
         return value
 
     def _new(self, w: Any) -> Any:

@@ -89,19 +89,21 @@ class OrthogonalRegularizer(Configured):
         self, w: Any, out: Any = None, *, scale: float = 1.0, grad_scale: float = 1.0
     ) -> tuple[Any, Any]:
         """Give the penalty and its gradient; arguments and result are as for :class:`L1`."""
-        result = _results.empty_like(w, "w") if out is None else out
+        result = _results.empty_like(w, "w") if out is None else _results.checked_target(out, "out")
         value, slope = self._evaluate(VALUE_AND_GRADIENT, w, result, scale, grad_scale)
         _results.assign(result, slope, "out")
         return _results.wrap_value(value, w), (
-            _results.wrap_gradient(result, w) if out is None else out
+            _results.wrap_gradient(result, w) if out is None else _results.written(out)
         )
 
     def accumulate(
         self, w: Any, grad: Any, *, scale: float = 1.0, grad_scale: float = 1.0
     ) -> float:
         """Add the gradient to `grad` and give the penalty; as for :class:`L1`."""
+        _results.checked_target(grad, "grad")
         value, slope = self._evaluate(VALUE_AND_ADD, w, grad, scale, grad_scale)
         _results.assign(grad, slope, "grad", add=True)
+        _results.written(grad)
         return value
 
     def _evaluate(

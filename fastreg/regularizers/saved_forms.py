@@ -92,6 +92,16 @@ def get(identifier: Any) -> Any:
     return result
 
 
+def converted(found: Any, custom_objects: Mapping[str, Any] | None = None) -> Any:
+    """Turn an instance of a class of ``keras.regularizers`` into the same one of fastreg.
+
+    That one needs no framework, and gives gradients.  Everything else is given back as it is.
+    """
+    if type(found).__module__.startswith("keras."):
+        return deserialize(serialize(found), custom_objects)
+    return found
+
+
 def serialize(regularizer: Any) -> Any:
     """Give the saved form of a regularizer: plain Python objects, those that Keras writes.
 

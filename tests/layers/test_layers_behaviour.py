@@ -187,6 +187,8 @@ def test_frozen_layers():
     dx = layer.backward(DY)
     assert layer.gradients == []
     layer.trainable = True
+    with pytest.raises(RuntimeError, match="was frozen in the last backward"):
+        layer.gradients  # noqa: B018
     layer(X)
     np.testing.assert_array_equal(layer.backward(DY), dx)
     assert len(layer.gradients) == 2
@@ -219,6 +221,7 @@ def test_results_belong_to_the_caller():
     flat = Flatten()
     x = X.copy()
     flat(x)[...] = 0
+    flat(x, training=False)[...] = 0
     np.testing.assert_array_equal(x, X)
     flat.backward(dy := X.copy())[...] = 0
     np.testing.assert_array_equal(dy, X)
@@ -241,8 +244,20 @@ def test_in_place_updates_and_replaced_weights():
     kernel = layer.kernel
     layer.kernel -= 1  # gets, changes in place, and sets what it got
     assert layer.kernel is kernel
-    layer.kernel = kernel * 2
-    assert layer.weights[0] is layer.kernel is not kernel
+    expected = kernel * 2
+    layer.kernel = np.broadcast_to(np.float32(3), kernel.shape)  # need not be writable
+    layer.kernel = expected
+    assert layer.weights[0] is layer.kernel is kernel  # attached mappings stay in step
+    np.testing.assert_array_equal(kernel, expected)
+    expected[...] = 0
+    assert kernel.any()
+    expected = kernel[::-1].copy()
+    layer.kernel = kernel[::-1]  # of the same memory
+    np.testing.assert_array_equal(kernel, expected)
+    bias = layer.bias
+    layer.bias = np.full(3, 5, np.float32)
+    assert layer.bias is bias
+    assert (bias == 5).all()
 
 
 def test_weights_go_in_and_out_as_copies():
@@ -349,6 +364,8 @@ def test_without_autograd_backward_says_what_is_missing(monkeypatch):
         (lambda w: 3.0, "could not follow back"),
         (lambda w: float(np.asarray(getattr(w, "_value", w)).sum()), "could not follow back"),
         (lambda w: K.abs(w), "must be one number|must give one number"),
+        (lambda w: float((w**2).sum()), r"cannot record \(float.*fastreg.backend.*gradient\(w\)"),
+        (lambda w: (w**2).sum().item(), r"cannot record \(.*fastreg.backend"),
     ],
 )
 def test_a_lost_gradient_is_an_error_and_not_a_zero(rule, message):
@@ -356,6 +373,14 @@ def test_a_lost_gradient_is_an_error_and_not_a_zero(rule, message):
     layer = dense(kernel_regularizer=rule, name="layer")
     layer(X)
     with pytest.raises(TypeError, match=f"layer.kernel.*({message})"):
+        layer.backward(DY)
+
+
+def test_a_rule_that_fails_on_plain_arrays_too_keeps_its_own_error():
+    pytest.importorskip("autograd")
+    layer = dense(kernel_regularizer=lambda w: 1 / 0)
+    layer(X)
+    with pytest.raises(ZeroDivisionError):
         layer.backward(DY)
 
 
@@ -394,3 +419,17 @@ def test_initializers_of_ones_own():
     assert (layer.kernel == 2).all()
     with pytest.raises(ValueError, match=r"kernel_initializer gives has shape \(2,\)"):
         dense(kernel_initializer=lambda shape, dtype: np.ones(2)).build((None, 4))
+
+
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "softmax"])
+@pytest.mark.parametrize("factor", [1e-30, 1.0, 90.0])
+def test_an_underflow_is_no_error(activation, factor):
+    layer = dense(activation=activation)
+    layer.build((None, 4))
+    one = X * np.float32(factor)
+    expected = layer(one), layer.backward(DY * np.float32(1e-20))
+    with np.errstate(all="raise"):
+        y = layer(one)
+        dx = layer.backward(DY * np.float32(1e-20))
+    np.testing.assert_array_equal(y, expected[0])
+    np.testing.assert_array_equal(dx, expected[1])

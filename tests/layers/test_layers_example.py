@@ -57,6 +57,17 @@ def test_the_page_in_docs_runs(keras):
     assert names["loss"] > names["model"].penalty > 0
 
 
+def test_the_loop_in_docs_survives_a_saturated_softmax():
+    rng = np.random.default_rng(0)
+    batches = [(1e3 * rng.random((8, 64)), np.eye(10)[rng.integers(0, 10, 8)]) for _ in range(3)]
+    page = (ROOT / "docs" / "layers.md").read_text(encoding="utf-8")
+    names = {"batches": batches}
+    with np.errstate(all="raise", under="ignore"):
+        exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], names)
+    assert np.isfinite(names["loss"])
+    assert all(np.isfinite(weight).all() for weight in names["model"].weights.values())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

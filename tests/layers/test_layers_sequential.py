@@ -134,6 +134,22 @@ def test_configurations_of_models_load_both_ways(keras):
     assert Sequential.from_config(again.get_config()).get_config() == ours.get_config()
 
 
+def test_functional_models_are_no_stacks(keras):
+    inputs = keras.Input((4,))
+    twice = keras.layers.Dense(4)
+    graph = keras.Model(inputs, twice(twice(inputs)))
+    config = graph.get_config()
+    with pytest.raises(ValueError, match="functional model"):
+        Sequential.from_config(config)
+    with pytest.raises(ValueError, match="'inbound_nodes'"):
+        Sequential.from_config({"name": "m", "layers": config["layers"]})
+    stack = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+    with pytest.raises(ValueError, match="keras.Sequential"):
+        Sequential.from_config(stack.get_config())
+    again = Sequential.from_config(keras.Sequential(stack.layers).get_config())
+    assert again.count_params() == 10
+
+
 def small(**arguments):
     return Sequential(
         [
@@ -191,6 +207,11 @@ def test_attach_takes_the_weights():
     model = small()
     model(X)
     penalties = fastreg.attach(model.weights, {"*/kernel": "l2"})
+    assert penalties.value() > 0
+    for layer in (model.layers[0], model.layers[2]):
+        layer.kernel = np.zeros_like(layer.kernel)
+    assert penalties.value() == 0
+    model.set_weights([np.ones_like(weight) for weight in model.get_weights()])
     assert penalties.value() > 0
 
 
@@ -281,6 +302,25 @@ def test_building_is_all_or_nothing():
     assert not any(layer.built for layer in model.layers)
 
 
+@pytest.mark.parametrize(
+    "last",
+    [
+        lambda: Dense(2),  # of a number of channels that is not known
+        lambda: Dense(2, kernel_initializer=lambda shape, dtype: np.ones(3)),
+    ],
+)
+def test_a_failure_while_building_takes_it_back(last):
+    first, known = Dense(3), Conv2D(2, 3)
+    known.build((None, 8, 8, 3))
+    model = Sequential([first, known, Flatten(), last()])
+    with pytest.raises(ValueError, match=r"how many channels|kernel_initializer gives"):
+        model.build((None, None, 8, 4))
+    assert [layer.built for layer in model.layers] == [False, True, False, False]
+    assert first.weights == []
+    assert len(known.weights) == 2
+    assert not model.built
+
+
 def test_adding():
     model = Sequential([Dense(2, input_dim=4, name="one")], name="m")
     for layer, error, message in (
@@ -297,6 +337,20 @@ def test_adding():
     model.add(Dense(3))
     with pytest.raises(RuntimeError, match="call the model"):
         model.backward(np.ones((1, 3)))
+
+
+def test_unfreezing_between_backward_and_the_loop_is_an_error_that_says_so():
+    model = small()
+    y = model(X)
+    model.trainable = False
+    model.backward(y)
+    assert model.gradients == {}
+    model.trainable = True
+    with pytest.raises(RuntimeError, match="conv was frozen in the last backward"):
+        model.gradients  # noqa: B018
+    model(X)
+    model.backward(y)
+    assert list(model.gradients) == list(model.trainable_weights)
 
 
 def test_a_layer_called_on_its_own_in_between():
@@ -319,7 +373,23 @@ def test_an_empty_model():
     ("config", "error", "message"),
     [
         ([], TypeError, "config must be a dict with the layers"),
-        ({"name": "m"}, TypeError, "config must be a dict with the layers"),
+        ({"name": "m"}, ValueError, "config must have a list of layers .* not None"),
+        (
+            {"layers": [{"class_name": "Dense"}]},
+            ValueError,
+            r"layers\"\]\[0\], Dense, .*\"config\"",
+        ),
+        (
+            {"layers": [{"class_name": "Dense", "config": {"name": "d"}}]},
+            ValueError,
+            r"layers\"\]\[0\], Dense: config of a Dense must have 'units'",
+        ),
+        (
+            {"layers": [{"class_name": "InputLayer", "config": None}]},
+            ValueError,
+            "InputLayer, must have a dict",
+        ),
+        ({"layers": [], "output_layers": []}, ValueError, "'output_layers'.* functional"),
         ({"layers": [{"class_name": "Dropout"}]}, ValueError, "class 'Dropout'; fastreg has"),
         ({"layers": ["Dense"]}, ValueError, "class None"),
     ],

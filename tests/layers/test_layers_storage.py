@@ -64,6 +64,25 @@ def test_a_second_save_replaces_the_first(tmp_path):
     Sequential.load(other)
 
 
+def test_a_model_is_kept_by_copying_both_files(tmp_path):
+    path = tmp_path / "digits.json"
+    model = model_of()
+    model.save(path)
+    (weights,) = tmp_path.glob("*.npz")
+    both, alone = tmp_path / "both", tmp_path / "alone.json"
+    both.mkdir()
+    for file in (path, weights):
+        (both / file.name).write_bytes(file.read_bytes())
+    alone.write_bytes(path.read_bytes())
+    old = model.layers[0].get_weights()
+    model.layers[0].bias += 1
+    model.save(path)
+    np.testing.assert_array_equal(Sequential.load(both / path.name).layers[0].bias, old[1])
+    with pytest.raises(FileNotFoundError):
+        Sequential.load(alone)
+    assert "copy both files" in " ".join((Sequential.save.__doc__ or "").split())
+
+
 def own(w):
     return 0.0
 
@@ -150,6 +169,16 @@ def change(path: Path, edit):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
+        (lambda r: r.pop("config"), r"m\.json has no \"config\""),
+        (lambda r: r.update(config=None), r"m\.json: config must be a dict"),
+        (lambda r: r["config"].update(layers=None), r"m\.json: .* under \"layers\", not None"),
+        (lambda r: r["config"]["layers"][3].pop("config"), r"m\.json: .*\[3\], Dense.*\"config\""),
+        (lambda r: r["config"]["layers"][3]["config"].pop("units"), r"\[3\], Dense.* have 'units'"),
+        (
+            lambda r: r["config"]["layers"][3]["config"].update(units="3"),
+            r"m\.json: .*\[3\].*units",
+        ),
+        (lambda r: r["config"]["layers"][3].update(class_name=["Dense"]), r"class \['Dense'\]"),
         (lambda r: r.update(format="other"), "is not a model that fastreg saved"),
         (lambda r: r.update(version=2), "has version 2 of the format"),
         (lambda r: r.pop("weights"), "names no weights file"),
