@@ -144,7 +144,7 @@ def test_functional_models_are_no_stacks(keras):
     with pytest.raises(ValueError, match="'inbound_nodes'"):
         Sequential.from_config({"name": "m", "layers": config["layers"]})
     stack = keras.Model(inputs, keras.layers.Dense(2)(inputs))
-    with pytest.raises(ValueError, match="keras.Sequential"):
+    with pytest.raises(ValueError, match=r"keras\.Sequential"):
         Sequential.from_config(stack.get_config())
     again = Sequential.from_config(keras.Sequential(stack.layers).get_config())
     assert again.count_params() == 10
