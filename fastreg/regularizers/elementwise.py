@@ -92,9 +92,9 @@ class Elementwise(Configured):
         >>> L1L2(l1=0.5, l2=0.25).gradient(numpy.array([1.0, -2.0, 0.0]))
         array([ 1. , -1.5,  0. ])
         """
-        result = self._new(w) if out is None else _results.checked_target(out, "out")
+        result = out if type(out) is _ndarray else self._target(w, out)
         _backend.evaluate_one(GRADIENT, w, result, self._l1, self._l2, scale, grad_scale)
-        return _results.wrap_gradient(result, w) if out is None else _results.written(out)
+        return result if type(result) is type(w) is _ndarray else self._made(result, w, out)
 
     def value_and_grad(
         self, w: Any, out: Any = None, *, scale: float = 1.0, grad_scale: float = 1.0
@@ -114,15 +114,13 @@ class Elementwise(Configured):
         >>> L2(0.5).value_and_grad(numpy.array([1.0, -2.0]))
         (2.5, array([ 1., -2.]))
         """
-        result = self._new(w) if out is None else _results.checked_target(out, "out")
+        result = out if type(out) is _ndarray else self._target(w, out)
         value = _backend.evaluate_one(
             VALUE_AND_GRADIENT, w, result, self._l1, self._l2, scale, grad_scale
         )
-        if type(w) is _ndarray and out is None:
+        if type(result) is type(w) is _ndarray:
             return value, result
-        return _results.wrap_value(value, w), (
-            _results.wrap_gradient(result, w) if out is None else _results.written(out)
-        )
+        return _results.wrap_value(value, w), self._made(result, w, out)
 
     def accumulate(
         self, w: Any, grad: Any, *, scale: float = 1.0, grad_scale: float = 1.0
@@ -168,8 +166,17 @@ class Elementwise(Configured):
             _results.written(grad)
         return value
 
-    def _new(self, w: Any) -> Any:
-        return np.empty_like(w) if type(w) is _ndarray else _results.empty_like(w, "w")
+    @staticmethod
+    def _target(w: Any, out: Any) -> Any:
+        """Give the memory for a gradient of `w`: new, or an `out` that is no plain NumPy array."""
+        if out is None:
+            return np.empty_like(w) if type(w) is _ndarray else _results.empty_like(w, "w")
+        return _results.checked_target(out, "out")
+
+    @staticmethod
+    def _made(result: Any, w: Any, out: Any) -> Any:
+        """Give a gradient that was made, in the kind of `w` if it is new."""
+        return _results.wrap_gradient(result, w) if out is None else _results.written(out)
 
 
 def _default(value: object, default: float, name: str) -> float:
