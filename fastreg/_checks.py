@@ -72,7 +72,9 @@ def positive_integer(value: object, name: str) -> int:
     if value < 1:
         raise ValueError(f"{name} must be a positive integer, not {described(value)}")
     if value > MOST_THREADS:
-        raise ValueError(f"{name} must be at most {MOST_THREADS}, not {described(value)}")
+        raise ValueError(
+            f"{name} must be a positive integer up to {MOST_THREADS}, not {described(value)}"
+        )
     return int(value)
 
 
