@@ -25,17 +25,21 @@ constexpr int groups = lanes_per_chunk / group_lanes;
 static_assert(lanes_per_chunk % group_lanes == 0);
 
 constexpr int line_bytes = 64;
-// How far ahead the weights and the old gradients are fetched: worth 20 to 30 % from DRAM, where the hardware's own
-// fetching stops at every 4 KiB page.
+// How far ahead the weights and the old gradients are fetched, into L1 and into L2. From DRAM a value costs 1.6 times
+// the plain read without them, 1.15 times with the near one, and what the read costs with both: L1 has too few lines in
+// flight for the way from DRAM, L2 has enough, and the hardware's own fetching stops at every 4 KiB page.
 constexpr int prefetch_distance = 4096;
+constexpr int far_prefetch_distance = 8192;
 
 // Fetches what lies ahead of the `bytes` at `address`.
 template <std::uintptr_t bytes>
 FASTREG_INLINE void prefetch(const void* address) {
   // As an integer: the place may lie past the array's end, where a pointer must not be formed.
-  const auto ahead = reinterpret_cast<std::uintptr_t>(address) + prefetch_distance;
-  for (std::uintptr_t line = 0; line < bytes; line += line_bytes) {
-    __builtin_prefetch(reinterpret_cast<const void*>(ahead + line));
+  const auto here = reinterpret_cast<std::uintptr_t>(address);
+  constexpr int into_l2 = 2;
+  for (std::uintptr_t line = here; line < here + bytes; line += line_bytes) {
+    __builtin_prefetch(reinterpret_cast<const void*>(line + prefetch_distance));
+    __builtin_prefetch(reinterpret_cast<const void*>(line + far_prefetch_distance), 0, into_l2);
   }
 }
 
