@@ -21,10 +21,10 @@ constexpr int dtype_count = 13;
   return static_cast<int>(dtype) < floating_dtype_count;
 }
 
-[[maybe_unused]] static constexpr std::size_t item_size(DType dtype) {
-  constexpr std::size_t sizes[dtype_count] = {2, 2, 4, 8, 1, 1, 2, 4, 8, 1, 2, 4, 8};
-  return sizes[static_cast<int>(dtype)];
-}
+// In the order of the enumeration. Not inside item_size, where it would be written to the stack at every call.
+constexpr std::size_t item_sizes[dtype_count] = {2, 2, 4, 8, 1, 1, 2, 4, 8, 1, 2, 4, 8};
+
+[[maybe_unused]] static constexpr std::size_t item_size(DType dtype) { return item_sizes[static_cast<int>(dtype)]; }
 
 // The names that Python and the documentation use, in the order of the enumeration.
 [[maybe_unused]] static constexpr const char* dtype_names[dtype_count] = {

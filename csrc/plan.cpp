@@ -152,20 +152,19 @@ double value_of(const Item& item, ChunkSums sums) {
 // Chunk sums, on the stack for small tensors.
 class SumMemory {
  public:
-  explicit SumMemory(std::int64_t chunks) {
-    double* memory = few_;
+  explicit SumMemory(std::int64_t chunks) : chunks_(chunks) {
     if (2 * chunks > static_cast<std::int64_t>(std::size(few_))) {
       many_.reset(new double[static_cast<std::size_t>(2 * chunks)]);
-      memory = many_.get();
+      memory_ = many_.get();
     }
-    sums_ = {memory, memory + chunks};
   }
-  ChunkSums from(std::int64_t chunk) const { return {sums_.l1 + chunk, sums_.l2 + chunk}; }
+  ChunkSums from(std::int64_t chunk) const { return {memory_ + chunk, memory_ + chunks_ + chunk}; }
 
  private:
   double few_[128];
   std::unique_ptr<double[]> many_;
-  ChunkSums sums_;
+  double* memory_ = few_;
+  std::int64_t chunks_;
 };
 
 // One item after the other, on this thread.

@@ -137,7 +137,7 @@ bool Call::spans_are_disjoint() const {
   return true;
 }
 
-bool Call::is_plainly_right() const { return is_safe_ && is_plain_ && spans_are_disjoint(); }
+bool Call::is_plainly_right() const { return is_safe_ && is_plain_ && (spans_.empty() || spans_are_disjoint()); }
 
 void Call::require_safe() const {
   if (!is_safe_) {

@@ -46,6 +46,9 @@ void require_arguments(const char* function, Py_ssize_t given, Py_ssize_t wanted
 }
 
 double to_double(PyObject* number) {
+  if (PyFloat_CheckExact(number)) {
+    return PyFloat_AS_DOUBLE(number);
+  }
   const double value = PyFloat_AsDouble(number);
   if (value == -1.0 && PyErr_Occurred() != nullptr) {
     throw py::error_already_set();
@@ -66,11 +69,11 @@ double to_scale(PyObject* number, const char* name) {
 }
 
 unsigned to_outputs(PyObject* number) {
-  const unsigned long outputs = PyLong_AsUnsignedLong(number);
-  if (PyErr_Occurred() != nullptr) {
+  const long outputs = PyLong_AsLong(number);
+  if (outputs == -1 && PyErr_Occurred() != nullptr) {
     throw py::error_already_set();
   }
-  if (outputs >= output_masks || !is_output_cell(static_cast<unsigned>(outputs))) {
+  if (outputs < 0 || outputs >= long{output_masks} || !is_output_cell(static_cast<unsigned>(outputs))) {
     throw std::invalid_argument("outputs must be one of 1, 2, 3, 6, 7, not " + std::to_string(outputs));
   }
   return static_cast<unsigned>(outputs);
