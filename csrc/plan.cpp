@@ -15,12 +15,15 @@
 namespace fastreg {
 namespace {
 
-// A task is a run of at most this many chunks: 64 Ki elements amortise claiming, and leave both threads busy to the
-// end.
-constexpr std::int64_t chunks_per_task = 16;
-// Waking a sleeping thread took 40 us where this was measured, so that two threads draw level with one at this many
-// elements, of whatever type: in the caches the float64 additions are the limit, and they are the same for all.
-constexpr std::int64_t elements_worth_a_thread = std::int64_t{1} << 18;
+// A task is a run of at most this many chunks: 64 Ki elements amortise claiming. It is shorter where there would be few
+// of them, so that all threads are busy to the end.
+constexpr std::int64_t most_chunks_per_task = 16;
+constexpr std::int64_t tasks_per_thread = 8;
+// Waking a sleeping thread took 30 to 80 us where this was measured, so that two threads draw level with one at this
+// many elements, of whatever type: in the caches the float64 additions are the limit, and they are the same for all.
+constexpr std::int64_t elements_worth_waking = std::int64_t{1} << 18;
+// A thread that is awake takes its part within three.
+constexpr std::int64_t elements_worth_sharing = std::int64_t{1} << 16;
 // A gradient that is only written goes past the caches from this size on: below it, whoever reads it next (an
 // optimizer) finds it in a cache.
 constexpr std::int64_t bytes_worth_streaming = std::int64_t{1} << 25;
@@ -185,19 +188,25 @@ void evaluate_in_turn(const Item* items, std::size_t item_count, unsigned output
   }
 }
 
+std::int64_t chunks_per_task(std::int64_t chunks, int threads) {
+  return std::clamp<std::int64_t>(chunks / (threads * tasks_per_thread), 1, most_chunks_per_task);
+}
+
 // All items' chunks in one row, and tasks that are runs of them, whatever items they belong to.
 class SharedWork {
  public:
-  SharedWork(const Item* items, std::size_t item_count, unsigned outputs)
+  SharedWork(const Item* items, std::size_t item_count, unsigned outputs, int threads)
       : items_(items),
         outputs_(outputs),
+        threads_(threads),
         table_(kernels()),
         first_chunk_(first_chunks(items, item_count)),
+        chunks_per_task_(chunks_per_task(first_chunk_.back(), threads)),
         sums_(first_chunk_.back()) {}
 
-  void run(int threads) {
+  void run() {
     run_tasks([](void* work, std::int64_t task) { static_cast<SharedWork*>(work)->run_task(task); }, this,
-              (first_chunk_.back() + chunks_per_task - 1) / chunks_per_task, threads);
+              (first_chunk_.back() + chunks_per_task_ - 1) / chunks_per_task_, threads_);
   }
 
   void finish(double* values) const {
@@ -217,8 +226,8 @@ class SharedWork {
 
   void run_task(std::int64_t task) const {
     const FloatEnvironment environment;
-    std::int64_t chunk = task * chunks_per_task;
-    const std::int64_t last = std::min(chunk + chunks_per_task, first_chunk_.back());
+    std::int64_t chunk = task * chunks_per_task_;
+    const std::int64_t last = std::min(chunk + chunks_per_task_, first_chunk_.back());
     const auto after = std::upper_bound(first_chunk_.begin(), first_chunk_.end(), chunk);
     for (auto i = static_cast<std::size_t>(after - first_chunk_.begin() - 1); chunk < last; ++i) {
       const std::int64_t end = std::min(last, first_chunk_[i + 1]);
@@ -231,29 +240,54 @@ class SharedWork {
 
   const Item* items_;
   unsigned outputs_;
+  int threads_;
   const KernelTable& table_;
   std::vector<std::int64_t> first_chunk_;
+  std::int64_t chunks_per_task_;
   SumMemory sums_;
 };
 
-// As many bytes as a task of float32 has.
-constexpr std::size_t piece = chunks_per_task * chunk_size * sizeof(float);
+void evaluate_together(const Item* items, std::size_t item_count, unsigned outputs, double* values, int threads) {
+  SharedWork work(items, item_count, outputs, threads);
+  work.run();
+  if (wants_value(outputs)) {
+    work.finish(values);
+  }
+}
 
-// Runs pass(offset, bytes) over the pieces.
+constexpr std::size_t chunk_bytes = chunk_size * sizeof(float);
+
+// Runs body(threads) with as many threads as a call of so many elements is worth.
+template <class Body>
+void on_threads(std::int64_t elements, Body body) {
+  const int threads = elements < elements_worth_sharing ? 1 : get_num_threads();
+  if (threads == 1 || elements >= elements_worth_waking) {
+    body(threads);
+  } else {
+    const BriefCall brief;
+    body(brief.is_worth_sharing() ? threads : 1);
+  }
+}
+
+// Runs pass(offset, bytes) over pieces that are as large as the tasks of as many float32.
 template <class Pass>
 void over_pieces(std::size_t bytes, Pass pass) {
   struct Context {
     Pass& pass;
     std::size_t bytes;
-  } context{pass, bytes};
+    std::size_t piece;
+  };
   const auto task = [](void* pointer, std::int64_t index) {
     auto& all = *static_cast<Context*>(pointer);
-    const std::size_t offset = static_cast<std::size_t>(index) * piece;
-    all.pass(offset, std::min(piece, all.bytes - offset));
+    const std::size_t offset = static_cast<std::size_t>(index) * all.piece;
+    all.pass(offset, std::min(all.piece, all.bytes - offset));
   };
-  const auto pieces = static_cast<std::int64_t>((bytes + piece - 1) / piece);
-  const bool small = bytes / sizeof(float) < elements_worth_a_thread;
-  run_tasks(task, &context, pieces, small ? 1 : get_num_threads());
+  const auto elements = static_cast<std::int64_t>(bytes / sizeof(float));
+  on_threads(elements, [&](int threads) {
+    const auto piece = static_cast<std::size_t>(chunks_per_task(chunk_count(elements), threads)) * chunk_bytes;
+    Context context{pass, bytes, piece};
+    run_tasks(task, &context, static_cast<std::int64_t>((bytes + piece - 1) / piece), threads);
+  });
 }
 
 }  // namespace
@@ -264,16 +298,13 @@ void evaluate(const Item* items, std::size_t item_count, unsigned outputs, doubl
   for (std::size_t i = 0; i < item_count; ++i) {
     elements += items[i].count;
   }
-  const int threads = elements < elements_worth_a_thread ? 1 : get_num_threads();
-  if (threads == 1) {
-    evaluate_in_turn(items, item_count, outputs, values);
-    return;
-  }
-  SharedWork work(items, item_count, outputs);
-  work.run(threads);
-  if (wants_value(outputs)) {
-    work.finish(values);
-  }
+  on_threads(elements, [&](int threads) {
+    if (threads == 1) {
+      evaluate_in_turn(items, item_count, outputs, values);
+    } else {
+      evaluate_together(items, item_count, outputs, values, threads);
+    }
+  });
 }
 
 std::uint64_t floor_read(const void* source, std::size_t bytes) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <memory>
@@ -21,58 +22,126 @@
 #endif
 
 #include "float_environment.h"
+#include "processor.h"
 
 namespace fastreg {
 namespace {
 
+// Workers watch for further calls for this long, and only where the call before had come sooner than that.
+constexpr std::chrono::nanoseconds longest_watch = std::chrono::microseconds(50);
+// Brief calls are in close succession when so many have come with gaps no longer than this.
+constexpr std::chrono::nanoseconds close_gap = std::chrono::microseconds(25);
+constexpr int close_succession = 4;
+
+using Clock = std::chrono::steady_clock;
+
+void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// The pool's mutex is held for some ten instructions: to sleep for it would take a hundred times as long, and make the
+// one who holds it wake the sleeper.
+using Lock = std::unique_lock<std::mutex>;
+void take(Lock& lock) {
+  for (int i = 0; i < 100; ++i) {
+    if (lock.try_lock()) {
+      return;
+    }
+    relax();
+  }
+  lock.lock();
+}
+
+// Tasks that a thread claims before it helps the others.
+struct alignas(64) Segment {
+  std::atomic<std::int64_t> next;
+  std::int64_t end;
+};
+
 // Shared by its caller and the workers that joined it. A worker may look at it after the caller has gone, when it finds
 // no task left to claim; so it is counted, and only a claimed task touches the caller's context.
-struct Job {
-  Task task;
-  void* context;
-  std::int64_t count;
+//
+// Each thread begins with the same segment of the tasks whenever a job is like the one before, so that it finds in its
+// own caches what it wrote there then.
+class Job {
+ public:
+  Job(Task task, void* context, std::int64_t count, int helpers)
+      : seats(helpers),
+        task_(task),
+        context_(context),
+        count_(count),
+        segment_count_(helpers + 1),
+        segments_(std::make_unique<Segment[]>(static_cast<std::size_t>(segment_count_))) {
+    for (int i = 0; i < segment_count_; ++i) {
+      segments_[i].next.store(count * i / segment_count_, std::memory_order_relaxed);
+      segments_[i].end = count * (i + 1) / segment_count_;
+    }
+  }
+
+  bool has_unclaimed() const { return std::any_of(segments_.get(), segments_.get() + segment_count_, is_unclaimed); }
+  bool is_done() const { return done_.load(std::memory_order_acquire) == count_; }
+
+  // Claims and runs tasks until none is left, those of the thread's own segment first: the caller's is the first one,
+  // which no worker has. True if the last task to finish was among them.
+  bool work_as_caller() { return work(0); }
+  bool work_as_worker(int number) { return work(1 + number % (segment_count_ - 1)); }
+
   int seats;  // how many workers may still join; guarded by the pool's mutex
-  std::atomic<std::int64_t> next{0};
-  std::atomic<std::int64_t> done{0};
   std::condition_variable all_done;
 
-  bool has_unclaimed() const { return next.load(std::memory_order_relaxed) < count; }
-  bool is_done() const { return done.load(std::memory_order_acquire) == count; }
-
-  // Claims and runs tasks until none is left. True if the last one to finish was among them.
-  bool work() {
+ private:
+  bool work(int first_segment) {
     bool finished = false;
-    while (has_unclaimed()) {
-      const std::int64_t index = next.fetch_add(1, std::memory_order_relaxed);
-      if (index >= count) {
-        break;
+    for (int i = 0; i < segment_count_; ++i) {
+      Segment& segment = segments_[(first_segment + i) % segment_count_];
+      while (is_unclaimed(segment)) {
+        const std::int64_t index = segment.next.fetch_add(1, std::memory_order_relaxed);
+        if (index >= segment.end) {
+          break;
+        }
+        task_(context_, index);
+        finished = done_.fetch_add(1, std::memory_order_acq_rel) + 1 == count_;
       }
-      task(context, index);
-      finished = done.fetch_add(1, std::memory_order_acq_rel) + 1 == count;
     }
     return finished;
   }
+
+  static bool is_unclaimed(const Segment& segment) {
+    return segment.next.load(std::memory_order_relaxed) < segment.end;
+  }
+
+  Task task_;
+  void* context_;
+  std::int64_t count_;
+  int segment_count_;
+  std::unique_ptr<Segment[]> segments_;
+  std::atomic<std::int64_t> done_{0};
 };
 
 class Pool {
  public:
+  bool has_watching_workers() const { return watching_.load(std::memory_order_relaxed) > 0; }
+
   void run(Task task, void* context, std::int64_t count, int helpers) {
-    auto job = std::make_shared<Job>();
-    job->task = task;
-    job->context = context;
-    job->count = count;
-    job->seats = helpers;
-    {
-      std::scoped_lock lock(mutex_);
-      hire(helpers);
-      jobs_.push_back(job);
-    }
+    const auto job = std::make_shared<Job>(task, context, count, helpers);
+    Lock lock(mutex_, std::defer_lock);
+    take(lock);
+    hire(helpers);
+    jobs_.push_back(job);
+    posted_.fetch_add(1, std::memory_order_relaxed);
+    last_post_ = Clock::now();
+    last_caller_processor_ = current_processor();
+    lock.unlock();
     for (int i = 0; i < helpers; ++i) {
       wake_.notify_one();
     }
-    job->work();
+    job->work_as_caller();
     wait_briefly(*job);
-    std::unique_lock lock(mutex_);
+    take(lock);
     jobs_.erase(std::find(jobs_.begin(), jobs_.end(), job));
     job->all_done.wait(lock, [&] { return job->is_done(); });
   }
@@ -81,18 +150,14 @@ class Pool {
   // What is waited for runs now and is at most a task long, less than putting a thread to sleep and waking it.
   static void wait_briefly(const Job& job) {
     for (int i = 0; i < 2000 && !job.is_done(); ++i) {
-#if defined(__x86_64__) || defined(__i386__)
-      __builtin_ia32_pause();
-#elif defined(__aarch64__)
-      asm volatile("yield");
-#endif
+      relax();
     }
   }
 
   void hire(int helpers) {
     while (workers_ < helpers) {
       try {
-        std::thread(&Pool::serve, this).detach();
+        std::thread(&Pool::serve, this, workers_).detach();
       } catch (const std::system_error&) {
         return;  // the system has no more threads: the caller and the workers there are do the work
       }
@@ -100,19 +165,45 @@ class Pool {
     }
   }
 
-  void serve() {
+  void serve(int number) {
     const FloatEnvironment environment;
-    std::unique_lock lock(mutex_);
+    const Processors processors;
+    bool watches = false;
+    Lock lock(mutex_);
     for (;;) {
-      std::shared_ptr<Job> job;
-      wake_.wait(lock, [&] { return (job = join()) != nullptr; });
-      lock.unlock();
-      const bool finished = job->work();
-      lock.lock();
-      if (finished) {
-        job->all_done.notify_one();
+      if (const std::shared_ptr<Job> job = join()) {
+        const int caller_processor = last_caller_processor_;
+        lock.unlock();
+        processors.leave(caller_processor);
+        const bool finished = job->work_as_worker(number);
+        take(lock);
+        if (finished) {
+          job->all_done.notify_one();
+        }
+        continue;
       }
+      const std::int64_t seen = posted_.load(std::memory_order_relaxed);
+      const Clock::time_point idle_since = Clock::now();
+      if (watches) {
+        const int caller_processor = last_caller_processor_;
+        lock.unlock();
+        processors.leave(caller_processor);
+        watch(seen, idle_since + longest_watch);
+        take(lock);
+      }
+      wake_.wait(lock, [&] { return posted_.load(std::memory_order_relaxed) != seen; });
+      // Even if that job is done by now: the next one will come as soon.
+      watches = last_post_ - idle_since < longest_watch;
     }
+  }
+
+  // Waits awake until another job than the `seen` is posted.
+  void watch(std::int64_t seen, Clock::time_point end) {
+    watching_.fetch_add(1, std::memory_order_relaxed);
+    while (posted_.load(std::memory_order_relaxed) == seen && Clock::now() < end) {
+      relax();
+    }
+    watching_.fetch_sub(1, std::memory_order_relaxed);
   }
 
   std::shared_ptr<Job> join() {
@@ -129,6 +220,10 @@ class Pool {
   std::condition_variable wake_;
   std::vector<std::shared_ptr<Job>> jobs_;
   int workers_ = 0;
+  std::atomic<std::int64_t> posted_{0};  // jobs; written with the mutex
+  Clock::time_point last_post_;
+  int last_caller_processor_ = -1;
+  std::atomic<int> watching_{0};  // workers
 };
 
 // Never destroyed: detached workers use it until the process ends.
@@ -190,7 +285,22 @@ std::atomic<int>& num_threads() {
   return count;
 }
 
+// The brief calls so far, of all threads; when they race, a hint is lost and nothing else.
+std::atomic<Clock::rep> last_brief_end{0};
+std::atomic<int> brief_calls_in_succession{0};
+
 }  // namespace
+
+BriefCall::BriefCall() {
+  const Clock::duration gap =
+      Clock::now().time_since_epoch() - Clock::duration(last_brief_end.load(std::memory_order_relaxed));
+  const int before = brief_calls_in_succession.load(std::memory_order_relaxed);
+  const int calls = gap > close_gap ? 0 : std::min(before + 1, close_succession);
+  brief_calls_in_succession.store(calls, std::memory_order_relaxed);
+  is_worth_sharing_ = calls == close_succession || pool().has_watching_workers();
+}
+
+BriefCall::~BriefCall() { last_brief_end.store(Clock::now().time_since_epoch().count(), std::memory_order_relaxed); }
 
 int get_num_threads() { return num_threads().load(std::memory_order_relaxed); }
 

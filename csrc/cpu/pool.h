@@ -1,9 +1,9 @@
 // Threads that claim tasks.
 //
 // The caller works too, and waits only for tasks that a worker has claimed: a worker that the system does not run costs
-// nothing. Idle workers sleep; nobody spins beside the pools of other libraries, but for a bounded wait, by the caller,
-// for tasks that run at this moment. Several callers may be inside at once. After fork() the child starts a pool of its
-// own.
+// nothing. Idle workers sleep. Nobody spins beside the pools of other libraries but for two bounded waits: the
+// caller's, for tasks that run at this moment, and a worker's, for the next of calls that follow each other within
+// microseconds. Several callers may be inside at once. After fork() the child starts a pool of its own.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +14,21 @@ using Task = void (*)(void* context, std::int64_t index);
 
 // Runs task(context, 0..count-1), each once, on at most `threads` threads including this one. `task` must not throw.
 void run_tasks(Task task, void* context, std::int64_t count, int threads);
+
+// A call that is worth a second thread only if that one is awake: to wake it takes longer. Lives as long as the call.
+class BriefCall {
+ public:
+  BriefCall();
+  ~BriefCall();
+  BriefCall(const BriefCall&) = delete;
+  BriefCall& operator=(const BriefCall&) = delete;
+
+  // A worker watches for calls, or will from now on, since brief calls follow each other without much between them.
+  bool is_worth_sharing() const { return is_worth_sharing_; }
+
+ private:
+  bool is_worth_sharing_;
+};
 
 // How many threads a call may use: FASTREG_NUM_THREADS, else the processors that this process may run on.
 int get_num_threads();

@@ -5,8 +5,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
 #include <atomic>
 #include <cfenv>
+#include <chrono>
 #include <thread>
 
 #include "arrays.h"
@@ -64,6 +69,15 @@ std::vector<int> runs_of_each(std::int64_t count, int threads) {
   return {runs.begin(), runs.end()};
 }
 
+// Waits for another thread, but not for ever.
+template <class Condition>
+void wait_until(Condition condition) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  while (!condition() && std::chrono::steady_clock::now() < end) {
+    std::this_thread::yield();
+  }
+}
+
 // Runs `body` in a forked child; gives whether it exited with success.
 template <class Body>
 bool succeeds_in_child(Body body) {
@@ -104,6 +118,79 @@ TEST(pool_runs_each_task_once) {
       const std::vector<int> runs = runs_of_each(count, threads);
       CHECK(runs == std::vector<int>(static_cast<std::size_t>(count), 1), "threads", threads, "tasks", count);
     }
+  }
+}
+
+// Two threads begin with the halves of the tasks, the caller with the first: with the same call again, each finds in
+// its caches what it wrote.
+TEST(pool_gives_each_thread_its_own_tasks_first) {
+  struct Record {
+    std::atomic<int> begun{0};
+    std::atomic<std::thread::id> threads[4];
+  };
+  for (int i = 0; i < 20; ++i) {
+    Record record;
+    run_tasks(
+        [](void* context, std::int64_t index) {
+          auto& all = *static_cast<Record*>(context);
+          all.threads[index] = std::this_thread::get_id();
+          all.begun.fetch_add(1);
+          wait_until([&] { return all.begun >= 2; });
+        },
+        &record, 4, 2);
+    CHECK(record.begun == 4);
+    CHECK(record.threads[0] == std::this_thread::get_id(), "call", i);
+    CHECK(record.threads[2] != std::this_thread::get_id(), "call", i);
+  }
+}
+
+#if defined(__linux__)
+// Linux may wake a worker on its caller's processor even if another is idle.
+TEST(pool_keeps_workers_off_the_processor_of_the_caller) {
+  cpu_set_t before;
+  CHECK(sched_getaffinity(0, sizeof before, &before) == 0);
+  if (CPU_COUNT(&before) < 2) {
+    return;  // there is nowhere to go
+  }
+  runs_of_each(2, 2);  // hires the worker, which may run anywhere
+  struct Record {
+    std::atomic<int> begun{0};
+    std::atomic<int> workers_processor{-1};
+    std::thread::id caller = std::this_thread::get_id();
+  };
+  for (int i = 0; i < 100; ++i) {
+    const int own = sched_getcpu();
+    cpu_set_t here;
+    CPU_ZERO(&here);
+    CPU_SET(own, &here);
+    CHECK(sched_setaffinity(0, sizeof here, &here) == 0);
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));  // both sleep, so the caller's processor is idle too
+    Record record;
+    run_tasks(
+        [](void* context, std::int64_t) {
+          auto& all = *static_cast<Record*>(context);
+          if (std::this_thread::get_id() != all.caller) {
+            all.workers_processor = sched_getcpu();
+          }
+          all.begun.fetch_add(1);
+          wait_until([&] { return all.begun == 2; });
+        },
+        &record, 2, 2);
+    CHECK(record.workers_processor != -1 && record.workers_processor != own, "call", i, "processor", own);
+    sched_setaffinity(0, sizeof before, &before);
+  }
+}
+#endif
+
+TEST(pool_shares_brief_calls_in_close_succession_only) {
+  bool some_were_shared = false;
+  for (int i = 0; i < 1000; ++i) {
+    some_were_shared |= BriefCall().is_worth_sharing();
+  }
+  CHECK(some_were_shared);
+  for (int i = 0; i < 10; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    CHECK(!BriefCall().is_worth_sharing(), "after a pause", i);
   }
 }
 
@@ -194,14 +281,14 @@ TEST(flush_to_zero_changes_nothing) {
   const oracle::Strengths strengths{0.5, 0.25};
   for (const DType dtype : floating_dtypes) {
     const std::size_t item = item_size(dtype);
-    weights.emplace_back(100'003 * item);
-    expected_gradients.emplace_back(100'003 * item);
-    for (std::size_t i = 0; i < 100'003; ++i) {
+    weights.emplace_back(300'007 * item);
+    expected_gradients.emplace_back(300'007 * item);
+    for (std::size_t i = 0; i < 300'007; ++i) {
       const std::uint64_t low = 1 + i % 61;
       std::memcpy(weights.back().data() + i * item, &low, item);
       oracle::gradient(dtype, &low, expected_gradients.back().data() + i * item, strengths, false);
     }
-    expected_values.push_back(oracle::penalty(elements_of(weights.back().data(), dtype, 100'003), strengths));
+    expected_values.push_back(oracle::penalty(elements_of(weights.back().data(), dtype, 300'007), strengths));
     CHECK(expected_values.back() > 0.0);
   }
 
@@ -218,7 +305,7 @@ TEST(flush_to_zero_changes_nothing) {
     bool restored = true;
     for (std::size_t i = 0; i < weights.size(); ++i) {
       std::fill(gradients[i].begin(), gradients[i].end(), static_cast<unsigned char>(0x11));
-      const Item item{weights[i].data(), gradients[i].data(), 100'003, make_coefficients(0.5, 0.25, 1.0, 1.0),
+      const Item item{weights[i].data(), gradients[i].data(), 300'007, make_coefficients(0.5, 0.25, 1.0, 1.0),
                       nullptr,           floating_dtypes[i]};
       evaluate(&item, 1, output_value | output_gradient, &values[i]);
       restored &= float_state() == changed && std::fegetround() == rounding;
@@ -228,7 +315,7 @@ TEST(flush_to_zero_changes_nothing) {
     CHECK(restored, "rounding", rounding);
     for (std::size_t i = 0; i < weights.size(); ++i) {
       CHECK(oracle::same_value(values[i], expected_values[i]), name_of(floating_dtypes[i]), "rounding", rounding);
-      CHECK(first_difference(gradients[i].data(), expected_gradients[i].data(), floating_dtypes[i], 100'003) == 100'003,
+      CHECK(first_difference(gradients[i].data(), expected_gradients[i].data(), floating_dtypes[i], 300'007) == 300'007,
             name_of(floating_dtypes[i]), "rounding", rounding);
     }
   }
