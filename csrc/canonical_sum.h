@@ -20,7 +20,7 @@ namespace fastreg {
 constexpr int lanes_per_chunk = 32;
 constexpr int chunk_size = 4096;
 
-[[maybe_unused]] static constexpr std::int64_t chunk_count(std::int64_t terms) {
+FASTREG_SUM_FUNCTION constexpr std::int64_t chunk_count(std::int64_t terms) {
   return terms / chunk_size + (terms % chunk_size != 0 ? 1 : 0);
 }
 

@@ -10,6 +10,13 @@
 #include <cstddef>
 #include <cstdint>
 
+// For the few functions that CUDA kernels call as well.
+#ifdef __CUDACC__
+#define FASTREG_HOST_DEVICE __host__ __device__
+#else
+#define FASTREG_HOST_DEVICE
+#endif
+
 namespace fastreg {
 
 enum class DType : std::uint8_t { f16, bf16, f32, f64, boolean, i8, i16, i32, i64, u8, u16, u32, u64 };

@@ -40,7 +40,7 @@ struct Coefficients {
 }
 
 // The value of a penalty from its two sums. The absent term is left out, so that 0 * inf cannot make a NaN.
-[[maybe_unused]] static double penalty_value(const Coefficients& c, double l1_sum, double l2_sum) {
+[[maybe_unused]] static FASTREG_HOST_DEVICE double penalty_value(const Coefficients& c, double l1_sum, double l2_sum) {
   switch (c.terms) {
     case term_l1:
       return c.l1 * l1_sum;

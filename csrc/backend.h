@@ -1,0 +1,84 @@
+// What a device backend offers: a C struct of function pointers, got from a library that is opened when it is first
+// needed (cuda/loader.cpp). Nothing here includes a header of the device's.
+//
+// Promises of every backend:
+// - the bits of the CPU kernels (contract, paragraph 3);
+// - work is queued on the caller's stream and nothing waits for the device, but for what is named `copy` or `wait`;
+// - whatever can fail, fails before anything of the caller's is written;
+// - no function throws; the calling thread's current device is as it was.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "penalty.h"
+
+namespace fastreg {
+
+// Changes whenever anything below does: library and core may come from different builds.
+constexpr std::uint32_t backend_version = 1;
+
+enum class BackendStatus : std::int32_t {
+  ok,
+  no_device,      // no driver, or no device that it can use
+  out_of_memory,
+  bad_argument,   // a device that is not there, a stream of another one, memory of another one, a misaligned address
+  failed,         // anything else that the runtime reports
+};
+
+struct BackendError {
+  char text[512];  // what the runtime says and what was being done; empty when all is well
+};
+
+// One tensor. Weights and gradients are consecutive, in the same order, and multiples of the element's size.
+struct DeviceItem {
+  const void* weights;
+  void* gradients;  // null where the outputs need none
+  std::int64_t count;
+  std::uint32_t strengths;  // index into DeviceCall::strengths
+  DType dtype;              // floating
+};
+
+struct DeviceCall {
+  int device;
+  void* stream;  // of `device`; null is its default stream
+  const DeviceItem* items;
+  std::size_t item_count;
+  const Coefficients* strengths;
+  std::size_t strength_count;
+  unsigned outputs;
+  // Device memory, written if the outputs include the value; either may be null.
+  double* values;  // one per item
+  double* total;   // their canonical sum
+};
+
+// A call that was queued while its stream was being captured into a graph. Its strengths stay in device memory, and a
+// replay of the graph reads what is there then.
+struct Recording;
+
+struct Backend {
+  std::uint32_t version;
+  const char* name;
+  BackendStatus (*device_count)(int* count, BackendError* error);
+  // `recording` is set to null unless the stream is being captured. A recording lives as long as the graph may be
+  // replayed: until `forget`. With a null `recording` it is never forgotten.
+  BackendStatus (*evaluate)(const DeviceCall* call, Recording** recording, BackendError* error);
+  // New strengths for the replays that are queued on `stream` after this. Outside of capture only, and as many as before.
+  BackendStatus (*set_strengths)(Recording* recording, const Coefficients* strengths, std::size_t count, void* stream,
+                                 BackendError* error);
+  // The graph has been replayed for the last time and has finished.
+  void (*forget)(Recording* recording);
+  // Device memory for results where the caller has no allocator.
+  BackendStatus (*allocate)(int device, std::size_t bytes, void** address, BackendError* error);
+  void (*release)(int device, void* address);
+  // Has `stream` wait for what `producer` holds now.
+  BackendStatus (*wait)(int device, void* stream, void* producer, BackendError* error);
+  // Copies numbers to the host and waits for them: the one function that does.
+  BackendStatus (*copy_to_host)(int device, void* stream, const double* from, std::size_t count, double* to,
+                                BackendError* error);
+};
+
+}  // namespace fastreg
+
+// The one symbol of a backend's library.
+extern "C" __attribute__((visibility("default"))) const fastreg::Backend* fastreg_backend();

@@ -1,0 +1,399 @@
+// The device code. Compiled with -fmad=false (nvcc) or -ffp-contract=off: the contract rounds every operation.
+//
+// A warp takes a chunk and thread j of it is lane j, so that the canonical order is the order of the loads: a row of 32
+// elements is one request of consecutive addresses. Each thread has `rows_in_flight` loads under way, and what it has not
+// summed yet is nobody else's business: no shared memory, no barrier and no atomics until the chunk sums are written.
+// Those are added up by a second kernel, a block for each group of 4096 of them.
+//
+// Weights may be the gradients: a thread reads an element before it writes it, and no other thread does either.
+#pragma once
+
+#include <cstdint>
+
+#include "../canonical_sum.h"
+#include "../penalty.inl"
+#include "language.h"
+#include "table.h"
+
+namespace fastreg::cuda {
+
+constexpr int lanes = lanes_per_chunk;
+constexpr unsigned all_lanes = 0xffffffffu;
+constexpr int warps_per_block = 8;
+constexpr int threads_per_block = warps_per_block * lanes;
+constexpr int rows_per_chunk = chunk_size / lanes;
+// Blocks that should fit a processor at once: 32 warps, so 64 registers a thread.
+constexpr int blocks_per_processor = 4;
+
+// ---- elements
+
+template <class E>
+struct Element {
+  using Storage = typename E::Storage;
+  FASTREG_DEVICE Storage widen(Storage x) { return x; }
+  FASTREG_DEVICE Storage narrow(Storage x) { return x; }
+};
+
+template <>
+struct Element<F16> {
+  FASTREG_DEVICE float widen(std::uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
+  FASTREG_DEVICE std::uint16_t narrow(float x) { return __half_as_ushort(__float2half_rn(x)); }
+};
+
+template <>
+struct Element<BF16> {
+  FASTREG_DEVICE float widen(std::uint16_t bits) { return __bfloat162float(__ushort_as_bfloat16(bits)); }
+  FASTREG_DEVICE std::uint16_t narrow(float x) { return __bfloat16_as_ushort(__float2bfloat16_rn(x)); }
+};
+
+// What penalty.inl asks for.
+template <class Scalar>
+struct ScalarOps {
+  using Real = Scalar;
+  FASTREG_DEVICE Real sign(Real x) {
+    // Where |x| > 0 fails, |x| is the answer: +0, or that NaN.
+    const Real magnitude = fabs(x);
+    return magnitude > Real{0} ? copysign(Real{1}, x) : magnitude;
+  }
+  FASTREG_DEVICE Real add_exact(Real s, Real l, Real x) { return s * l + x; }
+};
+
+// 4 KiB of loads under way per warp with a gradient to add to, half as much without; more would cost registers.
+template <class E>
+constexpr int rows_in_flight = sizeof(typename E::Storage) == 8 ? 8 : 16;
+
+// ---- sums
+
+// Step 3 of the canonical sum: the lanes of a warp halved into lane 0.
+FASTREG_DEVICE double halve_warp(double lane_sum) {
+  FASTREG_UNROLL
+  for (int half = lanes / 2; half > 0; half /= 2) {
+    lane_sum += __shfl_down_sync(all_lanes, lane_sum, static_cast<unsigned>(half));
+  }
+  return lane_sum;
+}
+
+// The square of an element is exact in float64 unless it is one: only there must the addition not be fused.
+template <class E>
+FASTREG_DEVICE double add_square(double x, double sum) {
+  if constexpr (sizeof(typename E::Storage) == sizeof(double)) {
+    return sum + x * x;
+  } else {
+    return __fma_rn(x, x, sum);
+  }
+}
+
+// ---- chunks
+
+struct ChunkWork {
+  const Row* rows;
+  const std::int64_t* first_chunks;
+  const Coefficients* strengths;
+  Launch launch;
+  double* l1_sums;  // one per chunk; null without value
+  double* l2_sums;
+};
+
+// The last row from `low` on, of those before `high`, that starts at `chunk` or before it; `low` does. All lanes look at
+// once, at 32 places: 3,000 rows take three loads one after the other, 12 by halving.
+FASTREG_DEVICE std::int64_t find_row(const std::int64_t* first_chunks, std::int64_t low, std::int64_t high,
+                                     std::int64_t chunk, int lane) {
+  while (high - low > 1) {
+    const std::int64_t step = (high - low + lanes - 1) / lanes;
+    const std::int64_t place = low + lane * step;
+    const unsigned votes = __ballot_sync(all_lanes, place < high && first_chunks[place] <= chunk);
+    low += (__popc(votes) - 1) * step;
+    high = low + step < high ? low + step : high;
+  }
+  return low;
+}
+
+// One lane of one chunk. `whole`: the chunk has all its elements.
+template <class E, unsigned terms, unsigned outputs, bool whole>
+struct LaneOfChunk {
+  using Storage = typename E::Storage;
+  using Real = typename E::Real;
+  static constexpr bool wants_value = (outputs & output_value) != 0;
+  static constexpr bool wants_gradient = (outputs & output_gradient) != 0;
+  static constexpr bool adds = (outputs & output_add) != 0;
+  static constexpr bool reads_weights = terms != 0;
+  static constexpr int batch = rows_in_flight<E>;
+  static_assert(rows_per_chunk % batch == 0);
+
+  // Pointers to the lane's first element; `left` counts from there to the chunk's end.
+  FASTREG_DEVICE void run(const Storage* weights, Storage* gradients, int left, Real gradient_l1, Real gradient_l2,
+                          double& l1_sum, double& l2_sum) {
+    for (int begin = 0; whole ? begin < chunk_size : begin < left; begin += batch * lanes) {
+      Storage w[batch];
+      Storage old[batch];
+      FASTREG_UNROLL
+      for (int k = 0; k < batch; ++k) {
+        const int i = begin + k * lanes;
+        const bool is_there = whole || i < left;
+        // What is not there is +0, which changes no bit of a sum: no term is below +0.
+        w[k] = reads_weights && is_there ? weights[i] : Storage{};
+        old[k] = adds && is_there ? gradients[i] : Storage{};
+      }
+      FASTREG_UNROLL
+      for (int k = 0; k < batch; ++k) {
+        const int i = begin + k * lanes;
+        const Real x = Element<E>::widen(w[k]);
+        if constexpr (wants_value && (terms & term_l1) != 0) {
+          l1_sum += fabs(static_cast<double>(x));
+        }
+        if constexpr (wants_value && (terms & term_l2) != 0) {
+          l2_sum = add_square<E>(static_cast<double>(x), l2_sum);
+        }
+        if constexpr (wants_gradient) {
+          Real gradient{0};
+          if constexpr (terms != 0) {
+            gradient = penalty_gradient<ScalarOps<Real>, terms>(x, gradient_l1, gradient_l2);
+          }
+          if constexpr (adds) {
+            gradient = Element<E>::widen(old[k]) + gradient;
+          }
+          if (whole || i < left) {
+            gradients[i] = Element<E>::narrow(gradient);
+          }
+        }
+      }
+    }
+  }
+};
+
+template <class E, unsigned terms, unsigned outputs>
+FASTREG_DEVICE void run_chunk(const ChunkWork& work, const Row& row, const Coefficients& strengths, std::int64_t chunk,
+                              int lane) {
+  using Storage = typename E::Storage;
+  using Real = typename E::Real;
+  constexpr bool wants_value = (outputs & output_value) != 0;
+  const std::int64_t first = (chunk - row.first_chunk) * chunk_size;
+  const std::int64_t rest = row.count - first;
+  const Storage* weights = static_cast<const Storage*>(row.weights) + first + lane;
+  Storage* gradients = (outputs & output_gradient) != 0 ? static_cast<Storage*>(row.gradients) + first + lane : nullptr;
+  const Real gradient_l1 = static_cast<Real>(strengths.gradient_l1);
+  const Real gradient_l2 = static_cast<Real>(strengths.gradient_l2);
+  double l1_sum = 0.0;
+  double l2_sum = 0.0;
+  if (rest >= chunk_size) {
+    LaneOfChunk<E, terms, outputs, true>::run(weights, gradients, chunk_size, gradient_l1, gradient_l2, l1_sum, l2_sum);
+  } else {
+    LaneOfChunk<E, terms, outputs, false>::run(weights, gradients, static_cast<int>(rest) - lane, gradient_l1,
+                                               gradient_l2, l1_sum, l2_sum);
+  }
+  if constexpr (wants_value && (terms & term_l1) != 0) {
+    l1_sum = halve_warp(l1_sum);
+    if (lane == 0) {
+      work.l1_sums[chunk] = l1_sum;
+    }
+  }
+  if constexpr (wants_value && (terms & term_l2) != 0) {
+    l2_sum = halve_warp(l2_sum);
+    if (lane == 0) {
+      work.l2_sums[chunk] = l2_sum;
+    }
+  }
+}
+
+// All chunks of one dtype. Which terms there are is read with the strengths, chunk by chunk: tensors with different terms
+// share the launch, and a strength that a schedule brings to 0 or away from it needs no other kernel.
+template <class E, unsigned outputs>
+__global__ void FASTREG_BOUNDS(threads_per_block, blocks_per_processor) penalty_chunks(ChunkWork work) {
+  const int lane = static_cast<int>(threadIdx.x) % lanes;
+  const std::int64_t warp = static_cast<std::int64_t>(blockIdx.x) * warps_per_block + threadIdx.x / lanes;
+  const std::int64_t warps = static_cast<std::int64_t>(gridDim.x) * warps_per_block;
+  std::int64_t r = work.launch.row_begin;
+  std::int64_t row_end = work.launch.chunk_begin;  // the first chunk that is not of row r
+  for (std::int64_t chunk = work.launch.chunk_begin + warp; chunk < work.launch.chunk_end; chunk += warps) {
+    if (chunk >= row_end) {
+      r = find_row(work.first_chunks, r, work.launch.row_end, chunk, lane);
+      row_end = work.first_chunks[r + 1];
+    }
+    const Row& row = work.rows[r];
+    const Coefficients& strengths = work.strengths[row.strengths];
+    switch (strengths.terms) {
+      case term_l1:
+        run_chunk<E, term_l1, outputs>(work, row, strengths, chunk, lane);
+        break;
+      case term_l2:
+        run_chunk<E, term_l2, outputs>(work, row, strengths, chunk, lane);
+        break;
+      case term_l1 | term_l2:
+        run_chunk<E, term_l1 | term_l2, outputs>(work, row, strengths, chunk, lane);
+        break;
+      default:
+        // Without a term a new gradient is +0, and an accumulated one is left alone.
+        if constexpr ((outputs & output_gradient) != 0 && (outputs & output_add) == 0) {
+          run_chunk<E, 0, output_gradient>(work, row, strengths, chunk, lane);
+        }
+    }
+  }
+}
+
+// ---- sums of chunk sums
+
+struct SumWork {
+  const Row* rows;
+  const Coefficients* strengths;
+  const SumGroup* groups;
+  std::int64_t group_count;
+  const LargeRow* large_rows;
+  std::int64_t large_row_count;
+  const double* l1_sums;
+  const double* l2_sums;
+  double* l1_group_sums;  // one per group
+  double* l2_group_sums;
+  double* values;  // one per item
+  std::int64_t item_count;
+  double* total;            // null: not asked for
+  double* total_sums;       // one per 4096 items
+  unsigned int* finished;   // blocks; 0 before and after
+};
+
+// Both sums of a penalty, or a single one.
+struct SumPair {
+  const double* l1;  // null: there is none
+  const double* l2;
+};
+
+// Numbers of each sum that a block holds at once.
+constexpr int tile_size = 2048;
+
+struct SumMemory {
+  double* tiles;    // 2 * tile_size, shared by the block
+  double* results;  // 2, likewise
+};
+
+// Steps 2 and 3 of the canonical sum, of at most 4096 terms, by the whole block: all threads fetch, warp 0 adds up the
+// one sum and warp 1 the other. Both are then in `results` for all to read, until the next call.
+FASTREG_DEVICE void sum_group(SumPair terms, std::int64_t begin, int count, SumMemory memory) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const int warp = thread / lanes;
+  const int lane = thread % lanes;
+  const bool adds = warp == 0 ? terms.l1 != nullptr : warp == 1 && terms.l2 != nullptr;
+  double lane_sum = 0.0;
+  int done = 0;
+  do {
+    const int part = count - done < tile_size ? count - done : tile_size;
+    FASTREG_UNROLL
+    for (int k = 0; k < tile_size / threads_per_block; ++k) {
+      const int i = k * threads_per_block + thread;
+      if (i < part) {
+        // Past L1, which does not see what other blocks have written.
+        if (terms.l1 != nullptr) {
+          memory.tiles[i] = __ldcg(terms.l1 + begin + done + i);
+        }
+        if (terms.l2 != nullptr) {
+          memory.tiles[tile_size + i] = __ldcg(terms.l2 + begin + done + i);
+        }
+      }
+    }
+    __syncthreads();  // the tiles are full
+    if (adds) {
+      for (int i = lane; i < part; i += lanes) {
+        lane_sum += memory.tiles[warp * tile_size + i];
+      }
+    }
+    __syncthreads();  // the tiles may be filled again, and the results of the last call have been read
+    done += part;
+  } while (done < count);
+  if (warp < 2) {
+    lane_sum = halve_warp(lane_sum);
+    if (lane == 0) {
+      memory.results[warp] = lane_sum;
+    }
+  }
+  __syncthreads();  // the results are there
+}
+
+// The sum of each group of `terms` to `l1` and `l2`, which may be the terms themselves; gives how many they are.
+FASTREG_DEVICE std::int64_t sum_groups(SumPair terms, std::int64_t count, double* l1, double* l2, SumMemory memory) {
+  const std::int64_t groups = chunk_count(count);
+  for (std::int64_t g = 0; g < groups; ++g) {
+    const std::int64_t begin = g * chunk_size;
+    sum_group(terms, begin, static_cast<int>(count - begin < chunk_size ? count - begin : chunk_size), memory);
+    if (threadIdx.x == 0) {
+      if (terms.l1 != nullptr) {
+        l1[g] = memory.results[0];
+      }
+      if (terms.l2 != nullptr) {
+        l2[g] = memory.results[1];
+      }
+    }
+  }
+  __syncthreads();  // the block sees what thread 0 has written
+  return groups;
+}
+
+FASTREG_DEVICE SumPair of_terms(const Coefficients& strengths, const double* l1, const double* l2) {
+  return {(strengths.terms & term_l1) != 0 ? l1 : nullptr, (strengths.terms & term_l2) != 0 ? l2 : nullptr};
+}
+
+// What is left when all groups are summed: rows of several groups, and the total.
+FASTREG_DEVICE void finish_sums(const SumWork& work, SumMemory memory) {
+  for (std::int64_t i = 0; i < work.large_row_count; ++i) {
+    const LargeRow large = work.large_rows[i];
+    const Row& row = work.rows[large.row];
+    const Coefficients& strengths = work.strengths[row.strengths];
+    double* l1 = work.l1_group_sums + large.first_group;
+    double* l2 = work.l2_group_sums + large.first_group;
+    for (std::int64_t count = large.group_count; count > 1;) {
+      count = sum_groups(of_terms(strengths, l1, l2), count, l1, l2, memory);
+    }
+    if (threadIdx.x == 0) {
+      const SumPair sums = of_terms(strengths, l1, l2);
+      work.values[row.item] = penalty_value(strengths, sums.l1 != nullptr ? *l1 : 0.0, sums.l2 != nullptr ? *l2 : 0.0);
+    }
+  }
+  if (work.total != nullptr) {
+    __syncthreads();  // the values that thread 0 has just written
+    // A single value is a chunk too, so that -0.0 gives +0.0.
+    std::int64_t count = sum_groups({work.values, nullptr}, work.item_count, work.total_sums, nullptr, memory);
+    while (count > 1) {
+      count = sum_groups({work.total_sums, nullptr}, count, work.total_sums, nullptr, memory);
+    }
+    if (threadIdx.x == 0) {
+      *work.total = count == 0 ? 0.0 : work.total_sums[0];
+    }
+  }
+}
+
+// The values from the chunk sums, and their total.
+__global__ void FASTREG_BOUNDS(threads_per_block, blocks_per_processor) penalty_values(SumWork work) {
+  FASTREG_SHARED(double, tiles, 2 * tile_size);
+  FASTREG_SHARED(double, results, 2);
+  FASTREG_SHARED(int, is_last, 1);
+  const SumMemory memory{tiles, results};
+  for (std::int64_t g = blockIdx.x; g < work.group_count; g += gridDim.x) {
+    const SumGroup group = work.groups[g];
+    const Row& row = work.rows[group.row];
+    const Coefficients& strengths = work.strengths[row.strengths];
+    sum_group(of_terms(strengths, work.l1_sums, work.l2_sums), group.first_sum, group.count, memory);
+    if (threadIdx.x == 0) {
+      if (group.is_all != 0) {
+        work.values[row.item] = penalty_value(strengths, results[0], results[1]);
+      } else {
+        work.l1_group_sums[g] = results[0];
+        work.l2_group_sums[g] = results[1];
+      }
+    }
+  }
+  if (work.large_row_count == 0 && work.total == nullptr) {
+    return;
+  }
+  // The block that finishes last sees what all others have written: each fences its writes before it counts itself.
+  if (threadIdx.x == 0) {
+    __threadfence();
+    is_last[0] = atomicAdd(work.finished, 1u) == gridDim.x - 1 ? 1 : 0;
+    __threadfence();
+  }
+  __syncthreads();
+  if (is_last[0] != 0) {
+    finish_sums(work, memory);
+    if (threadIdx.x == 0) {
+      *work.finished = 0;  // for the next launch, or the next replay of this one
+    }
+  }
+}
+
+}  // namespace fastreg::cuda
