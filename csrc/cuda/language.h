@@ -1,10 +1,10 @@
 // Where nvcc and other compilers differ. nvcc knows the device language; any other compiler must find a header
 // `device_language.h` that provides it (tests/cuda has one that runs kernels on the host).
 //
-// Kernels and launches use three macros instead of nvcc's own syntax:
-//   FASTREG_SHARED(type, name, count)                     an array in the block's shared memory
-//   FASTREG_LAUNCH(kernel, blocks, threads, stream, ...)  starts a kernel; errors are left for cudaGetLastError
-//   FASTREG_UNROLL                                        before a loop of constant length
+// Kernels and launches use these instead of nvcc's own syntax:
+//   FASTREG_SHARED(type, name, count)  an array in the block's shared memory
+//   FASTREG_UNROLL                     before a loop of constant length
+//   launch_kernel                      starts a kernel that takes one structure, and gives the error of this launch alone
 #pragma once
 
 #include <cuda_bf16.h>
@@ -14,10 +14,19 @@
 #ifdef __CUDACC__
 
 #define FASTREG_SHARED(type, name, count) __shared__ type name[count]
-#define FASTREG_LAUNCH(kernel, blocks, threads, stream, ...) kernel<<<blocks, threads, 0, stream>>>(__VA_ARGS__)
 #define FASTREG_UNROLL _Pragma("unroll")
 #define FASTREG_DEVICE static __device__ __forceinline__
 #define FASTREG_BOUNDS(threads, blocks_per_processor) __launch_bounds__(threads, blocks_per_processor)
+
+namespace fastreg::cuda {
+
+template <class Work>
+cudaError_t launch_kernel(void (*kernel)(Work), unsigned blocks, unsigned threads, cudaStream_t stream, Work work) {
+  void* arguments[] = {&work};
+  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(blocks), dim3(threads), arguments, 0, stream);
+}
+
+}  // namespace fastreg::cuda
 
 #else
 

@@ -1,0 +1,215 @@
+#include "support.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "canonical_sum.h"
+
+namespace fastreg::test {
+namespace {
+
+class Random {
+ public:
+  explicit Random(std::uint64_t seed) : state_(seed * 2862933555777941757u + 3037000493u) {}
+  std::uint64_t next() {
+    state_ = state_ * 6364136223846793005u + 1442695040888963407u;
+    return (state_ >> 32 ^ state_ << 20) * 0x9e3779b97f4a7c15u;
+  }
+
+ private:
+  std::uint64_t state_;
+};
+
+// Any bits, so subnormals, infinities and NaN of each type too; most are ordinary numbers, since a NaN makes every sum
+// one. Which tensors have NaN and infinities depends on the seed.
+void fill(char* memory, DType dtype, std::int64_t count, std::uint64_t seed) {
+  Random random(seed);
+  const bool has_specials = random.next() % 4 == 0;
+  const auto put = [&](auto bits, int exponent_place, unsigned exponent_bits, unsigned bias) {
+    using Bits = decltype(bits);
+    for (std::int64_t i = 0; i < count; ++i) {
+      bits = static_cast<Bits>(random.next());
+      const auto choice = random.next() % 16;
+      if (choice == 0 || (!has_specials && choice < 15) || has_specials) {
+        // an exponent near 0, or one of 0: a zero or a subnormal
+        const auto exponent = static_cast<Bits>(choice == 0 ? 0 : bias - 6 + random.next() % 8);
+        const auto mask = static_cast<Bits>(static_cast<Bits>((1u << exponent_bits) - 1) << exponent_place);
+        if (!(has_specials && choice == 1)) {
+          bits = static_cast<Bits>((bits & static_cast<Bits>(~mask)) | static_cast<Bits>(exponent << exponent_place));
+        }
+      } else {
+        bits = static_cast<Bits>(static_cast<Bits>(bits >> (sizeof(Bits) * 8 - 1)) << (sizeof(Bits) * 8 - 1));  // +-0
+      }
+      std::memcpy(memory + static_cast<std::size_t>(i) * sizeof bits, &bits, sizeof bits);
+    }
+  };
+  switch (dtype) {
+    case DType::f16:
+      return put(std::uint16_t{}, 10, 5, 15);
+    case DType::bf16:
+      return put(std::uint16_t{}, 7, 8, 127);
+    case DType::f32:
+      return put(std::uint32_t{}, 23, 8, 127);
+    default:
+      return put(std::uint64_t{}, 52, 11, 1023);
+  }
+}
+
+bool is_nan(DType dtype, const char* element) {
+  std::uint64_t bits = 0;
+  std::memcpy(&bits, element, item_size(dtype));
+  switch (dtype) {
+    case DType::f16:
+      return (bits & 0x7fff) > 0x7c00;
+    case DType::bf16:
+      return (bits & 0x7fff) > 0x7f80;
+    case DType::f32:
+      return (bits & 0x7fffffff) > 0x7f800000;
+    default:
+      return (bits & ~(std::uint64_t{1} << 63)) > 0x7ff0000000000000u;
+  }
+}
+
+// The first element that differs, or -1. The sign and payload of a NaN are not part of the contract.
+std::int64_t first_difference(DType dtype, const char* a, const char* b, std::int64_t count) {
+  const auto size = static_cast<std::int64_t>(item_size(dtype));
+  if (count == 0 || std::memcmp(a, b, static_cast<std::size_t>(count * size)) == 0) {
+    return -1;
+  }
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (std::memcmp(a + i * size, b + i * size, static_cast<std::size_t>(size)) != 0 &&
+        !(is_nan(dtype, a + i * size) && is_nan(dtype, b + i * size))) {
+      return i;
+    }
+  }
+  return -1;
+}
+
+std::size_t bytes_of(const Shape& shape) { return static_cast<std::size_t>(shape.count) * item_size(shape.dtype); }
+
+}  // namespace
+
+Memory::Memory(std::size_t bytes, int device) : data(nullptr) {
+  int before = 0;
+  cudaGetDevice(&before);
+  cudaSetDevice(device);
+  void* memory = nullptr;
+  const cudaError_t error = cudaMalloc(&memory, bytes);
+  CHECK(error == cudaSuccess, "no memory for the test");
+  cudaSetDevice(before);
+  data = static_cast<char*>(memory);
+}
+
+Memory::~Memory() { cudaFree(data); }
+
+Problem::Problem(std::vector<Shape> shapes, std::vector<Coefficients> strengths, unsigned outputs, std::uint64_t seed,
+                 int device, bool in_place)
+    : shapes_(std::move(shapes)),
+      strengths_(std::move(strengths)),
+      outputs_(outputs),
+      device_(device),
+      values_(shapes_.size() * sizeof(double), device),
+      total_(sizeof(double), device),
+      in_place_(in_place) {
+  for (const Shape& shape : shapes_) {
+    const std::size_t skipped = static_cast<std::size_t>(shape.offset) * item_size(shape.dtype);
+    const auto place = [&](std::vector<std::vector<char>>& host) {
+      memory_.push_back(std::make_unique<Memory>(skipped + bytes_of(shape), device));
+      char* data = memory_.back()->data + skipped;
+      fill(data, shape.dtype, shape.count, ++seed);
+      host.emplace_back(data, data + bytes_of(shape));
+      return data;
+    };
+    char* weights = place(weights_);
+    char* gradients = in_place_ ? weights : place(gradients_);
+    device_items_.push_back({weights, (outputs & output_gradient) != 0 ? gradients : nullptr, shape.count,
+                             shape.strengths, shape.dtype});
+  }
+}
+
+DeviceCall Problem::call(cudaStream_t stream) {
+  return {device_,
+          stream,
+          device_items_.data(),
+          device_items_.size(),
+          strengths_.data(),
+          strengths_.size(),
+          outputs_,
+          reinterpret_cast<double*>(values_.data),
+          reinterpret_cast<double*>(total_.data)};
+}
+
+std::vector<Item> Problem::items() const {
+  std::vector<Item> items;
+  for (std::size_t i = 0; i < shapes_.size(); ++i) {
+    const char* weights = weights_[i].data();
+    const char* gradients = in_place_ ? weights : gradients_[i].data();
+    items.push_back({weights, (outputs_ & output_gradient) != 0 ? const_cast<char*>(gradients) : nullptr,
+                     shapes_[i].count, strengths_[shapes_[i].strengths], nullptr, shapes_[i].dtype});
+  }
+  return items;
+}
+
+void Problem::compare(const std::string& what) {
+  std::vector<double> values(shapes_.size());
+  const std::vector<Item> all = items();
+  evaluate(all.data(), all.size(), outputs_, values.data());
+  if ((outputs_ & output_gradient) != 0) {
+    for (std::size_t i = 0; i < shapes_.size(); ++i) {
+      const auto& host = in_place_ ? weights_[i] : gradients_[i];
+      const std::int64_t place = first_difference(
+          shapes_[i].dtype, host.data(), static_cast<const char*>(device_items_[i].gradients), shapes_[i].count);
+      CHECK(place < 0, "wrong gradient:", what, "tensor", i, "of", shapes_[i].count, "element", place);
+    }
+  }
+  if ((outputs_ & output_value) != 0) {
+    for (std::size_t i = 0; i < shapes_.size(); ++i) {
+      double value;
+      std::memcpy(&value, values_.data + i * sizeof value, sizeof value);
+      CHECK(first_difference(DType::f64, reinterpret_cast<const char*>(&value),
+                             reinterpret_cast<const char*>(&values[i]), 1) < 0,
+            "wrong value:", what, "tensor", i, "of", shapes_[i].count, value, "is not", values[i]);
+    }
+    const double total = canonical_sum_in_place(values.data(), static_cast<std::int64_t>(values.size()));
+    CHECK(first_difference(DType::f64, reinterpret_cast<const char*>(&total), total_.data, 1) < 0, "wrong total:", what);
+  }
+}
+
+void Problem::again(std::vector<Coefficients> strengths) { strengths_ = std::move(strengths); }
+
+bool Problem::device_is_untouched() const {
+  for (std::size_t i = 0; i < shapes_.size(); ++i) {
+    const auto& before = in_place_ ? weights_[i] : gradients_[i];
+    if (bytes_of(shapes_[i]) != 0 && (outputs_ & output_gradient) != 0 &&
+        std::memcmp(before.data(), device_items_[i].gradients, bytes_of(shapes_[i])) != 0) {
+      return false;
+    }
+  }
+  const auto is_fresh = [](const char* data, std::size_t bytes) {
+    return std::all_of(data, data + bytes, [](char byte) { return static_cast<unsigned char>(byte) == 0xa5; });
+  };
+  return is_fresh(values_.data, shapes_.size() * sizeof(double)) && is_fresh(total_.data, sizeof(double));
+}
+
+std::int64_t Problem::element_count() const {
+  std::int64_t count = 0;
+  for (const Shape& shape : shapes_) {
+    count += shape.count;
+  }
+  return count;
+}
+
+Coefficients strengths_for(unsigned terms, double scale) {
+  return make_coefficients((terms & term_l1) != 0 ? 0.0123456789 : 0.0, (terms & term_l2) != 0 ? 0.3141592653 : 0.0,
+                           scale, 1.7);
+}
+
+void evaluate_on_device(const DeviceCall& call, const std::string& what, Recording** recording) {
+  BackendError error;
+  const BackendStatus status = fastreg_backend()->evaluate(&call, recording, &error);
+  CHECK(status == BackendStatus::ok, what, error.text);
+}
+
+}  // namespace fastreg::test
