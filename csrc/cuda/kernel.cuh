@@ -359,7 +359,7 @@ FASTREG_DEVICE void finish_sums(const SumWork& work, SumMemory memory) {
 }
 
 // The values from the chunk sums, and their total.
-__global__ void FASTREG_BOUNDS(threads_per_block, blocks_per_processor) penalty_values(SumWork work) {
+[[maybe_unused]] static __global__ void FASTREG_BOUNDS(threads_per_block, blocks_per_processor) penalty_values(SumWork work) {
   FASTREG_SHARED(double, tiles, 2 * tile_size);
   FASTREG_SHARED(double, results, 2);
   FASTREG_SHARED(int, is_last, 1);

@@ -43,10 +43,11 @@ class Problem {
   DeviceCall call(cudaStream_t stream = nullptr);
   // Compares what the device has written with what the CPU engine writes, bit by bit.
   void compare(const std::string& what);
-  // The CPU's side of a further call, for those that accumulate, with these strengths from now on.
+  // These strengths from now on.
   void again(std::vector<Coefficients> strengths);
+  // The CPU's side of a call, without comparing; gives the values.
+  std::vector<double> step();
   bool device_is_untouched() const;
-  std::int64_t element_count() const;
 
  private:
   std::vector<Item> items() const;

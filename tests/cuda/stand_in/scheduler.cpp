@@ -99,7 +99,9 @@ Meeting meetings[most_threads / lanes];
 std::vector<SharedArray> shared_arrays;
 const std::function<void()>* body;
 std::string refusal;
-char launch_token;
+// Two, so that the end of one block does not order it before the start of the next.
+char start_token;
+char end_token;
 char barrier_token;
 char shared_token;
 
@@ -146,9 +148,9 @@ void fiber_main() {
   __sanitizer_finish_switch_fiber(nullptr, &host_stack, &host_stack_bytes);
 #endif
   for (;;) {
-    acquire(&launch_token);
+    acquire(&start_token);
     (*body)();
-    release(&launch_token);
+    release(&end_token);
     running->state = State::done;
     ++done_count;
     leave();
@@ -258,6 +260,7 @@ void run_block(unsigned threads) {
       prepare(fibers[i]);  // what they were doing is given up
     }
   }
+  acquire(&end_token);
   for (const SharedArray& array : shared_arrays) {
     std::free(array.memory);
   }
@@ -323,7 +326,7 @@ std::string run_grid(unsigned blocks, unsigned threads, const std::function<void
   body = &thread;
   grid_size = {blocks, 1, 1};
   block_size = {threads, 1, 1};
-  release(&launch_token);
+  release(&start_token);
   std::vector<unsigned> order(blocks);
   for (unsigned b = 0; b < blocks; ++b) {
     order[b] = b;
@@ -339,7 +342,6 @@ std::string run_grid(unsigned blocks, unsigned threads, const std::function<void
     block_index = {order[b], 0, 0};
     run_block(threads);
   }
-  acquire(&launch_token);
   return refusal;
 }
 
