@@ -463,18 +463,16 @@ void check_items(const DeviceCall& call) {
   }
 }
 
-}  // namespace
-}  // namespace cuda
 
-struct Recording {
-  explicit Recording(int on_device) : device(on_device), block(on_device) {}
+struct RecordedCall {
+  explicit RecordedCall(int on_device) : device(on_device), block(on_device) {}
   int device;
   std::size_t strength_count = 0;
-  cuda::Block block;
+  Block block;
 };
 
-namespace cuda {
-namespace {
+Recording* handle_of(RecordedCall* call) { return reinterpret_cast<Recording*>(call); }
+RecordedCall& call_of(Recording* handle) { return *reinterpret_cast<RecordedCall*>(handle); }
 
 // Allocation and private streams are allowed while another stream of this thread is being captured.
 class RelaxedCapture {
@@ -501,10 +499,10 @@ class PrivateStream {
 };
 
 // A block that is filled when this returns. It waits for the copy alone, on a stream with nothing else in it.
-std::unique_ptr<Recording> make_recording(const DeviceCall& call, const Places& places, std::vector<char> image) {
+std::unique_ptr<RecordedCall> make_recording(const DeviceCall& call, const Places& places, std::vector<char> image) {
   const RelaxedCapture relaxed;
   const PrivateStream stream;
-  auto recording = std::make_unique<Recording>(call.device);
+  auto recording = std::make_unique<RecordedCall>(call.device);
   recording->strength_count = call.strength_count;
   recording->block.reserve(places.end, stream.get());
   recording->block.hold(std::move(image), places.rows, stream.get());
@@ -527,9 +525,9 @@ BackendStatus evaluate(const DeviceCall* call, Recording** recording, BackendErr
     const Sequence sequence(*call, table, places);
     std::vector<char> image = make_image(table, places, call->strengths, call->strength_count);
     if (is_capturing(stream)) {
-      std::unique_ptr<Recording> own = make_recording(*call, places, std::move(image));
+      std::unique_ptr<RecordedCall> own = make_recording(*call, places, std::move(image));
       sequence.run(own->block.memory(), stream);
-      Recording* kept = own.release();
+      Recording* kept = handle_of(own.release());
       if (recording != nullptr) {
         *recording = kept;
       }
@@ -545,21 +543,22 @@ BackendStatus evaluate(const DeviceCall* call, Recording** recording, BackendErr
 
 BackendStatus set_strengths(Recording* recording, const Coefficients* strengths, std::size_t count, void* stream,
                             BackendError* error) {
+  RecordedCall& recorded = call_of(recording);
   return guarded(error, [&] {
-    const DeviceGuard guard(recording->device);
-    require_device_of_stream(static_cast<cudaStream_t>(stream), recording->device);
-    if (count != recording->strength_count) {
-      fail(BackendStatus::bad_argument, "the recording has " + std::to_string(recording->strength_count) +
+    const DeviceGuard guard(recorded.device);
+    require_device_of_stream(static_cast<cudaStream_t>(stream), recorded.device);
+    if (count != recorded.strength_count) {
+      fail(BackendStatus::bad_argument, "the recording has " + std::to_string(recorded.strength_count) +
                                             " strengths, not " + std::to_string(count));
     }
     if (is_capturing(static_cast<cudaStream_t>(stream))) {
       fail(BackendStatus::bad_argument, "strengths are set outside of capture, before a replay");
     }
-    recording->block.hold_strengths(strengths, count, static_cast<cudaStream_t>(stream));
+    recorded.block.hold_strengths(strengths, count, static_cast<cudaStream_t>(stream));
   });
 }
 
-void forget(Recording* recording) { delete recording; }
+void forget(Recording* recording) { delete &call_of(recording); }
 
 BackendStatus count_devices(int* count, BackendError* error) {
   *count = 0;

@@ -143,12 +143,19 @@ cudaError_t queue(cudaStream_t handle, std::function<void()> run) {
     return cudaErrorStreamCaptureImplicit;
   }
   stream->queue.push_back({++last_number, std::move(run)});
-  // Now and then the device is quick: any stream, up to any operation.
+  // Now and then the device is quick: some stream, up to some operation.
   while (random_number() % 4 == 0) {
-    CUstream_st* other = streams[random_number() % streams.size()].get();
-    if (!other->queue.empty()) {
-      run_until(other, other->queue[random_number() % other->queue.size()].number);
+    std::vector<CUstream_st*> busy;
+    for (const auto& candidate : streams) {
+      if (!candidate->queue.empty()) {
+        busy.push_back(candidate.get());
+      }
     }
+    if (busy.empty()) {
+      break;
+    }
+    CUstream_st* chosen = busy[random_number() % busy.size()];
+    run_until(chosen, chosen->queue[random_number() % chosen->queue.size()].number);
   }
   return sticky_error;
 }

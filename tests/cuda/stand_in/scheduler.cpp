@@ -311,7 +311,12 @@ void yield() {
 
 }  // namespace
 
-void set_seed(std::uint64_t seed) { random_state = seed * 2862933555777941757u + 3037000493u; }
+void set_seed(std::uint64_t seed) {
+  random_state = seed * 2862933555777941757u + 3037000493u;
+  for (int i = 0; i < 4; ++i) {
+    random_number();  // seeds that are alike begin alike
+  }
+}
 
 std::uint64_t random_number() {
   random_state = random_state * 6364136223846793005u + 1442695040888963407u;
