@@ -10,7 +10,7 @@
 #include <cstdint>
 
 #ifdef __CUDACC__
-#define FASTREG_SUM_FUNCTION static __host__ __device__
+#define FASTREG_SUM_FUNCTION [[maybe_unused]] static __host__ __device__
 #else
 #define FASTREG_SUM_FUNCTION [[maybe_unused]] static inline
 #endif

@@ -391,7 +391,7 @@ FASTREG_DEVICE void finish_sums(const SumWork& work, SumMemory memory) {
   if (is_last[0] != 0) {
     finish_sums(work, memory);
     if (threadIdx.x == 0) {
-      *work.finished = 0;  // for the next launch, or the next replay of this one
+      atomicExch(work.finished, 0u);  // for the next launch, or the next replay of this one
     }
   }
 }

@@ -92,6 +92,13 @@ TEST(bits_of_two_levels) {
   run(problem, "two levels");
 }
 
+// More than 2048 chunks, which is what a block adds up at once.
+TEST(bits_of_two_tiles) {
+  stand_in::reset(1);
+  Problem problem({{DType::f16, std::int64_t{2148} * 4096, 0, 1}}, all_strengths, 1, 3);
+  run(problem, "two tiles");
+}
+
 // Any number of blocks gives the same, and any order of threads.
 TEST(bits_whatever_the_grid) {
   for (const int processors : {1, 2, 5}) {

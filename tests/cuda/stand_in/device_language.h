@@ -101,5 +101,12 @@ inline unsigned atomicAdd(unsigned* address, unsigned value) {
   return old;
 }
 
+inline unsigned atomicExch(unsigned* address, unsigned value) {
+  stand_in::before_atomic(address);
+  const unsigned old = __atomic_exchange_n(address, value, __ATOMIC_RELAXED);
+  stand_in::after_atomic(address);
+  return old;
+}
+
 using std::copysign;
 using std::fabs;

@@ -172,11 +172,10 @@ cudaError_t allocate(void** address, std::size_t bytes, int device) {
   if (bytes > memory_limit - std::min(memory_limit, memory_used)) {
     return cudaErrorMemoryAllocation;
   }
-  const std::size_t rounded = (std::max<std::size_t>(bytes, 1) + 255) / 256 * 256;
 #if defined(__SANITIZE_ADDRESS__)
   *address = std::malloc(bytes);  // so that its end is seen
 #else
-  *address = std::aligned_alloc(256, rounded);
+  *address = std::aligned_alloc(256, (std::max<std::size_t>(bytes, 1) + 255) / 256 * 256);
 #endif
   std::memset(*address, 0xa5, bytes);
   allocations[*address] = {bytes, device};

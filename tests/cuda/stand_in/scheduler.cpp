@@ -7,9 +7,13 @@
 #include "scheduler.h"
 
 #include <ucontext.h>
+#include <unistd.h>
 
+#include <csignal>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <vector>
 
 #include "device_language.h"
@@ -66,7 +70,6 @@ struct Meeting {
   // what was offered at this one.
   std::uint64_t offers[2][lanes];
   unsigned turn;
-  char token;  // for ThreadSanitizer
 };
 
 struct SharedArray {
@@ -94,6 +97,7 @@ Fiber* running;
 unsigned ready[most_threads];
 unsigned ready_count;
 unsigned barrier_count;
+unsigned barrier_turn;
 unsigned done_count;
 Meeting meetings[most_threads / lanes];
 std::vector<SharedArray> shared_arrays;
@@ -102,8 +106,16 @@ std::string refusal;
 // Two, so that the end of one block does not order it before the start of the next.
 char start_token;
 char end_token;
-char barrier_token;
-char shared_token;
+// One for each block, so that one block's barriers do not order it before another block. Only addresses are used.
+struct BlockTokens {
+  // Two each, used in turn: who is late at one barrier must not learn what was done before the next.
+  char barriers[2];
+  char warps[most_threads / lanes][2];
+  char shared;
+};
+BlockTokens block_tokens[4096];
+unsigned blocks_run;
+BlockTokens* tokens;
 
 void acquire([[maybe_unused]] const void* token) {
 #ifdef STAND_IN_TSAN
@@ -229,6 +241,7 @@ void explain_deadlock(unsigned threads) {
 }
 
 void run_block(unsigned threads) {
+  tokens = &block_tokens[blocks_run++ % std::size(block_tokens)];
   ready_count = barrier_count = done_count = 0;
   for (unsigned i = 0; i < threads; ++i) {
     Fiber& fiber = fiber_at(i);
@@ -250,6 +263,7 @@ void run_block(unsigned threads) {
     enter(fibers[index]);
     if (barrier_count == threads) {
       barrier_count = 0;
+      barrier_turn ^= 1;
       for (unsigned i = 0; i < threads; ++i) {
         make_ready(i);
       }
@@ -304,6 +318,41 @@ const std::uint64_t* meet(unsigned mask, std::uint64_t offer, Place place) {
   return offers;
 }
 
+// The sanitizers have better words for it.
+#if !defined(STAND_IN_ASAN) && !defined(STAND_IN_TSAN)
+void tell_illegal_address(int) {
+  char text[100];
+  const int length = std::snprintf(text, sizeof text, "illegal address in a kernel (block %u, thread %u)\n",
+                                   block_index.x, thread_index.x);
+  [[maybe_unused]] const auto written = write(STDERR_FILENO, text, static_cast<std::size_t>(length));
+  _exit(1);
+}
+
+class IllegalAddressHandler {
+ public:
+  IllegalAddressHandler() {
+    for (std::size_t i = 0; i < std::size(signals); ++i) {
+      before_[i] = std::signal(signals[i], tell_illegal_address);
+    }
+  }
+  ~IllegalAddressHandler() {
+    for (std::size_t i = 0; i < std::size(signals); ++i) {
+      std::signal(signals[i], before_[i]);
+    }
+  }
+  IllegalAddressHandler(const IllegalAddressHandler&) = delete;
+  IllegalAddressHandler& operator=(const IllegalAddressHandler&) = delete;
+
+ private:
+  static constexpr int signals[] = {SIGSEGV, SIGBUS};
+  void (*before_[2])(int);
+};
+#else
+struct IllegalAddressHandler {
+  IllegalAddressHandler() {}
+};
+#endif
+
 void yield() {
   make_ready(running->index);
   leave();
@@ -327,6 +376,7 @@ std::string run_grid(unsigned blocks, unsigned threads, const std::function<void
 #ifdef STAND_IN_TSAN
   host_sanitizer_fiber = __tsan_get_current_fiber();
 #endif
+  const IllegalAddressHandler handler;
   refusal.clear();
   body = &thread;
   grid_size = {blocks, 1, 1};
@@ -368,13 +418,15 @@ void barrier(Place place) {
   self.place = place;
   self.state = State::at_barrier;
   ++barrier_count;
-  release(&barrier_token);
+  const char* token = &tokens->barriers[barrier_turn];
+  release(token);
   leave();
-  acquire(&barrier_token);
+  acquire(token);
 }
 
 void warp_barrier(unsigned mask, Place place) {
-  char* token = &meetings[running->index / lanes].token;
+  const unsigned warp = running->index / lanes;
+  const char* token = &tokens->warps[warp][meetings[warp].turn];
   release(token);
   meet(mask, 0, place);
   acquire(token);
@@ -417,7 +469,7 @@ void after_atomic(const void* address) {
 }
 
 void* shared_memory(const void* tag, std::size_t bytes) {
-  acquire(&shared_token);
+  acquire(&tokens->shared);
   for (const SharedArray& array : shared_arrays) {
     if (array.tag == tag) {
       return array.memory;
@@ -426,7 +478,7 @@ void* shared_memory(const void* tag, std::size_t bytes) {
   void* memory = std::malloc(bytes);
   std::memset(memory, 0xa5, bytes);  // what was there before is nobody's
   shared_arrays.push_back({tag, memory});
-  release(&shared_token);
+  release(&tokens->shared);
   return memory;
 }
 
