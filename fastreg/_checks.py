@@ -92,11 +92,11 @@ def choice(value: object, name: str, choices: Sequence[str]) -> str:
 # ------------------------------------------------------------------------ whole calls
 
 
-def _weight_label(names: Sequence[str] | None, index: int) -> str:
+def weight_label(names: Sequence[str] | None, index: int) -> str:
     return "w" if names is None else f"tensors[{names[index]!r}]"
 
 
-def _gradient_label(outputs: int, names: Sequence[str] | None, index: int) -> str:
+def gradient_label(outputs: int, names: Sequence[str] | None, index: int) -> str:
     if names is None:
         return "grad" if outputs & ADD else "out"
     return f"grads[{names[index]!r}]"
@@ -134,38 +134,38 @@ def checked_views(
     scale = multiplier(scale, "scale")
     grad_scale = multiplier(grad_scale, "grad_scale")
     views = [
-        _arrays.host_view(weight, _weight_label(names, index), False)
+        _arrays.host_view(weight, weight_label(names, index), False)
         for index, weight in enumerate(weights)
     ]
     wants_gradient = bool(outputs & (GRADIENT | ADD))
-    _check_coefficients(strengths, which, views, scale, grad_scale, wants_gradient)
+    check_coefficients(strengths, which, views, scale, grad_scale, wants_gradient)
     if not wants_gradient:
         return views, []
     if gradients is None:  # not reachable through the public functions
         raise TypeError("gradients must be given when a gradient is asked for, not None")
     targets: list[Array] = []
     for index, ((view, dtype), gradient) in enumerate(zip(views, gradients, strict=True)):
-        weight_label = _weight_label(names, index)
-        label = _gradient_label(outputs, names, index)
+        weight_name = weight_label(names, index)
+        label = gradient_label(outputs, names, index)
         if dtype not in _dtypes.FLOATS:
             raise TypeError(
-                f"{weight_label} has dtype {view.dtype}: there is no gradient for integer or bool "
-                f"elements; pass for example {weight_label}.astype(numpy.float32)"
+                f"{weight_name} has dtype {view.dtype}: there is no gradient for integer or bool "
+                f"elements; pass for example {weight_name}.astype(numpy.float32)"
             )
         if gradient is None:
             raise ValueError(
-                f"{label} is missing (None), but {weight_label} has a penalty; pass an array of "
+                f"{label} is missing (None), but {weight_name} has a penalty; pass an array of "
                 f"shape {view.shape}"
             )
         target, target_dtype = _arrays.host_view(gradient, label, True)
         if target_dtype != dtype:
             raise TypeError(
-                f"{label} has dtype {_dtypes.spoken(target_dtype)}, but {weight_label} has "
+                f"{label} has dtype {_dtypes.spoken(target_dtype)}, but {weight_name} has "
                 f"{_dtypes.spoken(dtype)}; a gradient has the dtype of its weight"
             )
         if target.shape != view.shape:
             raise ValueError(
-                f"{label} has shape {target.shape}, but {weight_label} has {view.shape}; a "
+                f"{label} has shape {target.shape}, but {weight_name} has {view.shape}; a "
                 "gradient has the shape of its weight"
             )
         targets.append(target)
@@ -173,7 +173,7 @@ def checked_views(
     return views, targets
 
 
-def _check_coefficients(
+def check_coefficients(
     strengths: Sequence[tuple[float, float]],
     which: Sequence[int],
     views: Sequence[tuple[Array, str]],
@@ -211,7 +211,7 @@ def _check_overlaps(
             continue
         if _memory.overlaps_itself(target):
             raise ValueError(
-                f"{_gradient_label(outputs, names, index)} overlaps itself (strides "
+                f"{gradient_label(outputs, names, index)} overlaps itself (strides "
                 f"{target.strides} for shape {target.shape}): one element has several places; "
                 "pass a copy"
             )
@@ -231,12 +231,12 @@ def _check_overlaps(
                 continue
             if not _memory.share_memory(mine, others):
                 continue
-            label = _gradient_label(outputs, names, index if written else other)
+            label = gradient_label(outputs, names, index if written else other)
             partner_index = other if written else index
             partner = (
-                _gradient_label(outputs, names, partner_index)
+                gradient_label(outputs, names, partner_index)
                 if written and other_written
-                else _weight_label(names, partner_index)
+                else weight_label(names, partner_index)
             )
             raise ValueError(
                 f"{label} overlaps {partner} in memory without being the same array; pass a copy "

@@ -93,13 +93,11 @@ def byte_order_error(name: str, dtype: object) -> TypeError:
     )
 
 
-def device_error(name: str, device: str) -> TypeError:
-    """Build the error for an array outside host memory."""
+def device_error(name: str, device: str, reason: str = "") -> TypeError:
+    """Build the error for an array outside host memory, which fastreg cannot use for `reason`."""
     if device.startswith("cuda"):
-        return TypeError(
-            f"{name} is on CUDA ({device}); this build has no CUDA support, pass a copy in host "
-            "memory"
-        )
+        why = f"CUDA is off: {reason}" if reason else "this build has no CUDA support"
+        return TypeError(f"{name} is on CUDA ({device}); {why}; pass a copy in host memory")
     return TypeError(f"{name} is on the device {device!r}; pass a copy in host memory")
 
 

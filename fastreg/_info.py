@@ -26,7 +26,7 @@ PATHS = {
     "ml_dtypes": "bfloat16 arrays of NumPy by their descriptor, no copy",
     "keras": "the array inside the variable, by its framework's path",
     "tensorflow": "DLPack (CPU tensors)",
-    "cupy": "none while CUDA is not built",
+    "cupy": "CUDA array interface, no copy, where CUDA is available",
 }
 
 #: The distribution of another project which installs a module of the same name.
@@ -66,11 +66,19 @@ def gather() -> dict[str, Any]:
         "build": dict(core.build_info()) if core is not None else None,
         "instruction_sets": _instruction_sets(core),
         "threads": fastreg.get_num_threads() if _backend_is_usable(core) else None,
-        "cuda": {"available": False, "reason": "not built"},
+        "cuda": _cuda(core),
         "machine": machine(),
         "frameworks": frameworks(),
         "clash": name_clash(),
     }
+
+
+def _cuda(core: ModuleType | None) -> dict[str, Any]:
+    """Whether there is CUDA, and why not; looking for it opens the library of the backend."""
+    if core is None:
+        return {"available": False, "reason": "not built: there is no compiled core"}
+    available, reason, devices = core.cuda_state()
+    return {"available": available, "reason": reason or None, "devices": devices}
 
 
 def machine() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import _arrays, _dtypes, _errors
+from . import _arrays, _device, _dtypes, _errors
 
 
 def _framework(w: Any) -> tuple[str, Any, Any]:
@@ -95,6 +95,8 @@ def wrap_value(value: float, w: Any) -> Any:
     framework, module, x = _framework(w)
     if framework == "torch":
         dtype = module.float64 if x.dtype == module.float64 else module.float32
+        if isinstance(value, module.Tensor):  # on a device already, where it stays
+            return value.to(dtype)
         return module.tensor(value, dtype=dtype, device=x.device)
     if framework == "jax":
         double = np.dtype(x.dtype) == np.float64
@@ -111,13 +113,20 @@ def empty_like(w: Any, name: str) -> Any:
     """
     framework, module, x = _framework(w)
     if framework == "torch":
-        _arrays.host_view(x, name, False)  # refuses before anything is allocated
+        if _device.is_on_cuda(x):
+            _device.device_view(x, name, False, None)
+        else:
+            _arrays.host_view(x, name, False)  # refuses before anything is allocated
         return module.empty_like(x.detach())
     if framework == "jax":
         _arrays.host_view(x, name, False)
         return np.empty_like(np.asarray(x))
     if isinstance(x, np.ndarray):
         return np.empty_like(x)
+    if _device.is_on_cuda(x):
+        raise TypeError(
+            f"{name} is a {type(x).__qualname__} on CUDA, whose kind fastreg cannot make; pass out="
+        )
     view, _ = _arrays.host_view(x, name, False)
     return np.empty_like(np.asarray(x) if isinstance(x, np.generic) else view)
 

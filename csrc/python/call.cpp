@@ -4,6 +4,7 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "device.h"
 #include "tensor.h"
 
 namespace py = pybind11;
@@ -62,6 +63,9 @@ Call::Call(unsigned outputs, Slots slots) : outputs_(outputs), slots_(slots) {
 
 void Call::describe_or_convert(PyObject* object, const char* argument, bool writable, ArrayView& view) {
   if (!describe(object, view)) {
+    if (is_on_cuda(object)) {
+      throw OnDevice{};
+    }
     kept_.push_back(convert(object, argument, writable, view));
   }
 }
@@ -161,6 +165,9 @@ bool shares_address(PyObject* const* objects, std::size_t count) {
     ArrayView view;
     py::object kept;
     if (!describe(objects[i], view)) {
+      if (is_on_cuda(objects[i])) {
+        throw OnDevice{};
+      }
       kept = convert(objects[i], "w", false, view);
     }
     if (view.count != 0) {

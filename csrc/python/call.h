@@ -21,6 +21,9 @@ struct Rule {
   bool gradient_fits_f64;
 };
 
+// Thrown where an operand lies on a device: the call is fastreg._device's.
+struct OnDevice {};
+
 class Call {
  public:
   // Memory for each tensor, which the caller provides: on the stack where there is but one tensor.

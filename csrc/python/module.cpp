@@ -14,6 +14,7 @@
 #include "../cpu/float_environment.h"
 #include "../cpu/pool.h"
 #include "call.h"
+#include "device.h"
 #include "tensor.h"
 
 namespace py = pybind11;
@@ -36,6 +37,19 @@ PyObject* translate_exceptions(Body body) {
     PyErr_SetString(PyExc_SystemError, error.what());
   }
   return nullptr;
+}
+
+// Runs body(), which throws OnDevice where it meets a device tensor; the call is then fastreg._device's.
+template <class Body>
+PyObject* on_host_or_device(const char* function, PyObject* const* arguments, Py_ssize_t count, Body body) {
+  return translate_exceptions([&]() -> PyObject* {
+    try {
+      return body();
+    } catch (const OnDevice&) {
+    }
+    const py::object target = py::module_::import("fastreg._device").attr(function);
+    return PyObject_Vectorcall(target.ptr(), arguments, static_cast<std::size_t>(count), nullptr);
+  });
 }
 
 void require_arguments(const char* function, Py_ssize_t given, Py_ssize_t wanted) {
@@ -89,7 +103,7 @@ void check(const Call& call, unsigned outputs, const py::object& names, const py
 }
 
 PyObject* evaluate_one(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  return translate_exceptions([&]() -> PyObject* {
+  return on_host_or_device("evaluate_one", arguments, count, [&]() -> PyObject* {
     require_arguments("evaluate_one", count, 7);
     const unsigned outputs = to_outputs(arguments[0]);
     PyObject* weights = arguments[1];
@@ -123,7 +137,7 @@ PyObject* evaluate_one(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
 }
 
 PyObject* evaluate_many(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  return translate_exceptions([&]() -> PyObject* {
+  return on_host_or_device("evaluate_many", arguments, count, [&]() -> PyObject* {
     require_arguments("evaluate_many", count, 9);
     const unsigned outputs = to_outputs(arguments[0]);
     for (const int argument : {1, 2, 4, 5}) {
@@ -186,7 +200,7 @@ PyObject* evaluate_many(PyObject*, PyObject* const* arguments, Py_ssize_t count)
 }
 
 PyObject* any_shared_address(PyObject*, PyObject* weights) {
-  return translate_exceptions([&]() -> PyObject* {
+  return on_host_or_device("shares_address", &weights, 1, [&]() -> PyObject* {
     const py::tuple objects = py::reinterpret_steal<py::tuple>(PySequence_Tuple(weights));
     if (!objects) {
       throw py::error_already_set();
@@ -254,6 +268,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
                                               {"build_type", FASTREG_BUILD_TYPE},
                                               {"cxx_standard", std::to_string(__cplusplus)}};
   });
+
+  add_device_functions(m);
 
   m.def(
       "floor_read",

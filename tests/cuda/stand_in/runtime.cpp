@@ -507,3 +507,6 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
 }
 
 }  // extern "C"
+
+// For tests in Python.
+extern "C" void stand_in_set_memory_limit(std::size_t bytes) { set_memory_limit(bytes); }

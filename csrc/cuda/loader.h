@@ -1,0 +1,19 @@
+// The CUDA backend, opened at the first call of cuda_backend() and not before: nothing else needs a driver.
+#pragma once
+
+#include <string>
+
+#include "../backend.h"
+
+namespace fastreg {
+
+struct LoadedBackend {
+  const Backend* backend = nullptr;  // null: there is none, for this reason
+  std::string reason;
+  int device_count = 0;
+};
+
+// Looks once, and keeps what it found. FASTREG_CUDA_LIBRARY names another library than the one that lies beside the core.
+const LoadedBackend& cuda_backend();
+
+}  // namespace fastreg
