@@ -138,7 +138,8 @@ def checked_views(
         for index, weight in enumerate(weights)
     ]
     wants_gradient = bool(outputs & (GRADIENT | ADD))
-    check_coefficients(strengths, which, views, scale, grad_scale, wants_gradient)
+    dtypes = [dtype for _, dtype in views]
+    check_coefficients(strengths, which, dtypes, scale, grad_scale, wants_gradient)
     if not wants_gradient:
         return views, []
     if gradients is None:  # not reachable through the public functions
@@ -176,7 +177,7 @@ def checked_views(
 def check_coefficients(
     strengths: Sequence[tuple[float, float]],
     which: Sequence[int],
-    views: Sequence[tuple[Array, str]],
+    dtypes: Sequence[str],
     scale: float,
     grad_scale: float,
     wants_gradient: bool,
@@ -190,7 +191,7 @@ def check_coefficients(
                 )
     if not wants_gradient:
         return
-    for index, dtype in {(index, view[1]) for index, view in zip(which, views, strict=True)}:
+    for index, dtype in set(zip(which, dtypes, strict=True)):
         factors = _penalty.coefficients(strengths[index], scale, grad_scale)
         for name, coefficient in zip(("l1", "2 * l2"), factors, strict=True):
             if not math.isfinite(_penalty.rounded(coefficient, dtype)):

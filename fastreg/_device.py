@@ -4,7 +4,8 @@ Contract
 --------
 - Kernels run on the stream that the tensors are used on: torch's current stream, or the stream
   that a ``__cuda_array_interface__`` names, else the default stream.  Nothing waits for the device.
-- Values stay on the device: a 0-d torch tensor, or a :class:`DeviceValue`, which ``float()`` copies.
+- Values stay on the device: a 0-d torch tensor, or a :class:`DeviceValue`, which ``float()``
+  copies.
 - Everything is checked before anything is queued.
 - Tensors are dense, and a gradient lies in memory as its weight does; other layouts are refused.
 """
@@ -56,9 +57,9 @@ class DeviceView:
         strides = self.strides
         if strides is None:
             reversed_shape = self.shape[:0:-1]
-            strides = tuple(
-                itertools.accumulate(reversed_shape, lambda x, y: x * y, initial=1)
-            )[::-1]
+            strides = tuple(itertools.accumulate(reversed_shape, lambda x, y: x * y, initial=1))[
+                ::-1
+            ]
         axes = [pair for pair in zip(self.shape, strides, strict=True) if pair[0] != 1]
         expected = 1
         for extent, stride in sorted(axes, key=lambda pair: pair[1]):
@@ -66,6 +67,16 @@ class DeviceView:
                 return None
             expected *= extent
         return tuple(axes)
+
+    @property
+    def elements(self) -> Any:
+        """What is equal for two tensors of the same elements, or None for an empty one."""
+        if self.size == 0:
+            return None
+        layout = self.layout
+        if layout is None:
+            return "cuda", self.device, self.dtype, self.address, self.shape, self.strides
+        return "cuda", self.device, self.dtype, self.address, self.size
 
 
 class DeviceValue:
@@ -141,10 +152,13 @@ def device_view(x: Any, name: str, writable: bool, stream: int | None) -> Device
     """
     if not is_on_cuda(x):
         raise TypeError(
-            f"{name} is in host memory, but other tensors of the call are on CUDA; pass all of them "
-            "on one device"
+            f"{name} is in host memory, but other tensors of the call are on CUDA; pass all of "
+            "them on one device"
         )
-    available, reason, _ = _core().cuda_state()
+    try:
+        available, reason, _ = _core().cuda_state()
+    except ImportError:
+        available, reason = False, "there is no compiled core"
     if not available:
         raise _errors.device_error(name, "cuda", reason)
     torch = sys.modules.get("torch")
@@ -214,7 +228,8 @@ def _dlpack_view(x: Any, name: str, stream: int | None) -> DeviceView:
         capsule = x.__dlpack__(stream=wanted, max_version=(1, 0))
     except TypeError:  # a producer from before DLPack 1.0
         capsule = x.__dlpack__(stream=wanted)
-    address, shape, strides, code, bits, kind, device, writable = _core().dlpack_description(capsule)
+    description = _core().dlpack_description(capsule)
+    address, shape, strides, code, bits, kind, device, writable = description
     dtype = _CODES.get((code, bits))
     if dtype is None or kind not in _CUDA:
         raise _errors.dtype_error(name, f"{bits} bits of DLPack's kind {code}, on CUDA")
@@ -280,7 +295,7 @@ def evaluate_many(
     grad_scale = _checks.multiplier(grad_scale, "grad_scale")
     wants_gradient = bool(outputs & GRADIENT)
     stream: int | None = None
-    views = []
+    views: list[DeviceView] = []
     targets: list[DeviceView] = []
     spans = []
     for index, weight in enumerate(weights):
@@ -314,7 +329,7 @@ def evaluate_many(
             spans.append((view.address, end, False, label))
     _require_disjoint([span for span in spans if span[0] < span[1]])
     _checks.check_coefficients(
-        strengths, which, [(None, view.dtype) for view in views], scale, grad_scale, wants_gradient
+        strengths, which, [view.dtype for view in views], scale, grad_scale, wants_gradient
     )
     return _run(outputs, views, targets, strengths, which, scale, grad_scale, per_tensor, stream)
 
@@ -376,9 +391,10 @@ def _run(
 
 
 def _new_value(view: DeviceView, device: int, stream: int) -> Any:
-    torch = sys.modules.get("torch")
+    torch: Any = sys.modules.get("torch")
     if torch is not None and isinstance(view.owner, getattr(torch, "Tensor", ())):
-        return torch.empty((), dtype=torch.float64, device=view.owner.device)
+        owner: Any = view.owner
+        return torch.empty((), dtype=torch.float64, device=owner.device)
     return DeviceValue(device, stream)
 
 

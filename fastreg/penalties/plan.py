@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from itertools import compress
 from typing import Any
 
-from .. import _arrays, _backend, _errors, _memory
+from .. import _arrays, _backend, _device, _errors, _memory
 from ..regularizers.elementwise import Elementwise, is_fused
 from .names import Names, is_mapping, names_of, require_strings
 from .rules import Rules, match, same_rule
@@ -215,9 +215,13 @@ def _ties(arrays: Mapping[str, Any]) -> dict[str, str]:
     seen: dict[Any, str] = {}
     tied: dict[str, str] = {}
     for name, array in arrays.items():
-        view, dtype = _arrays.host_view(array, f"tensors[{name!r}]", False)
-        if view.size:
-            place = dtype, _memory.elements(view)
-            if seen.setdefault(place, name) != name:
-                tied[name] = seen[place]
+        label = f"tensors[{name!r}]"
+        place: Any
+        if _device.is_on_cuda(array):
+            place = _device.device_view(array, label, False, None).elements
+        else:
+            view, dtype = _arrays.host_view(array, label, False)
+            place = (dtype, _memory.elements(view)) if view.size else None
+        if place is not None and seen.setdefault(place, name) != name:
+            tied[name] = seen[place]
     return tied

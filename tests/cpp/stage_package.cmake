@@ -1,4 +1,4 @@
-# cmake -DFROM=<source>/fastreg -DTO=<build>/python/fastreg -DCORE=<the module> -P stage_package.cmake
+# cmake -DFROM=<source>/fastreg -DTO=<build>/python/fastreg -DCORE=<the module> [-DCUDA=<its library>] -P stage_package.cmake
 #
 # Lays links to the sources of the package, and to the module that was built, in one directory. Links of files that are
 # gone go.
@@ -11,3 +11,7 @@ foreach(source IN LISTS sources)
 endforeach()
 get_filename_component(core "${CORE}" NAME)
 file(CREATE_LINK "${CORE}" "${TO}/${core}" SYMBOLIC)
+if(CUDA)
+  get_filename_component(cuda "${CUDA}" NAME)
+  file(CREATE_LINK "${CUDA}" "${TO}/${cuda}" SYMBOLIC)
+endif()
