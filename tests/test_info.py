@@ -34,7 +34,8 @@ def test_text_says_what_runs() -> None:
     lines = done.stdout.splitlines()
     assert lines[0].startswith(f"fastreg           {fastreg.__version__}, in ")
     assert lines[1].startswith(f"backend           {_backend.name}: ")
-    assert any(line.startswith(("CUDA              not available: ", "CUDA              available")) for line in lines)
+    cuda = ("CUDA              not available: ", "CUDA              available")
+    assert any(line.startswith(cuda) for line in lines)
     assert f"  numpy           {np.__version__}: array struct, no copy" in lines
 
 
@@ -90,6 +91,7 @@ def test_names_what_was_compiled_but_cannot_run_here(monkeypatch: pytest.MonkeyP
     core = SimpleNamespace(
         compiled_instruction_sets=lambda: ("portable", "avx2", "avx512"),
         instruction_sets=lambda: ("portable", "avx2"),
+        cuda_state=lambda: (False, "there is no CUDA device", 0),
         build_info=lambda: {
             "compiler": "GCC 12.2",
             "build_type": "Release",

@@ -1,8 +1,8 @@
 // The device code. Compiled with -fmad=false (nvcc) or -ffp-contract=off: the contract rounds every operation.
 //
 // A warp takes a chunk and thread j of it is lane j, so that the canonical order is the order of the loads: a row of 32
-// elements is one request of consecutive addresses. Each thread has `rows_in_flight` loads under way, and what it has not
-// summed yet is nobody else's business: no shared memory, no barrier and no atomics until the chunk sums are written.
+// elements is one request of consecutive addresses. Each thread has the loads of `rows_in_flight` rows under way, and
+// its sums are nobody else's business: no shared memory, no barrier and no atomics until the chunk sums are written.
 // Those are added up by a second kernel, a block for each group of 4096 of them.
 //
 // Weights may be the gradients: a thread reads an element before it writes it, and no other thread does either.
@@ -22,8 +22,9 @@ constexpr unsigned all_lanes = 0xffffffffu;
 constexpr int warps_per_block = 8;
 constexpr int threads_per_block = warps_per_block * lanes;
 constexpr int rows_per_chunk = chunk_size / lanes;
-// Blocks that should fit a processor at once: 32 warps, so 64 registers a thread.
-constexpr int blocks_per_processor = 4;
+// Blocks that should fit a processor at once: 32 warps, so 64 registers a thread, for sums alone. A gradient needs 80 to
+// keep as many loads under way, and gets them: with 64 it spills on some architectures.
+constexpr int blocks_per_processor(unsigned outputs) { return (outputs & output_gradient) != 0 ? 3 : 4; }
 
 // ---- elements
 
@@ -58,7 +59,7 @@ struct ScalarOps {
   FASTREG_DEVICE Real add_exact(Real s, Real l, Real x) { return s * l + x; }
 };
 
-// 4 KiB of loads under way per warp with a gradient to add to, half as much without; more would cost registers.
+// Rows whose loads a thread has under way at once, of each array: a warp of float32 has 2 KiB of each on their way.
 template <class E>
 constexpr int rows_in_flight = sizeof(typename E::Storage) == 8 ? 8 : 16;
 
@@ -123,6 +124,7 @@ struct LaneOfChunk {
   // Pointers to the lane's first element; `left` counts from there to the chunk's end.
   FASTREG_DEVICE void run(const Storage* weights, Storage* gradients, int left, Real gradient_l1, Real gradient_l2,
                           double& l1_sum, double& l2_sum) {
+    FASTREG_NO_UNROLL  // or all loads of a chunk want registers at once
     for (int begin = 0; whole ? begin < chunk_size : begin < left; begin += batch * lanes) {
       Storage w[batch];
       Storage old[batch];
@@ -169,6 +171,10 @@ FASTREG_DEVICE void run_chunk(const ChunkWork& work, const Row& row, const Coeff
   constexpr bool wants_value = (outputs & output_value) != 0;
   const std::int64_t first = (chunk - row.first_chunk) * chunk_size;
   const std::int64_t rest = row.count - first;
+  FASTREG_ASSUME_GLOBAL(row.weights);
+  if constexpr ((outputs & output_gradient) != 0) {
+    FASTREG_ASSUME_GLOBAL(row.gradients);
+  }
   const Storage* weights = static_cast<const Storage*>(row.weights) + first + lane;
   Storage* gradients = (outputs & output_gradient) != 0 ? static_cast<Storage*>(row.gradients) + first + lane : nullptr;
   const Real gradient_l1 = static_cast<Real>(strengths.gradient_l1);
@@ -198,7 +204,7 @@ FASTREG_DEVICE void run_chunk(const ChunkWork& work, const Row& row, const Coeff
 // All chunks of one dtype. Which terms there are is read with the strengths, chunk by chunk: tensors with different terms
 // share the launch, and a strength that a schedule brings to 0 or away from it needs no other kernel.
 template <class E, unsigned outputs>
-__global__ void FASTREG_BOUNDS(threads_per_block, blocks_per_processor) penalty_chunks(ChunkWork work) {
+__global__ void FASTREG_BOUNDS(threads_per_block, blocks_per_processor(outputs)) penalty_chunks(ChunkWork work) {
   const int lane = static_cast<int>(threadIdx.x) % lanes;
   const std::int64_t warp = static_cast<std::int64_t>(blockIdx.x) * warps_per_block + threadIdx.x / lanes;
   const std::int64_t warps = static_cast<std::int64_t>(gridDim.x) * warps_per_block;
@@ -359,7 +365,7 @@ FASTREG_DEVICE void finish_sums(const SumWork& work, SumMemory memory) {
 }
 
 // The values from the chunk sums, and their total.
-[[maybe_unused]] static __global__ void FASTREG_BOUNDS(threads_per_block, blocks_per_processor) penalty_values(SumWork work) {
+[[maybe_unused]] static __global__ void FASTREG_BOUNDS(threads_per_block, blocks_per_processor(output_value)) penalty_values(SumWork work) {
   FASTREG_SHARED(double, tiles, 2 * tile_size);
   FASTREG_SHARED(double, results, 2);
   FASTREG_SHARED(int, is_last, 1);
