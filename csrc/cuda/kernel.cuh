@@ -118,7 +118,8 @@ struct LaneOfChunk {
   static constexpr bool wants_gradient = (outputs & output_gradient) != 0;
   static constexpr bool adds = (outputs & output_add) != 0;
   static constexpr bool reads_weights = terms != 0;
-  static constexpr int batch = rows_in_flight<E>;
+  // A short chunk's conditions want registers too.
+  static constexpr int batch = whole ? rows_in_flight<E> : 4;
   static_assert(rows_per_chunk % batch == 0);
 
   // Pointers to the lane's first element; `left` counts from there to the chunk's end.
