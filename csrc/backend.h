@@ -20,10 +20,10 @@ constexpr std::uint32_t backend_version = 1;
 
 enum class BackendStatus : std::int32_t {
   ok,
-  no_device,      // no driver, or no device that it can use
+  no_device,  // no driver, or no device that it can use
   out_of_memory,
-  bad_argument,   // a device that is not there, a stream of another one, memory of another one, a misaligned address
-  failed,         // anything else that the runtime reports
+  bad_argument,  // a device that is not there, a stream of another one, memory of another one, a misaligned address
+  failed,        // anything else that the runtime reports
 };
 
 struct BackendError {
@@ -63,7 +63,7 @@ struct Backend {
   // `recording` is set to null unless the stream is being captured. A recording lives as long as the graph may be
   // replayed: until `forget`. With a null `recording` it is never forgotten.
   BackendStatus (*evaluate)(const DeviceCall* call, Recording** recording, BackendError* error);
-  // New strengths for the replays that are queued on `stream` after this. Outside of capture only, and as many as before.
+  // New strengths for the replays that are queued on `stream` after this: as many as before, and outside of capture.
   BackendStatus (*set_strengths)(Recording* recording, const Coefficients* strengths, std::size_t count, void* stream,
                                  BackendError* error);
   // The graph has been replayed for the last time and has finished.

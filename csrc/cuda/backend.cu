@@ -52,7 +52,8 @@ BackendStatus status_of(cudaError_t error) {
 void check(cudaError_t error, const std::string& doing) {
   if (error != cudaSuccess) {
     cudaGetLastError();  // it has been told, and is not to be found by whoever asks next
-    fail(status_of(error), std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error) + " (" + doing + ")");
+    fail(status_of(error),
+         std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error) + " (" + doing + ")");
   }
 }
 
@@ -339,8 +340,8 @@ using ChunkKernel = void (*)(ChunkWork);
 
 template <class E>
 constexpr ChunkKernel chunk_kernels[output_masks] = {
-    nullptr, penalty_chunks<E, 1>, penalty_chunks<E, 2>, penalty_chunks<E, 3>,
-    nullptr, nullptr,              penalty_chunks<E, 6>, penalty_chunks<E, 7>,
+    nullptr, penalty_chunks<E, 1>, penalty_chunks<E, 2>, penalty_chunks<E, 3>, nullptr,
+    nullptr, penalty_chunks<E, 6>, penalty_chunks<E, 7>,
 };
 
 ChunkKernel chunk_kernel(DType dtype, unsigned outputs) {
@@ -414,20 +415,13 @@ class Sequence {
                            stream);
     }
     for (const auto& start : value_start_) {
-      start.run({rows,
-                 strengths,
-                 at(places_.groups, static_cast<const SumGroup*>(nullptr)),
+      start.run({rows, strengths, at(places_.groups, static_cast<const SumGroup*>(nullptr)),
                  static_cast<std::int64_t>(table_.groups.size()),
                  at(places_.large_rows, static_cast<const LargeRow*>(nullptr)),
-                 static_cast<std::int64_t>(table_.large_rows.size()),
-                 at(places_.l1_sums, doubles),
-                 at(places_.l2_sums, doubles),
-                 at(places_.l1_group_sums, doubles),
-                 at(places_.l2_group_sums, doubles),
+                 static_cast<std::int64_t>(table_.large_rows.size()), at(places_.l1_sums, doubles),
+                 at(places_.l2_sums, doubles), at(places_.l1_group_sums, doubles), at(places_.l2_group_sums, doubles),
                  call_.values != nullptr ? call_.values : at(places_.values, doubles),
-                 static_cast<std::int64_t>(table_.rows.size()),
-                 call_.total,
-                 at(places_.total_sums, doubles),
+                 static_cast<std::int64_t>(table_.rows.size()), call_.total, at(places_.total_sums, doubles),
                  at(0, static_cast<unsigned*>(nullptr))},
                 stream);
     }
@@ -462,7 +456,6 @@ void check_items(const DeviceCall& call) {
     }
   }
 }
-
 
 struct RecordedCall {
   explicit RecordedCall(int on_device) : device(on_device), block(on_device) {}
@@ -548,8 +541,8 @@ BackendStatus set_strengths(Recording* recording, const Coefficients* strengths,
     const DeviceGuard guard(recorded.device);
     require_device_of_stream(static_cast<cudaStream_t>(stream), recorded.device);
     if (count != recorded.strength_count) {
-      fail(BackendStatus::bad_argument, "the recording has " + std::to_string(recorded.strength_count) +
-                                            " strengths, not " + std::to_string(count));
+      fail(BackendStatus::bad_argument,
+           "the recording has " + std::to_string(recorded.strength_count) + " strengths, not " + std::to_string(count));
     }
     if (is_capturing(static_cast<cudaStream_t>(stream))) {
       fail(BackendStatus::bad_argument, "strengths are set outside of capture, before a replay");

@@ -22,8 +22,8 @@ constexpr unsigned all_lanes = 0xffffffffu;
 constexpr int warps_per_block = 8;
 constexpr int threads_per_block = warps_per_block * lanes;
 constexpr int rows_per_chunk = chunk_size / lanes;
-// Blocks that should fit a processor at once: 32 warps, so 64 registers a thread, for sums alone. A gradient needs 80 to
-// keep as many loads under way, and gets them: with 64 it spills on some architectures.
+// Blocks that should fit a processor at once: 32 warps, so 64 registers a thread, for sums alone. A gradient needs 80
+// to keep as many loads under way, and gets them: with 64 it spills on some architectures.
 constexpr int blocks_per_processor(unsigned outputs) { return (outputs & output_gradient) != 0 ? 3 : 4; }
 
 // ---- elements
@@ -95,8 +95,8 @@ struct ChunkWork {
   double* l2_sums;
 };
 
-// The last row from `low` on, of those before `high`, that starts at `chunk` or before it; `low` does. All lanes look at
-// once, at 32 places: 3,000 rows take three loads one after the other, 12 by halving.
+// The last row from `low` on, of those before `high`, that starts at `chunk` or before it; `low` does. All lanes look
+// at once, at 32 places: 3,000 rows take three loads one after the other, 12 by halving.
 FASTREG_DEVICE std::int64_t find_row(const std::int64_t* first_chunks, std::int64_t low, std::int64_t high,
                                      std::int64_t chunk, int lane) {
   while (high - low > 1) {
@@ -126,7 +126,7 @@ struct LaneOfChunk {
   FASTREG_DEVICE void run(const Storage* weights, Storage* gradients, int left, Real gradient_l1, Real gradient_l2,
                           double& l1_sum, double& l2_sum) {
     FASTREG_NO_UNROLL  // or all loads of a chunk want registers at once
-    for (int begin = 0; whole ? begin < chunk_size : begin < left; begin += batch * lanes) {
+        for (int begin = 0; whole ? begin < chunk_size : begin < left; begin += batch * lanes) {
       Storage w[batch];
       Storage old[batch];
       FASTREG_UNROLL
@@ -202,8 +202,8 @@ FASTREG_DEVICE void run_chunk(const ChunkWork& work, const Row& row, const Coeff
   }
 }
 
-// All chunks of one dtype. Which terms there are is read with the strengths, chunk by chunk: tensors with different terms
-// share the launch, and a strength that a schedule brings to 0 or away from it needs no other kernel.
+// All chunks of one dtype. Which terms there are is read with the strengths, chunk by chunk: tensors with different
+// terms share the launch, and a strength that a schedule brings to 0 or away from it needs no other kernel.
 template <class E, unsigned outputs>
 __global__ void FASTREG_BOUNDS(threads_per_block, blocks_per_processor(outputs)) penalty_chunks(ChunkWork work) {
   const int lane = static_cast<int>(threadIdx.x) % lanes;
@@ -252,9 +252,9 @@ struct SumWork {
   double* l2_group_sums;
   double* values;  // one per item
   std::int64_t item_count;
-  double* total;            // null: not asked for
-  double* total_sums;       // one per 4096 items
-  unsigned int* finished;   // blocks; 0 before and after
+  double* total;           // null: not asked for
+  double* total_sums;      // one per 4096 items
+  unsigned int* finished;  // blocks; 0 before and after
 };
 
 // Both sums of a penalty, or a single one.
@@ -366,7 +366,8 @@ FASTREG_DEVICE void finish_sums(const SumWork& work, SumMemory memory) {
 }
 
 // The values from the chunk sums, and their total.
-[[maybe_unused]] static __global__ void FASTREG_BOUNDS(threads_per_block, blocks_per_processor(output_value)) penalty_values(SumWork work) {
+[[maybe_unused]] static __global__ void FASTREG_BOUNDS(threads_per_block, blocks_per_processor(output_value))
+    penalty_values(SumWork work) {
   FASTREG_SHARED(double, tiles, 2 * tile_size);
   FASTREG_SHARED(double, results, 2);
   FASTREG_SHARED(int, is_last, 1);

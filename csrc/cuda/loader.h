@@ -13,7 +13,8 @@ struct LoadedBackend {
   int device_count = 0;
 };
 
-// Looks once, and keeps what it found. FASTREG_CUDA_LIBRARY names another library than the one that lies beside the core.
+// Looks once, and keeps what it found. FASTREG_CUDA_LIBRARY names another library than the one that lies beside the
+// core.
 const LoadedBackend& cuda_backend();
 
 }  // namespace fastreg

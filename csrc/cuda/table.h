@@ -1,8 +1,8 @@
 // A call as the kernels see it: a table in device memory, the same for one tensor or for thousands.
 //
 // Tensors are rows, those of one dtype side by side, so that one launch works all of them. The chunks of all rows are
-// numbered through; so are the groups of 4096 chunk sums (the chunks of the canonical sum's second level). All counts are
-// 64 bits wide: a row, a chunk and a group may each be beyond 2^32.
+// numbered through; so are the groups of 4096 chunk sums (the chunks of the canonical sum's second level). All counts
+// are 64 bits wide: a row, a chunk and a group may each be beyond 2^32.
 #pragma once
 
 #include <algorithm>
@@ -67,8 +67,8 @@ struct Table {
     Launch launch{static_cast<DType>(dtype), static_cast<std::int64_t>(table.rows.size()), 0, chunk, 0};
     for (std::size_t i = 0; i < item_count; ++i) {
       if (items[i].dtype == launch.dtype) {
-        table.rows.push_back({items[i].weights, items[i].gradients, items[i].count, chunk,
-                              static_cast<std::int64_t>(i), items[i].strengths});
+        table.rows.push_back({items[i].weights, items[i].gradients, items[i].count, chunk, static_cast<std::int64_t>(i),
+                              items[i].strengths});
         table.first_chunks.push_back(chunk);
         chunk += chunk_count(items[i].count);
       }

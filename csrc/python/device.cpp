@@ -112,7 +112,8 @@ py::tuple describe_capsule(const py::object& capsule) {
     strides = py::cast(std::vector<std::int64_t>(tensor->strides, tensor->strides + tensor->ndim));
   }
   return py::make_tuple(reinterpret_cast<std::uintptr_t>(tensor->data) + tensor->byte_offset, shape, strides,
-                        static_cast<int>(tensor->dtype.code), static_cast<int>(tensor->dtype.bits) * tensor->dtype.lanes,
+                        static_cast<int>(tensor->dtype.code),
+                        static_cast<int>(tensor->dtype.bits) * tensor->dtype.lanes,
                         static_cast<int>(tensor->device.type), tensor->device.id, is_writable);
 }
 

@@ -124,8 +124,8 @@ Problem::Problem(std::vector<Shape> shapes, std::vector<Coefficients> strengths,
     };
     char* weights = place(weights_);
     char* gradients = in_place_ ? weights : place(gradients_);
-    device_items_.push_back({weights, (outputs & output_gradient) != 0 ? gradients : nullptr, shape.count,
-                             shape.strengths, shape.dtype});
+    device_items_.push_back(
+        {weights, (outputs & output_gradient) != 0 ? gradients : nullptr, shape.count, shape.strengths, shape.dtype});
   }
 }
 
@@ -178,7 +178,8 @@ void Problem::compare(const std::string& what) {
             "wrong value:", what, "tensor", i, "of", shapes_[i].count, value, "is not", values[i]);
     }
     const double total = canonical_sum_in_place(values.data(), static_cast<std::int64_t>(values.size()));
-    CHECK(first_difference(DType::f64, reinterpret_cast<const char*>(&total), total_.data, 1) < 0, "wrong total:", what);
+    CHECK(first_difference(DType::f64, reinterpret_cast<const char*>(&total), total_.data, 1) < 0,
+          "wrong total:", what);
   }
 }
 

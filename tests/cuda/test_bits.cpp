@@ -116,8 +116,9 @@ TEST(bits_tiny) {
   for (const unsigned outputs : {1u, 7u}) {
     stand_in::reset(outputs);
     stand_in::set_processors(1, 2);
-    Problem problem({{DType::f32, 9000, 0, 3}, {DType::f64, 40, 0, 2}, {DType::bf16, 4100, 1, 1}, {DType::f32, 0, 0, 3}},
-                    all_strengths, outputs, outputs);
+    Problem problem(
+        {{DType::f32, 9000, 0, 3}, {DType::f64, 40, 0, 2}, {DType::bf16, 4100, 1, 1}, {DType::f32, 0, 0, 3}},
+        all_strengths, outputs, outputs);
     run(problem, "tiny, outputs " + std::to_string(outputs));
   }
 }

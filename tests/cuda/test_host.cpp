@@ -20,9 +20,7 @@ cudaStream_t make_stream(int device = 0) {
   return stream;
 }
 
-void drain(const std::string& what) {
-  CHECK(cudaDeviceSynchronize() == cudaSuccess, what, stand_in::refusal());
-}
+void drain(const std::string& what) { CHECK(cudaDeviceSynchronize() == cudaSuccess, what, stand_in::refusal()); }
 
 std::vector<Shape> shapes(int seed) {
   return {{DType::f32, 5000 + seed * 37}, {DType::f16, 100 + seed}, {DType::f64, 4096}, {DType::bf16, seed}};
@@ -145,7 +143,8 @@ TEST(a_captured_call_is_replayed) {
 
     for (const unsigned terms : {3u, 1u, 0u, 3u}) {
       const std::vector<Coefficients> now = {strengths_for(terms, 0.5)};
-      CHECK(fastreg_backend()->set_strengths(recording, now.data(), 1, stream, &error) == BackendStatus::ok, error.text);
+      CHECK(fastreg_backend()->set_strengths(recording, now.data(), 1, stream, &error) == BackendStatus::ok,
+            error.text);
       cudaGraphLaunch(executable, stream);
       // Another call on the same stream must not get in the way of the next replay.
       evaluate_on_device(other.call(stream), "between replays");

@@ -46,7 +46,8 @@ TEST(tables_of_huge_tensors) {
   const cuda::Table table = cuda::make_table(items.data(), items.size(), true);
   const std::int64_t chunks = (std::int64_t{1} << 34) + 2;
   CHECK(table.chunks() == 2 * chunks + 1, table.chunks());
-  CHECK(table.rows[0].item == 1 && table.rows[1].item == 2 && table.rows[2].item == 3 && table.rows[3].item == 0, "order");
+  CHECK(table.rows[0].item == 1 && table.rows[1].item == 2 && table.rows[2].item == 3 && table.rows[3].item == 0,
+        "order");
   CHECK(table.rows[1].first_chunk == chunks && table.rows[3].first_chunk == 2 * chunks, "first chunks");
   CHECK(table.launches.size() == 2, table.launches.size());
   CHECK(table.launches[0].chunk_end == 2 * chunks && table.launches[1].chunk_end == 2 * chunks + 1, "launches");
@@ -76,9 +77,9 @@ TEST(chunks_beyond_4g_elements) {
   const std::int64_t chunks = chunk_count(count);
   const cuda::Row row{weights.data(), gradients.data(), count, 0, 0, 0};
   const std::int64_t first_chunks[] = {0, chunks};
-  run_chunks({&row, first_chunks, &strengths, {DType::f32, 0, 1, first / chunk_size, chunks}, l1_sums.data(),
-              l2_sums.data()},
-             cuda::penalty_chunks<F32, 7>);
+  run_chunks(
+      {&row, first_chunks, &strengths, {DType::f32, 0, 1, first / chunk_size, chunks}, l1_sums.data(), l2_sums.data()},
+      cuda::penalty_chunks<F32, 7>);
   double value = 0.0;
   const Item item{host_weights.data(), host_gradients.data(), count - first, strengths, nullptr, DType::f32};
   evaluate(&item, 1, 7, &value);
@@ -110,8 +111,12 @@ TEST(rows_beyond_4g_chunks) {
     weights[i] = static_cast<float>(i);
   }
   const Sparse<double> sums(before + 2 * tensors);
-  run_chunks({rows.data(), first_chunks.data(), &strengths,
-              {DType::f32, 0, tensors + 1, before, before + 2 * tensors}, sums.data(), nullptr},
+  run_chunks({rows.data(),
+              first_chunks.data(),
+              &strengths,
+              {DType::f32, 0, tensors + 1, before, before + 2 * tensors},
+              sums.data(),
+              nullptr},
              cuda::penalty_chunks<F32, 1>);
   for (int i = 0; i < tensors; ++i) {
     const double* found = sums.data() + before + 2 * i;

@@ -49,7 +49,8 @@ cudaError_t queue_launch(unsigned blocks, unsigned threads, cudaStream_t stream,
 
 #define FASTREG_SHARED(type, name, count) \
   static const char name##_tag = 0;       \
-  type* const name = static_cast<type*>(stand_in::shared_memory(&name##_tag, sizeof(type) * static_cast<std::size_t>(count)))
+  type* const name =                      \
+      static_cast<type*>(stand_in::shared_memory(&name##_tag, sizeof(type) * static_cast<std::size_t>(count)))
 
 namespace fastreg::cuda {
 
@@ -69,7 +70,9 @@ cudaError_t launch_kernel(void (*kernel)(Work), unsigned blocks, unsigned thread
 #define FASTREG_STAND_IN_CALLER const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 inline void __syncthreads(FASTREG_STAND_IN_CALLER) { stand_in::barrier({file, line}); }
-inline void __syncwarp(unsigned mask = 0xffffffffu, FASTREG_STAND_IN_CALLER) { stand_in::warp_barrier(mask, {file, line}); }
+inline void __syncwarp(unsigned mask = 0xffffffffu, FASTREG_STAND_IN_CALLER) {
+  stand_in::warp_barrier(mask, {file, line});
+}
 inline void __threadfence() { stand_in::fence(); }
 
 inline unsigned __ballot_sync(unsigned mask, int predicate, FASTREG_STAND_IN_CALLER) {

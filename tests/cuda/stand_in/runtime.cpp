@@ -205,7 +205,7 @@ const std::map<const void*, Allocation>::value_type* allocation_of(const void* a
   }
   --after;
   return static_cast<const char*>(address) < static_cast<const char*>(after->first) + after->second.bytes ? &*after
-                                                                                                        : nullptr;
+                                                                                                          : nullptr;
 }
 
 }  // namespace

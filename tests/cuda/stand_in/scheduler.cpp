@@ -1,9 +1,9 @@
-// Compiled without -fsanitize, whatever the rest is compiled with: what is written here are the fibers' registers, so to
-// speak, and no memory of the program's. The sanitizers are told of fibers by their interfaces.
+// Compiled without -fsanitize, whatever the rest is compiled with: what is written here are the fibers' registers, so
+// to speak, and no memory of the program's. The sanitizers are told of fibers by their interfaces.
 //
 //   STAND_IN_ASAN  the program runs under AddressSanitizer
-//   STAND_IN_TSAN  the program runs under ThreadSanitizer: each CUDA thread is a thread to it, and only barriers, fences
-//                  with atomics, and launches order them
+//   STAND_IN_TSAN  the program runs under ThreadSanitizer: each CUDA thread is a thread to it, and only barriers,
+//                  fences with atomics, and launches order them
 #include "scheduler.h"
 
 #include <ucontext.h>
@@ -66,8 +66,8 @@ struct Meeting {
   unsigned mask;
   unsigned arrived;
   Place place;
-  // Two sets, used in turn: a lane may be at the next meeting, though not at the one after, while another has not read yet
-  // what was offered at this one.
+  // Two sets, used in turn: a lane may be at the next meeting, though not at the one after, while another has not read
+  // yet what was offered at this one.
   std::uint64_t offers[2][lanes];
   unsigned turn;
 };
@@ -223,9 +223,9 @@ void explain_deadlock(unsigned threads) {
         if ((meeting.mask >> lane & 1) != 0 && (meeting.arrived >> lane & 1) == 0) {
           refuse("divergent shuffle or vote: thread " + std::to_string(i) + " waits at " + text(fibers[i].place) +
                  " for thread " + std::to_string(other) +
-                 (other >= threads                          ? ", which does not exist"
+                 (other >= threads                     ? ", which does not exist"
                   : fibers[other].state == State::done ? ", which has left the kernel"
-                                                            : ", which waits at " + text(fibers[other].place)));
+                                                       : ", which waits at " + text(fibers[other].place)));
           return;
         }
       }
@@ -236,8 +236,8 @@ void explain_deadlock(unsigned threads) {
       left = static_cast<int>(i);
     }
   }
-  refuse("divergent __syncthreads: thread " + std::to_string(waiting) + " waits at " +
-         text(fibers[waiting].place) + ", thread " + std::to_string(left) + " has left the kernel");
+  refuse("divergent __syncthreads: thread " + std::to_string(waiting) + " waits at " + text(fibers[waiting].place) +
+         ", thread " + std::to_string(left) + " has left the kernel");
 }
 
 void run_block(unsigned threads) {
@@ -407,8 +407,8 @@ void barrier(Place place) {
       const Fiber& other = fibers[i];
       if (other.state == State::at_barrier) {
         if (other.place.line != place.line || std::strcmp(other.place.file, place.file) != 0) {
-          refuse("divergent __syncthreads: thread " + std::to_string(self.index) + " is at " + text(place) + ", thread " +
-                 std::to_string(i) + " at " + text(other.place));
+          refuse("divergent __syncthreads: thread " + std::to_string(self.index) + " is at " + text(place) +
+                 ", thread " + std::to_string(i) + " at " + text(other.place));
           leave();
         }
         break;
