@@ -75,6 +75,13 @@ TEST(bits_of_3000_tensors) {
   }
 }
 
+// More rows of a dtype than find_row sees at once, and few enough for a sanitizer.
+TEST(bits_of_300_tensors) {
+  stand_in::reset(1);
+  Problem problem(mixed(300, 300), all_strengths, 7, 1);
+  run(problem, "300 tensors");
+}
+
 TEST(bits_in_place) {
   for (const DType dtype : floating_dtypes) {
     for (const unsigned outputs : {2u, 3u, 6u, 7u}) {
