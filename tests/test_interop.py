@@ -443,7 +443,7 @@ def test_cuda_array_interface(backend):
     class OnDevice:
         __cuda_array_interface__ = {}  # noqa: RUF012
 
-    with pytest.raises(TypeError, match="w is on CUDA.*; pass a copy in host memory"):
+    with pytest.raises(TypeError, match=r"w is on CUDA.*; pass a copy in host memory"):
         L1(0.5)(OnDevice())
 
 

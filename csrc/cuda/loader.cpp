@@ -45,8 +45,11 @@ LoadedBackend load() {
     return loaded;
   }
   BackendError error;
-  if (backend->device_count(&loaded.device_count, &error) != BackendStatus::ok) {
-    loaded.reason = error.text;
+  const BackendStatus status = backend->device_count(&loaded.device_count, &error);
+  if (status != BackendStatus::ok) {
+    // Without a driver the runtime says that it is too old.
+    loaded.reason = (status == BackendStatus::no_device ? "there is no CUDA device, or no driver for it: " : "");
+    loaded.reason += error.text;
     return loaded;
   }
   if (loaded.device_count == 0) {

@@ -1,0 +1,106 @@
+"""Where there is no CUDA device: the import, the reason that is given, and device tensors refused.
+
+What runs on a device is tested by tests/cuda on a stand-in, and by tests/gpu on a GPU.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+from interpreter import runs
+
+from fastreg import _info
+
+pytestmark = pytest.mark.skipif(_info.native_core() is None, reason="needs the compiled core")
+
+# A GPU that may be there after all is out of sight.
+NO_DEVICE = {"CUDA_VISIBLE_DEVICES": ""}
+
+STATE = """
+import sys
+from fastreg import _core
+available, reason, devices = _core.cuda_state()
+assert (available, devices) == (False, 0), (reason, devices)
+print(reason)
+"""
+
+ON_DEVICE = """
+class OnDevice:
+    __cuda_array_interface__ = {"shape": (3,), "typestr": "<f4", "data": (4096, False),
+                                "strides": None, "stream": None, "version": 3}
+    def __dlpack_device__(self):
+        return (2, 0)
+"""
+
+
+def test_the_reason_is_one_that_the_build_knows() -> None:
+    reason = runs(STATE, **NO_DEVICE).strip()
+    known = (
+        r"not built \((FASTREG_CUDA=OFF|no nvcc was found|.* cannot compile)\)",
+        r"there is no CUDA device, or no driver for it: cudaError(InsufficientDriver|NoDevice): .+",
+    )
+    assert re.fullmatch("|".join(known), reason), reason
+
+
+def test_info_says_it() -> None:
+    reason = runs(STATE, **NO_DEVICE).strip()
+    output = runs("from fastreg.__main__ import main; main(['info'])", **NO_DEVICE)
+    assert f"CUDA              not available: {reason}\n" in output
+
+
+def test_a_device_tensor_is_refused_with_the_reason() -> None:
+    output = runs(
+        STATE
+        + ON_DEVICE
+        + """
+import numpy
+import fastreg
+from fastreg.regularizers import L2
+
+grad = numpy.zeros(3, numpy.float32)
+for call in (
+    lambda: L2(0.5)(OnDevice()),
+    lambda: L2(0.5).accumulate(OnDevice(), OnDevice()),
+    lambda: fastreg.attach({"w": OnDevice()}, "l2").value(),
+    lambda: L2(0.5).accumulate(OnDevice(), grad),
+):
+    try:
+        call()
+    except TypeError as error:
+        message = str(error)
+        assert "is on CUDA (cuda)" in message, message
+        assert f"CUDA is off: {reason}; pass a copy in host memory" in message, message
+        print("refused")
+assert grad.tolist() == [0, 0, 0]
+assert not {"torch", "cupy", "jax"} & set(sys.modules)
+""",
+        **NO_DEVICE,
+    )
+    assert output.splitlines()[1:] == ["refused"] * 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc; CUDA is for Linux alone")
+def test_the_library_is_opened_at_the_first_device_tensor_and_not_before() -> None:
+    runs("""
+        import numpy
+        from fastreg.regularizers import L2
+        L2(0.5)(numpy.ones(3))
+        with open("/proc/self/maps") as maps:
+            assert "libfastreg_cuda" not in maps.read()
+    """)
+
+
+@pytest.mark.parametrize(
+    ("library", "words"),
+    [
+        ("/nowhere/libfastreg_cuda.so", "cannot be opened: .*/nowhere/libfastreg_cuda.so"),
+        ("", "is of another version of fastreg"),  # the core, which is no backend
+    ],
+)
+def test_a_wrong_library_is_told(library: str, words: str) -> None:
+    core = _info.native_core()
+    assert core is not None
+    reason = runs(STATE, FASTREG_CUDA_LIBRARY=library or str(core.__file__))
+    assert re.search(words, reason), reason
