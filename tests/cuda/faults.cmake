@@ -1,14 +1,14 @@
 # Faults planted in a copy of the CUDA sources, each of which must be caught, by its name, in the build that is given: what
 # shows that the tests, and the stand-in that they run on, can fail.
 #
-#   fastreg_plant(name file old new)
+#   fastreg_plant(name file old new build expected test...)
 #
 # replaces `old`, which must be in csrc/cuda/<file> exactly once, by `new`, in which PLANTED(name) tells whether this is
-# the fault that FASTREG_FAULT names: all of them share one copy, which is compiled once for each build.
+# the fault that FASTREG_FAULT names: all of them share one copy, which is compiled once for each build. Faults in one
+# place are planted one after the other, the second in what the first has left. Then it has the tests named run with that
+# fault, and wants `expected` (a regular expression) in what they print.
 #
-#   fastreg_catch(name build expected test...)
-#
-# runs the tests named with that fault, and wants `expected` (a regular expression) in what they print.
+#   fastreg_catch(name build expected test...)   the same fault must be caught in another build too
 
 set(planted_root "${CMAKE_CURRENT_BINARY_DIR}/planted")
 set(planted_names "")
@@ -20,89 +20,90 @@ foreach(source IN LISTS planted_sources)
   file(READ "${PROJECT_SOURCE_DIR}/csrc/cuda/${source}" "planted_text_${source}")
 endforeach()
 
-function(fastreg_plant name file old new)
+function(fastreg_catch name build expected)
+  add_test(NAME cuda.fault.${name}.${build} COMMAND cuda_faults_${build} ${ARGN})
+  set_tests_properties(cuda.fault.${name}.${build} PROPERTIES LABELS "cuda;fault" TIMEOUT 300
+    ENVIRONMENT "${stand_in_environment};FASTREG_FAULT=${name}" PASS_REGULAR_EXPRESSION "${expected}")
+endfunction()
+
+function(fastreg_plant name file old new build expected)
   set(text "${planted_text_${file}}")
   string(FIND "${text}" "${old}" first)
   string(FIND "${text}" "${old}" last REVERSE)
   if(first EQUAL -1 OR NOT first EQUAL last)
     message(FATAL_ERROR "The fault ${name} is to replace what must be in csrc/cuda/${file} exactly once:\n${old}")
   endif()
+  if(NOT new MATCHES "PLANTED\\(${name}\\)")
+    message(FATAL_ERROR "The fault ${name} would always be there: its text has no PLANTED(${name})")
+  endif()
   string(REPLACE "${old}" "${new}" text "${text}")
   set("planted_text_${file}" "${text}" PARENT_SCOPE)
   set(planted_names ${planted_names} ${name} PARENT_SCOPE)
-endfunction()
-
-function(fastreg_catch name build expected)
-  if(NOT name IN_LIST planted_names)
-    message(FATAL_ERROR "There is no fault ${name}")
-  endif()
-  add_test(NAME cuda.fault.${name}.${build} COMMAND cuda_faults_${build} ${ARGN})
-  set_tests_properties(cuda.fault.${name}.${build} PROPERTIES LABELS "cuda;fault" TIMEOUT 300
-    ENVIRONMENT "${stand_in_environment};FASTREG_FAULT=${name}" PASS_REGULAR_EXPRESSION "${expected}")
+  fastreg_catch(${name} ${build} "${expected}" ${ARGN})
 endfunction()
 
 # ---- what must be ordered
 
 fastreg_plant(barrier_missing_before_reading kernel.cuh
   "__syncthreads();  // the tiles are full"
-  "if (!PLANTED(barrier_missing_before_reading)) __syncthreads();  // the tiles are full")
-fastreg_catch(barrier_missing_before_reading plain "wrong value: tiny" bits_tiny)
+  "if (!PLANTED(barrier_missing_before_reading)) __syncthreads();  // the tiles are full"
+  plain "wrong value: tiny" bits_tiny)
 fastreg_catch(barrier_missing_before_reading tsan "data race.*in sum_group" bits_tiny)
 
 fastreg_plant(barrier_missing_before_reuse kernel.cuh
   "__syncthreads();  // the tiles may be filled again"
-  "if (!PLANTED(barrier_missing_before_reuse)) __syncthreads();  // the tiles may be filled again")
-fastreg_catch(barrier_missing_before_reuse tsan "data race.*in sum_group" bits_of_two_tiles)
+  "if (!PLANTED(barrier_missing_before_reuse)) __syncthreads();  // the tiles may be filled again"
+  tsan "data race.*in sum_group" bits_of_two_tiles)
 
 fastreg_plant(fence_missing_before_ticket kernel.cuh
   "__threadfence();
     is_last[0]"
   "if (!PLANTED(fence_missing_before_ticket)) __threadfence();
-    is_last[0]")
-fastreg_catch(fence_missing_before_ticket tsan "data race" bits_tiny)
+    is_last[0]"
+  tsan "data race" bits_tiny)
 
 fastreg_plant(ticket_not_reset kernel.cuh
-  "atomicExch(work.finished, 0u);" "if (!PLANTED(ticket_not_reset)) atomicExch(work.finished, 0u);")
-fastreg_catch(ticket_not_reset plain "wrong total" calls_follow_each_other_on_a_stream)
+  "atomicExch(work.finished, 0u);" "if (!PLANTED(ticket_not_reset)) atomicExch(work.finished, 0u);"
+  plain "wrong total" calls_follow_each_other_on_a_stream)
 
 # ---- what must be inside
 
 fastreg_plant(global_out_of_bounds kernel.cuh
   "w[k] = reads_weights && is_there ?"
-  "w[k] = reads_weights && (PLANTED(global_out_of_bounds) ? whole || i < left + lanes : is_there) ?")
-fastreg_catch(global_out_of_bounds asan "heap-buffer-overflow" bits_tiny)
+  "w[k] = reads_weights && (PLANTED(global_out_of_bounds) ? whole || i < left + lanes : is_there) ?"
+  asan "heap-buffer-overflow" bits_tiny)
 
 fastreg_plant(shared_out_of_bounds kernel.cuh
-  "memory.tiles[tile_size + i] =" "memory.tiles[(PLANTED(shared_out_of_bounds) ? 2 : 1) * tile_size + i] =")
-fastreg_catch(shared_out_of_bounds asan "heap-buffer-overflow" bits_tiny)
+  "memory.tiles[tile_size + i] =" "memory.tiles[(PLANTED(shared_out_of_bounds) ? 2 : 1) * tile_size + i] ="
+  asan "heap-buffer-overflow" bits_tiny)
 
 fastreg_plant(index_of_32_bits kernel.cuh
   "const std::int64_t first = (chunk - row.first_chunk) * chunk_size;"
   "const std::int64_t right = (chunk - row.first_chunk) * chunk_size;
-  const std::int64_t first = PLANTED(index_of_32_bits) ? static_cast<std::uint32_t>(right) : right;")
-fastreg_catch(index_of_32_bits plain "gradients beyond 2\\^32" chunks_beyond_4g_elements)
+  const std::int64_t first = PLANTED(index_of_32_bits) ? static_cast<std::uint32_t>(right) : right;"
+  plain "gradients beyond 2\\^32" chunks_beyond_4g_elements)
 
 # ---- what all threads must do together
 
 fastreg_plant(barrier_divergent kernel.cuh
   "__syncthreads();  // the tiles may be filled again"
-  "if (!PLANTED(barrier_divergent) || adds) __syncthreads();  // the tiles may be filled again")
-fastreg_catch(barrier_divergent plain "divergent __syncthreads" bits_tiny)
+  "if (!PLANTED(barrier_divergent) || adds) __syncthreads();  // the tiles may be filled again"
+  plain "divergent __syncthreads" bits_tiny)
 
 fastreg_plant(shuffle_divergent kernel.cuh
-  "    l1_sum = halve_warp(l1_sum);" "    if (!PLANTED(shuffle_divergent) || lane < 16) l1_sum = halve_warp(l1_sum);")
-fastreg_catch(shuffle_divergent plain "divergent shuffle" bits_tiny)
+  "    l1_sum = halve_warp(l1_sum);" "    if (!PLANTED(shuffle_divergent) || lane < 16) l1_sum = halve_warp(l1_sum);"
+  plain "divergent shuffle" bits_tiny)
 
 # ---- what the hardware does not do
 
 fastreg_plant(load_misaligned kernel.cuh
   "? weights[i] : Storage{}"
-  "? (PLANTED(load_misaligned) ? Storage(reinterpret_cast<const int4*>(weights + i)->x) : weights[i]) : Storage{}")
-fastreg_catch(load_misaligned asan "misaligned address" bits_tiny)
+  "? (PLANTED(load_misaligned) ? Storage(reinterpret_cast<const int4*>(weights + i)->x) : weights[i]) : Storage{}"
+  asan "misaligned address" bits_tiny)
 
 fastreg_plant(device_not_current backend.cu
-  "if (before_ != device) {" "if (PLANTED(device_not_current) ? before_ == -1 : before_ != device) {")
-fastreg_catch(device_not_current plain "cudaError" two_devices)
+  "if (before_ != device) {" "if (PLANTED(device_not_current) ? before_ == -1 : before_ != device) {"
+  plain "cudaError" two_devices)
 
 # ---- what streams must order
 
@@ -110,38 +111,36 @@ fastreg_plant(values_on_another_stream backend.cu
   "at(0, static_cast<unsigned*>(nullptr))},
                 stream)"
   "at(0, static_cast<unsigned*>(nullptr))},
-                PLANTED(values_on_another_stream) ? nullptr : stream)")
-fastreg_catch(values_on_another_stream plain "illegal address in a kernel|wrong (value|total): six calls"
-              calls_follow_each_other_on_a_stream)
+                PLANTED(values_on_another_stream) ? nullptr : stream)"
+  plain "illegal address in a kernel|wrong (value|total): six calls" calls_follow_each_other_on_a_stream)
 
 fastreg_plant(staging_reused_too_early backend.cu
   "piece.capacity >= bytes && cudaEventQuery(piece.fetched) == cudaSuccess"
-  "piece.capacity >= bytes && (PLANTED(staging_reused_too_early) || cudaEventQuery(piece.fetched) == cudaSuccess)")
-fastreg_catch(staging_reused_too_early plain "illegal address in a kernel|wrong (gradient|value): six calls"
-              calls_follow_each_other_on_a_stream)
+  "piece.capacity >= bytes && (PLANTED(staging_reused_too_early) || cudaEventQuery(piece.fetched) == cudaSuccess)"
+  plain "illegal address in a kernel|wrong (gradient|value): six calls" calls_follow_each_other_on_a_stream)
 
 fastreg_plant(producer_not_waited_for backend.cu
   "cudaEventRecord(event, static_cast<cudaStream_t>(producer))"
-  "cudaEventRecord(event, static_cast<cudaStream_t>(PLANTED(producer_not_waited_for) ? stream : producer))")
-fastreg_catch(producer_not_waited_for plain "the producer's work was not waited for" a_stream_waits_for_another)
+  "cudaEventRecord(event, static_cast<cudaStream_t>(PLANTED(producer_not_waited_for) ? stream : producer))"
+  plain "the producer's work was not waited for" a_stream_waits_for_another)
 
 # ---- what the contract fixes
 
 fastreg_plant(lanes_in_another_order kernel.cuh
   "static_cast<const Storage*>(row.weights) + first + lane;"
   "static_cast<const Storage*>(row.weights) + first +
-                           (PLANTED(lanes_in_another_order) && outputs == 1 ? lane % 2 * 16 + lane / 2 : lane);")
-fastreg_catch(lanes_in_another_order plain "wrong value: f32 terms 1 outputs 1 size 4096" bits_around_a_chunk)
+                           (PLANTED(lanes_in_another_order) && outputs == 1 ? lane % 2 * 16 + lane / 2 : lane);"
+  plain "wrong value: f32 terms 1 outputs 1 size 4096" bits_around_a_chunk)
 
 fastreg_plant(lanes_halved_from_below kernel.cuh
   "for (int half = lanes / 2; half > 0; half /= 2)"
   "const bool up = PLANTED(lanes_halved_from_below);
-  for (int half = up ? 1 : lanes / 2; up ? half < lanes : half > 0; half = up ? 2 * half : half / 2)")
-fastreg_catch(lanes_halved_from_below plain "wrong value: f32 terms 1 outputs 1 size 4096" bits_around_a_chunk)
+  for (int half = up ? 1 : lanes / 2; up ? half < lanes : half > 0; half = up ? 2 * half : half / 2)"
+  plain "wrong value: f32 terms 1 outputs 1 size 4096" bits_around_a_chunk)
 
 fastreg_plant(square_fused kernel.cuh
-  "return sum + x * x;" "return PLANTED(square_fused) ? __fma_rn(x, x, sum) : sum + x * x;")
-fastreg_catch(square_fused plain "wrong value: f64 terms 2 outputs 1 size 409[56]" bits_around_a_chunk)
+  "return sum + x * x;" "return PLANTED(square_fused) ? __fma_rn(x, x, sum) : sum + x * x;"
+  plain "wrong value: f64 terms 2 outputs 1 size 409[56]" bits_around_a_chunk)
 
 # ---- the copy
 
