@@ -1,10 +1,11 @@
 """What the compiler's report and the machine code say about the CUDA kernels, without a GPU.
 
-    python tests/cuda/static_evidence.py [--nvcc NVCC] [--nvdisasm NVDISASM] [ARCHITECTURE ...]
+    python tests/cuda/static_evidence.py LIBRARY [--architectures 75,80,...]
 
-Compiles csrc/cuda/backend.cu for each architecture, fails on a spill, a stack frame, more registers
-than the planned occupancy allows, a fused multiply-add where the contract rounds twice, loads
-narrower than planned or of unknown memory, and prints a table.  It says nothing about speed.
+Reads what the build has put into libfastreg_cuda.so, fails where it lacks an architecture, on a
+spill, a stack frame, more registers than the planned occupancy allows, a fused multiply-add where
+the contract rounds twice, loads narrower than planned or of unknown memory, and prints a table.  It
+says nothing about speed.  The tools are of the wheels nvidia-cuda-cuobjdump and -nvdisasm.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 # As kernel.cuh plans: 32 warps a processor for sums alone, 24 where a gradient is written.
 MOST_REGISTERS = {False: 64, True: 80}
@@ -36,12 +36,12 @@ OUTPUTS = {1: "V", 2: "G", 3: "VG", 6: "GA", 7: "VGA"}
 
 @dataclass
 class Kernel:
-    """One entry: what ptxas reports, and its instructions by name."""
+    """One entry: what ptxas reports, in registers and bytes, and its instructions by name."""
 
     name: str
-    registers: int = 0
-    stack: int = 0
-    spills: int = 0
+    registers: int
+    stack: int
+    local: int  # memory of a thread's own, which is where spills go
     instructions: Counter[str] = field(default_factory=Counter)
     fused: Counter[str] = field(default_factory=Counter)
 
@@ -52,39 +52,43 @@ class Kernel:
         return (found[1], int(found[2])) if found else None
 
 
-def find(tool: str) -> str | None:
-    """A tool of CUDA's, in PATH or from the wheels under site-packages/nvidia."""
+def tool(name: str) -> str:
+    """Find a tool of CUDA's, in PATH or among the wheels under site-packages/nvidia."""
     wheels = Path(sysconfig.get_path("purelib")) / "nvidia"
-    return shutil.which(tool) or next(map(str, sorted(wheels.glob(f"*/bin/{tool}"))), None)
+    found = shutil.which(name) or next(map(str, sorted(wheels.glob(f"*/bin/{name}"))), None)
+    if found is None:
+        raise SystemExit(f"{name} was not found: install the wheel nvidia-cuda-{name}")
+    return found
 
 
-def compile_for(architecture: str, nvcc: str, nvdisasm: str, folder: Path) -> list[Kernel]:
-    """Compile the backend for one architecture and read what came out."""
-    cubin = folder / f"sm_{architecture}.cubin"
-    flags = f"-std=c++20 -arch=sm_{architecture} -fmad=false -Werror all-warnings -cubin -Xptxas -v"
-    report = subprocess.run(
-        [nvcc, *flags.split(), "-I", ROOT / "csrc", "-o", cubin, ROOT / "csrc/cuda/backend.cu"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stderr
+def output_of(*command: str | Path, folder: str | Path | None = None) -> str:
+    """Run a tool, which must succeed, and give what it prints."""
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=folder).stdout
+
+
+def read_library(library: Path) -> dict[str, list[Kernel]]:
+    """Give the kernels of each architecture that the library has machine code for."""
+    with tempfile.TemporaryDirectory() as folder:
+        output_of(tool("cuobjdump"), "-xelf", "all", library.resolve(), folder=folder)
+        return {
+            found[1]: read_cubin(cubin)
+            for cubin in sorted(Path(folder).glob("*.cubin"))
+            if (found := re.search(r"\.sm_(\w+)\.cubin$", cubin.name))
+        }
+
+
+def read_cubin(cubin: Path) -> list[Kernel]:
+    """Read what ptxas has noted of each kernel, and its instructions."""
     kernels: dict[str, Kernel] = {}
     name = ""
-    for line in report.splitlines():
-        if found := re.search(r"Compiling entry function '(\w+)'", line):
+    for line in output_of(tool("cuobjdump"), "-res-usage", cubin).splitlines():
+        if found := re.match(r"\s*Function (\w+):", line):
             name = found[1]
-            kernels[name] = Kernel(name)
-        if name in kernels:
-            if found := re.search(r"(\d+) bytes stack frame", line):
-                kernels[name].stack = int(found[1])
-                kernels[name].spills = sum(map(int, re.findall(r"(\d+) bytes spill", line)))
-            if found := re.search(r"Used (\d+) registers", line):
-                kernels[name].registers = int(found[1])
-    listing = subprocess.run(
-        [nvdisasm, "-c", str(cubin)], check=True, capture_output=True, text=True
-    ).stdout
+        elif name and (found := re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", line)):
+            used, stack, local = map(int, found.groups())
+            kernels[name] = Kernel(name, used, stack, local)
     name = ""
-    for line in listing.splitlines():
+    for line in output_of(tool("nvdisasm"), "-c", cubin).splitlines():
         if found := re.match(r"\s*\.section\s+\.text\.(\w+)", line):
             name = found[1]
         found = re.match(
@@ -102,8 +106,8 @@ def faults(kernel: Kernel) -> list[str]:
     """What is wrong with a kernel, in words."""
     found = []
     dtype, outputs = kernel.cell or ("", 0)
-    if kernel.stack or kernel.spills:
-        found.append(f"{kernel.stack} bytes of stack, {kernel.spills} of spills")
+    if kernel.stack or kernel.local:
+        found.append(f"{kernel.stack} bytes of stack, {kernel.local} of local memory: spills")
     most = MOST_REGISTERS[bool(outputs & 2)]
     if not 0 < kernel.registers <= most:
         found.append(f"{kernel.registers} registers, of at most {most}")
@@ -136,36 +140,35 @@ def matches(name: str, load: str) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--nvcc", default=find("nvcc"))
-    parser.add_argument("--nvdisasm", default=find("nvdisasm"))
-    parser.add_argument("architectures", nargs="*", default=ARCHITECTURES)
+    parser.add_argument("library", type=Path)
+    parser.add_argument("--architectures", default=ARCHITECTURES, type=lambda text: text.split(","))
     options = parser.parse_args()
-    for tool in ("nvcc", "nvdisasm"):
-        if getattr(options, tool) is None:
-            print(f"{tool} was not found: install the wheel nvidia-cuda-{tool}", file=sys.stderr)
-            return 2
     wrong = 0
     registers: dict[str, dict[str, int]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for architecture in options.architectures:
-            kernels = compile_for(architecture, options.nvcc, options.nvdisasm, Path(folder))
-            if len(kernels) != len(ELEMENTS) * len(OUTPUTS) + 1:
-                print(f"sm_{architecture}: {len(kernels)} kernels were found", file=sys.stderr)
+    compiled = read_library(options.library)
+    for architecture in options.architectures:
+        kernels = compiled.get(architecture, [])
+        if len(kernels) != len(ELEMENTS) * len(OUTPUTS) + 1:
+            print(f"sm_{architecture}: {len(kernels)} kernels were found", file=sys.stderr)
+            wrong += 1
+        for kernel in kernels:
+            label = f"{kernel.cell[0]} {OUTPUTS[kernel.cell[1]]}" if kernel.cell else "values"
+            registers.setdefault(label, {})[architecture] = kernel.registers
+            for fault in faults(kernel):
+                print(f"sm_{architecture} {label}: {fault}", file=sys.stderr)
                 wrong += 1
-            for kernel in kernels:
-                label = f"{kernel.cell[0]} {OUTPUTS[kernel.cell[1]]}" if kernel.cell else "values"
-                registers.setdefault(label, {})[architecture] = kernel.registers
-                for fault in faults(kernel):
-                    print(f"sm_{architecture} {label}: {fault}", file=sys.stderr)
-                    wrong += 1
-    print("| kernel | bytes per element | " + " | ".join(f"sm_{a}" for a in options.architectures))
+    print(
+        "| kernel | bytes per element | "
+        + " | ".join(f"sm_{a}" for a in options.architectures)
+        + " |"
+    )
     print("|---|---|" + "---|" * len(options.architectures))
     for label, counts in sorted(registers.items()):
         dtype, _, outputs = label.partition(" ")
         # Each array once: the weights, the old gradient, the new one. That is the floor.
         arrays = {"V": 1, "G": 2, "VG": 2, "GA": 3, "VGA": 3}.get(outputs)
         moved = str(ELEMENTS[dtype][0] * arrays) if arrays else ""
-        row = " | ".join(str(counts[a]) for a in options.architectures)
+        row = " | ".join(str(counts.get(a, "")) for a in options.architectures)
         print(f"| {label} | {moved} | {row} |")
     print(f"{wrong} faults")
     return 1 if wrong else 0

@@ -1,0 +1,46 @@
+"""The reader of machine code calls faults by their names, and nothing else a fault."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any
+
+import pytest
+import static_evidence as evidence
+
+
+def kernel(**changes: Any) -> Any:
+    """A kernel of float32, value and added gradient, that has no fault but for the changes."""
+    facts: dict[str, Any] = {
+        "name": "_ZN7fastreg4cuda14penalty_chunksINS_3F32ELj7EEEvNS0_9ChunkWorkE",
+        "registers": 72,
+        "stack": 0,
+        "local": 0,
+        "instructions": Counter({"LDG.E": 96, "DFMA": 60, "FMUL": 30, "STG.E": 60}),
+        "fused": Counter({"DFMA": 60}),
+    }
+    return evidence.Kernel(**(facts | changes))
+
+
+def test_a_kernel_as_it_should_be() -> None:
+    assert evidence.faults(kernel()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"stack": 8}, "8 bytes of stack"),
+        ({"local": 16}, "16 of local memory: spills"),
+        ({"registers": 81}, "81 registers, of at most 80"),
+        ({"registers": 0}, "0 registers"),
+        ({"fused": Counter({"DFMA": 60, "FFMA": 2})}, "2 FFMA: fused where the contract rounds"),
+        ({"instructions": Counter({"LDG.E": 95})}, "95 loads of 4 bytes, not the 96 planned"),
+        ({"instructions": Counter({"LDG.E": 96, "LDG.E.U8": 1})}, "LDG.E.U8: narrower"),
+        ({"instructions": Counter({"LDG.E": 96, "LD.E": 1})}, "LD.E: .* memory of unknown kind"),
+        ({"instructions": Counter({"LDG.E": 96, "STL.64": 1})}, "STL.64: a thread's own memory"),
+    ],
+)
+def test_a_fault_is_named(changes: dict[str, Any], words: str) -> None:
+    (fault,) = evidence.faults(kernel(**changes))
+    assert re.search(words, fault)
