@@ -91,7 +91,7 @@ std::size_t bytes_of(const Shape& shape) { return static_cast<std::size_t>(shape
 
 }  // namespace
 
-Memory::Memory(std::size_t bytes, int device) : data(nullptr) {
+Memory::Memory(std::size_t bytes, int device) {
   int before = 0;
   cudaGetDevice(&before);
   cudaSetDevice(device);

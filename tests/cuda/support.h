@@ -31,7 +31,7 @@ struct Memory {
   ~Memory();
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
-  char* data;
+  char* data = nullptr;
 };
 
 // A call's tensors twice: on a device, and as the CPU engine gets them.

@@ -47,10 +47,12 @@ cudaError_t queue_launch(unsigned blocks, unsigned threads, cudaStream_t stream,
 
 }  // namespace stand_in
 
+// NOLINTBEGIN(bugprone-macro-parentheses): a type cannot stand in parentheses.
 #define FASTREG_SHARED(type, name, count) \
   static const char name##_tag = 0;       \
   type* const name =                      \
       static_cast<type*>(stand_in::shared_memory(&name##_tag, sizeof(type) * static_cast<std::size_t>(count)))
+// NOLINTEND(bugprone-macro-parentheses)
 
 namespace fastreg::cuda {
 
@@ -61,6 +63,7 @@ cudaError_t launch_kernel(void (*kernel)(Work), unsigned blocks, unsigned thread
 
 }  // namespace fastreg::cuda
 
+// NOLINTBEGIN(bugprone-reserved-identifier, readability-identifier-naming): the names are CUDA's.
 #define threadIdx stand_in::thread_index
 #define blockIdx stand_in::block_index
 #define gridDim stand_in::grid_size
@@ -110,6 +113,8 @@ inline unsigned atomicExch(unsigned* address, unsigned value) {
   stand_in::after_atomic(address);
   return old;
 }
+
+// NOLINTEND(bugprone-reserved-identifier, readability-identifier-naming)
 
 using std::copysign;
 using std::fabs;

@@ -67,7 +67,7 @@ std::map<const void*, const Launcher*>& registered() {
 
 }  // namespace
 
-// NOLINTBEGIN(bugprone-reserved-identifier): the names are nvcc's.
+// NOLINTBEGIN(bugprone-reserved-identifier, readability-identifier-naming): the names are nvcc's.
 extern "C" {
 
 void** __cudaRegisterFatBinary(void* binary) {
@@ -115,4 +115,4 @@ cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 blocks, dim3 threads, v
 cudaError_t __cudaPopCallConfiguration(dim3*, dim3*, std::size_t*, void*) { return cudaErrorNotSupported; }
 
 }  // extern "C"
-// NOLINTEND(bugprone-reserved-identifier)
+// NOLINTEND(bugprone-reserved-identifier, readability-identifier-naming)

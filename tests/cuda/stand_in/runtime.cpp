@@ -238,8 +238,8 @@ void fail_launch(int n, cudaError_t error) {
 
 void drain() {
   const std::lock_guard lock(mutex);
-  for (std::size_t i = 0; i < streams.size(); ++i) {
-    run_until(streams[i].get(), last_number);
+  for (const auto& stream : streams) {
+    run_until(stream.get(), last_number);
   }
 }
 
@@ -269,8 +269,11 @@ cudaError_t queue_launch(unsigned blocks, unsigned threads, cudaStream_t stream,
                    std::to_string(current_device) + " is current";
     return give(cudaErrorInvalidResourceHandle);
   }
-  if (launches_until_failure > 0 && --launches_until_failure == 0) {
-    return give(launch_failure);
+  if (launches_until_failure > 0) {
+    --launches_until_failure;
+    if (launches_until_failure == 0) {
+      return give(launch_failure);
+    }
   }
   return give(queue(stream, [blocks, threads, thread = std::move(thread)] {
     if (sticky_error != cudaSuccess) {
