@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstdio>
 #include <cstring>
+#include <exception>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -20,19 +21,18 @@
 
 #include "kernel.cuh"
 
-namespace fastreg {
-
-namespace cuda {
+namespace fastreg::cuda {
 namespace {
 
 // ---- errors: thrown here, turned into a status where the caller comes in
 
-struct Failure {
+struct Failure : std::exception {
+  Failure(BackendStatus its_status, std::string its_text) : status(its_status), text(std::move(its_text)) {}
   BackendStatus status;
   std::string text;
 };
 
-[[noreturn]] void fail(BackendStatus status, std::string text) { throw Failure{status, std::move(text)}; }
+[[noreturn]] void fail(BackendStatus status, std::string text) { throw Failure(status, std::move(text)); }
 
 BackendStatus status_of(cudaError_t error) {
   switch (error) {
@@ -604,7 +604,6 @@ constexpr Backend backend = {backend_version, "cuda",   count_devices, evaluate,
                              forget,          allocate, release,       wait,     copy_to_host};
 
 }  // namespace
-}  // namespace cuda
-}  // namespace fastreg
+}  // namespace fastreg::cuda
 
 const fastreg::Backend* fastreg_backend() { return &fastreg::cuda::backend; }
