@@ -3,6 +3,7 @@
 #
 #   fastreg_configure(option...)      runs CMake, in PATH without nvcc; `output` is what it says, `result` its status
 #   fastreg_expect(result pattern)    it must have ended so ("fine" or "error"), with words that match
+#   fastreg_expect_installed(wanted)  whether the library of the backend is among what is installed
 
 file(REMOVE_RECURSE "${SCRATCH}")
 file(MAKE_DIRECTORY "${SCRATCH}")
@@ -38,8 +39,16 @@ macro(fastreg_configure)
   string(REGEX REPLACE "[ \n]+" " " output "${output}")  # CMake breaks the lines of errors
 endmacro()
 
+function(fastreg_expect_installed wanted)
+  file(READ "${SCRATCH}/build/cmake_install.cmake" script)
+  string(FIND "${script}" "libfastreg_cuda.so" place)
+  if((wanted AND place EQUAL -1) OR (NOT wanted AND NOT place EQUAL -1))
+    message(FATAL_ERROR "That the CUDA backend is installed should be ${wanted}:\n${script}")
+  endif()
+endfunction()
+
 function(fastreg_expect wanted pattern)
-  if((wanted STREQUAL "fine") AND NOT result EQUAL 0 OR (wanted STREQUAL "error" AND result EQUAL 0))
+  if((wanted STREQUAL "fine" AND NOT result EQUAL 0) OR (wanted STREQUAL "error" AND result EQUAL 0))
     message(FATAL_ERROR "CMake ended with ${result}, which is not ${wanted}:\n${output}")
   endif()
   if(NOT output MATCHES "${pattern}")

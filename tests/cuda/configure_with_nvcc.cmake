@@ -27,7 +27,12 @@ endfunction()
 fastreg_configure(${in_environment} -DFASTREG_CUDA=AUTO -DCMAKE_EXPORT_COMPILE_COMMANDS=ON)
 fastreg_expect(fine "CUDA backend: [^ ]*/site-packages/nvidia/cu13/bin/nvcc for 75-real;80-real;86-real;89-real;90-real;100-real;120")
 fastreg_expect_architectures(sm_75 sm_80 sm_86 sm_89 sm_90 sm_100 compute_120,sm_120)
+fastreg_expect_installed(YES)
 
 fastreg_configure(${in_environment} -DFASTREG_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=90-real)
 fastreg_expect(fine "CUDA backend: [^ ]*/bin/nvcc for 90-real")
 fastreg_expect_architectures(sm_90)
+
+fastreg_configure(${in_environment} -DFASTREG_CUDA=OFF)
+fastreg_expect(fine "CUDA backend: not built \\(FASTREG_CUDA=OFF\\)")
+fastreg_expect_installed(NO)

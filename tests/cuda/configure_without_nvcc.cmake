@@ -23,3 +23,4 @@ fastreg_expect(error "FASTREG_CUDA is ON, but the CUDA backend is not built \\([
 
 fastreg_configure(${no_wheels} -DFASTREG_CUDA=OFF "-DFASTREG_CUDA_ROOTS=${broken}")
 fastreg_expect(fine "CUDA backend: not built \\(FASTREG_CUDA=OFF\\)")
+fastreg_expect_installed(NO)
