@@ -11,12 +11,13 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "layout.h"
 #include "penalty.h"
 
 namespace fastreg {
 
 // Changes whenever anything below does: library and core may come from different builds.
-constexpr std::uint32_t backend_version = 1;
+constexpr std::uint32_t backend_version = 2;
 
 enum class BackendStatus : std::int32_t {
   ok,
@@ -30,13 +31,15 @@ struct BackendError {
   char text[512];  // what the runtime says and what was being done; empty when all is well
 };
 
-// One tensor. Weights and gradients are consecutive, in the same order, and multiples of the element's size.
+// One tensor. Addresses are those of the element of index 0; they, and all strides, are multiples of the element's
+// size.
 struct DeviceItem {
   const void* weights;
   void* gradients;  // null where the outputs need none
   std::int64_t count;
   std::uint32_t strengths;  // index into DeviceCall::strengths
-  DType dtype;              // floating
+  DType dtype;              // floating where the outputs need gradients
+  const Layout* layout;     // null: weights and gradients are consecutive and in the same order
 };
 
 struct DeviceCall {

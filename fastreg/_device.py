@@ -356,6 +356,7 @@ def _run(
             view.size,
             _DTYPES.index(view.dtype),
             which[index],
+            None,
         )
         for index, view in enumerate(views)
     ]

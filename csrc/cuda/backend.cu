@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "kernel.cuh"
+#include "strided.cuh"
 
 namespace fastreg::cuda {
 namespace {
@@ -203,7 +204,7 @@ struct Places {
   static constexpr std::size_t alignment = 256;
   static constexpr std::size_t strengths = alignment;  // the counter is at 0
 
-  std::size_t rows, first_chunks, groups, large_rows, sent_end;
+  std::size_t rows, first_chunks, groups, large_rows, strided_rows, axes, sent_end;
   std::size_t l1_sums, l2_sums, l1_group_sums, l2_group_sums, values, total_sums, end;
 
   Places(const Table& table, std::size_t strength_count, bool wants_value) {
@@ -218,6 +219,8 @@ struct Places {
     place(first_chunks, table.first_chunks.size(), sizeof(std::int64_t));
     place(groups, table.groups.size(), sizeof(SumGroup));
     place(large_rows, table.large_rows.size(), sizeof(LargeRow));
+    place(strided_rows, table.strided_rows.size(), sizeof(StridedRow));
+    place(axes, table.axes.size(), sizeof(Axis));
     sent_end = next;
     const std::size_t chunks = wants_value ? static_cast<std::size_t>(table.chunks()) : 0;
     place(l1_sums, chunks, sizeof(double));
@@ -245,6 +248,8 @@ std::vector<char> make_image(const Table& table, const Places& places, const Coe
   put(places.first_chunks, table.first_chunks.data(), table.first_chunks.size());
   put(places.groups, table.groups.data(), table.groups.size());
   put(places.large_rows, table.large_rows.data(), table.large_rows.size());
+  put(places.strided_rows, table.strided_rows.data(), table.strided_rows.size());
+  put(places.axes, table.axes.data(), table.axes.size());
   return image;
 }
 
@@ -357,6 +362,12 @@ ChunkKernel chunk_kernel(DType dtype, unsigned outputs) {
   }
 }
 
+template <class E>
+constexpr void (*strided_kernels[output_masks])(StridedWork) = {
+    nullptr, strided_chunks<E, 1>, strided_chunks<E, 2>, strided_chunks<E, 3>, nullptr,
+    nullptr, strided_chunks<E, 6>, strided_chunks<E, 7>,
+};
+
 // How many blocks of a kernel the whole device runs at once. Fails where the library has no code for the device.
 std::int64_t resident_blocks(const void* kernel, int device) {
   static auto* mutex = new std::mutex;
@@ -395,9 +406,14 @@ class Sequence {
   Sequence(const DeviceCall& call, const Table& table, const Places& places)
       : call_(call), table_(table), places_(places) {
     for (const Launch& launch : table.launches) {
-      chunk_starts_.emplace_back(chunk_kernel(launch.dtype, call.outputs),
-                                 (launch.chunk_end - launch.chunk_begin + warps_per_block - 1) / warps_per_block,
-                                 call.device);
+      const std::int64_t blocks = (launch.chunk_end - launch.chunk_begin + warps_per_block - 1) / warps_per_block;
+      if (launch.is_strided) {
+        strided_starts_.emplace_back(
+            launch.dtype == DType::f64 ? strided_kernels<F64>[call.outputs] : strided_kernels<F32>[call.outputs],
+            blocks, call.device);
+      } else {
+        chunk_starts_.emplace_back(chunk_kernel(launch.dtype, call.outputs), blocks, call.device);
+      }
     }
     if (wants_value()) {
       value_start_.emplace_back(penalty_values, static_cast<std::int64_t>(table.groups.size()), call.device);
@@ -409,10 +425,20 @@ class Sequence {
     double* const doubles = nullptr;
     const Row* const rows = at(places_.rows, static_cast<const Row*>(nullptr));
     const Coefficients* const strengths = at(Places::strengths, static_cast<const Coefficients*>(nullptr));
-    for (std::size_t i = 0; i < chunk_starts_.size(); ++i) {
-      chunk_starts_[i].run({rows, at(places_.first_chunks, static_cast<const std::int64_t*>(nullptr)), strengths,
-                            table_.launches[i], at(places_.l1_sums, doubles), at(places_.l2_sums, doubles)},
-                           stream);
+    for (std::size_t i = 0; i < table_.launches.size(); ++i) {
+      const ChunkWork work{rows,
+                           at(places_.first_chunks, static_cast<const std::int64_t*>(nullptr)),
+                           strengths,
+                           table_.launches[i],
+                           at(places_.l1_sums, doubles),
+                           at(places_.l2_sums, doubles)};
+      if (i < strided_starts_.size()) {
+        strided_starts_[i].run({work, at(places_.strided_rows, static_cast<const StridedRow*>(nullptr)),
+                                at(places_.axes, static_cast<const Axis*>(nullptr))},
+                               stream);
+      } else {
+        chunk_starts_[i - strided_starts_.size()].run(work, stream);
+      }
     }
     for (const auto& start : value_start_) {
       start.run({rows, strengths, at(places_.groups, static_cast<const SumGroup*>(nullptr)),
@@ -433,9 +459,26 @@ class Sequence {
   const DeviceCall& call_;
   const Table& table_;
   const Places& places_;
-  std::vector<Start<ChunkWork>> chunk_starts_;
-  std::vector<Start<SumWork>> value_start_;  // one, or none
+  std::vector<Start<StridedWork>> strided_starts_;  // of the first launches
+  std::vector<Start<ChunkWork>> chunk_starts_;      // of the others
+  std::vector<Start<SumWork>> value_start_;         // one, or none
 };
+
+bool fits(const Layout& layout, const DeviceItem& item) {
+  const auto size = static_cast<std::int64_t>(item_size(item.dtype));
+  if (layout.axis_count < 0 || layout.axis_count > max_axes) {
+    return false;
+  }
+  std::int64_t count = 1;
+  for (int a = 0; a < layout.axis_count; ++a) {
+    const Layout::Axis& axis = layout.axes[a];
+    if (axis.extent < 1 || axis.weight_stride % size != 0 || axis.gradient_stride % size != 0 ||
+        __builtin_mul_overflow(count, axis.extent, &count)) {
+      return false;
+    }
+  }
+  return count == item.count;
+}
 
 void check_items(const DeviceCall& call) {
   if (!is_output_cell(call.outputs) || call.outputs >= output_masks || chunk_kernels<F32>[call.outputs] == nullptr) {
@@ -447,7 +490,8 @@ void check_items(const DeviceCall& call) {
     const auto is_misaligned = [&](const void* address) {
       return reinterpret_cast<std::uintptr_t>(address) % item_size(item.dtype) != 0;
     };
-    if (!is_floating(item.dtype) || item.count < 0 || item.strengths >= call.strength_count) {
+    if (static_cast<int>(item.dtype) >= dtype_count || (writes && !is_floating(item.dtype)) || item.count < 0 ||
+        item.strengths >= call.strength_count || (item.layout != nullptr && !fits(*item.layout, item))) {
       fail(BackendStatus::bad_argument, "tensor " + std::to_string(i) + " is described wrongly");
     }
     if (is_misaligned(item.weights) || (writes && is_misaligned(item.gradients))) {

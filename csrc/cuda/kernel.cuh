@@ -84,6 +84,31 @@ FASTREG_DEVICE double add_square(double x, double sum) {
   }
 }
 
+// An element's terms to the sums of its lane.
+template <class E, unsigned terms, unsigned outputs>
+FASTREG_DEVICE void add_terms(typename E::Real x, double& l1_sum, double& l2_sum) {
+  if constexpr ((outputs & output_value) != 0 && (terms & term_l1) != 0) {
+    l1_sum += fabs(static_cast<double>(x));
+  }
+  if constexpr ((outputs & output_value) != 0 && (terms & term_l2) != 0) {
+    l2_sum = add_square<E>(static_cast<double>(x), l2_sum);
+  }
+}
+
+// ---- gradients
+
+template <class E, unsigned terms, unsigned outputs, class Real = typename E::Real>
+FASTREG_DEVICE Real new_gradient(Real x, typename E::Storage old, Real gradient_l1, Real gradient_l2) {
+  Real gradient{0};
+  if constexpr (terms != 0) {
+    gradient = penalty_gradient<ScalarOps<Real>, terms>(x, gradient_l1, gradient_l2);
+  }
+  if constexpr ((outputs & output_add) != 0) {
+    gradient = Element<E>::widen(old) + gradient;
+  }
+  return gradient;
+}
+
 // ---- chunks
 
 struct ChunkWork {
@@ -109,12 +134,64 @@ FASTREG_DEVICE std::int64_t find_row(const std::int64_t* first_chunks, std::int6
   return low;
 }
 
+// Runs run<terms, outputs>(r, strengths, chunk, lane) for each of a warp's chunks, of the row r. Which terms there are
+// is read with the strengths, chunk by chunk: tensors with different terms share the launch, and a strength that a
+// schedule brings to 0 or away from it needs no other kernel.
+template <unsigned outputs, class Run>
+FASTREG_DEVICE void for_each_chunk(const ChunkWork& work, Run run) {
+  const int lane = static_cast<int>(threadIdx.x) % lanes;
+  const std::int64_t warp = static_cast<std::int64_t>(blockIdx.x) * warps_per_block + threadIdx.x / lanes;
+  const std::int64_t warps = static_cast<std::int64_t>(gridDim.x) * warps_per_block;
+  std::int64_t r = work.launch.row_begin;
+  std::int64_t row_end = work.launch.chunk_begin;  // the first chunk that is not of row r
+  for (std::int64_t chunk = work.launch.chunk_begin + warp; chunk < work.launch.chunk_end; chunk += warps) {
+    if (chunk >= row_end) {
+      r = find_row(work.first_chunks, r, work.launch.row_end, chunk, lane);
+      row_end = work.first_chunks[r + 1];
+    }
+    const Coefficients& strengths = work.strengths[work.rows[r].strengths];
+    switch (strengths.terms) {
+      case term_l1:
+        run.template operator()<term_l1, outputs>(r, strengths, chunk, lane);
+        break;
+      case term_l2:
+        run.template operator()<term_l2, outputs>(r, strengths, chunk, lane);
+        break;
+      case term_l1 | term_l2:
+        run.template operator()<term_l1 | term_l2, outputs>(r, strengths, chunk, lane);
+        break;
+      default:
+        // Without a term a new gradient is +0, and an accumulated one is left alone.
+        if constexpr ((outputs & output_gradient) != 0 && (outputs & output_add) == 0) {
+          run.template operator()<0, output_gradient>(r, strengths, chunk, lane);
+        }
+    }
+  }
+}
+
+// The sums of a chunk from those of its lanes.
+template <unsigned terms, unsigned outputs>
+FASTREG_DEVICE void write_sums(const ChunkWork& work, std::int64_t chunk, int lane, double l1_sum, double l2_sum) {
+  constexpr bool wants_value = (outputs & output_value) != 0;
+  if constexpr (wants_value && (terms & term_l1) != 0) {
+    l1_sum = halve_warp(l1_sum);
+    if (lane == 0) {
+      work.l1_sums[chunk] = l1_sum;
+    }
+  }
+  if constexpr (wants_value && (terms & term_l2) != 0) {
+    l2_sum = halve_warp(l2_sum);
+    if (lane == 0) {
+      work.l2_sums[chunk] = l2_sum;
+    }
+  }
+}
+
 // One lane of one chunk. `whole`: the chunk has all its elements.
 template <class E, unsigned terms, unsigned outputs, bool whole>
 struct LaneOfChunk {
   using Storage = typename E::Storage;
   using Real = typename E::Real;
-  static constexpr bool wants_value = (outputs & output_value) != 0;
   static constexpr bool wants_gradient = (outputs & output_gradient) != 0;
   static constexpr bool adds = (outputs & output_add) != 0;
   static constexpr bool reads_weights = terms != 0;
@@ -141,20 +218,9 @@ struct LaneOfChunk {
       for (int k = 0; k < batch; ++k) {
         const int i = begin + k * lanes;
         const Real x = Element<E>::widen(w[k]);
-        if constexpr (wants_value && (terms & term_l1) != 0) {
-          l1_sum += fabs(static_cast<double>(x));
-        }
-        if constexpr (wants_value && (terms & term_l2) != 0) {
-          l2_sum = add_square<E>(static_cast<double>(x), l2_sum);
-        }
+        add_terms<E, terms, outputs>(x, l1_sum, l2_sum);
         if constexpr (wants_gradient) {
-          Real gradient{0};
-          if constexpr (terms != 0) {
-            gradient = penalty_gradient<ScalarOps<Real>, terms>(x, gradient_l1, gradient_l2);
-          }
-          if constexpr (adds) {
-            gradient = Element<E>::widen(old[k]) + gradient;
-          }
+          const Real gradient = new_gradient<E, terms, outputs>(x, old[k], gradient_l1, gradient_l2);
           if (whole || i < left) {
             gradients[i] = Element<E>::narrow(gradient);
           }
@@ -169,7 +235,6 @@ FASTREG_DEVICE void run_chunk(const ChunkWork& work, const Row& row, const Coeff
                               int lane) {
   using Storage = typename E::Storage;
   using Real = typename E::Real;
-  constexpr bool wants_value = (outputs & output_value) != 0;
   const std::int64_t first = (chunk - row.first_chunk) * chunk_size;
   const std::int64_t rest = row.count - first;
   FASTREG_ASSUME_GLOBAL(row.weights);
@@ -188,53 +253,16 @@ FASTREG_DEVICE void run_chunk(const ChunkWork& work, const Row& row, const Coeff
     LaneOfChunk<E, terms, outputs, false>::run(weights, gradients, static_cast<int>(rest) - lane, gradient_l1,
                                                gradient_l2, l1_sum, l2_sum);
   }
-  if constexpr (wants_value && (terms & term_l1) != 0) {
-    l1_sum = halve_warp(l1_sum);
-    if (lane == 0) {
-      work.l1_sums[chunk] = l1_sum;
-    }
-  }
-  if constexpr (wants_value && (terms & term_l2) != 0) {
-    l2_sum = halve_warp(l2_sum);
-    if (lane == 0) {
-      work.l2_sums[chunk] = l2_sum;
-    }
-  }
+  write_sums<terms, outputs>(work, chunk, lane, l1_sum, l2_sum);
 }
 
-// All chunks of one dtype. Which terms there are is read with the strengths, chunk by chunk: tensors with different
-// terms share the launch, and a strength that a schedule brings to 0 or away from it needs no other kernel.
+// All chunks of the rows of one dtype.
 template <class E, unsigned outputs>
 __global__ void FASTREG_BOUNDS(threads_per_block, blocks_per_processor(outputs)) penalty_chunks(ChunkWork work) {
-  const int lane = static_cast<int>(threadIdx.x) % lanes;
-  const std::int64_t warp = static_cast<std::int64_t>(blockIdx.x) * warps_per_block + threadIdx.x / lanes;
-  const std::int64_t warps = static_cast<std::int64_t>(gridDim.x) * warps_per_block;
-  std::int64_t r = work.launch.row_begin;
-  std::int64_t row_end = work.launch.chunk_begin;  // the first chunk that is not of row r
-  for (std::int64_t chunk = work.launch.chunk_begin + warp; chunk < work.launch.chunk_end; chunk += warps) {
-    if (chunk >= row_end) {
-      r = find_row(work.first_chunks, r, work.launch.row_end, chunk, lane);
-      row_end = work.first_chunks[r + 1];
-    }
-    const Row& row = work.rows[r];
-    const Coefficients& strengths = work.strengths[row.strengths];
-    switch (strengths.terms) {
-      case term_l1:
-        run_chunk<E, term_l1, outputs>(work, row, strengths, chunk, lane);
-        break;
-      case term_l2:
-        run_chunk<E, term_l2, outputs>(work, row, strengths, chunk, lane);
-        break;
-      case term_l1 | term_l2:
-        run_chunk<E, term_l1 | term_l2, outputs>(work, row, strengths, chunk, lane);
-        break;
-      default:
-        // Without a term a new gradient is +0, and an accumulated one is left alone.
-        if constexpr ((outputs & output_gradient) != 0 && (outputs & output_add) == 0) {
-          run_chunk<E, 0, output_gradient>(work, row, strengths, chunk, lane);
-        }
-    }
-  }
+  for_each_chunk<outputs>(work, [&]<unsigned terms, unsigned cell>(std::int64_t r, const Coefficients& strengths,
+                                                                   std::int64_t chunk, int lane) {
+    run_chunk<E, terms, cell>(work, work.rows[r], strengths, chunk, lane);
+  });
 }
 
 // ---- sums of chunk sums

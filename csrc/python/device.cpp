@@ -3,6 +3,8 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <memory>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -40,18 +42,58 @@ void require(BackendStatus status, const BackendError& error) {
 
 void* pointer(std::uintptr_t address) { return reinterpret_cast<void*>(address); }
 
-// weights, gradients, count, dtype's number, index into strengths
-using DeviceTensor = std::tuple<std::uintptr_t, std::uintptr_t, std::int64_t, int, std::uint32_t>;
+// shape, then the strides of weights and of gradients, in elements; without gradients () for the last
+using Axes = std::vector<std::int64_t>;
+using DeviceLayout = std::tuple<Axes, Axes, Axes>;
+// Addresses of weights and of gradients, each that of the element of index 0; count; dtype's number; index into
+// strengths; None where weights and gradients are consecutive and in the same order
+using DeviceTensor =
+    std::tuple<std::uintptr_t, std::uintptr_t, std::int64_t, int, std::uint32_t, std::optional<DeviceLayout>>;
+
+// The order of the elements is that of the CPU engine: csrc/layout.h decides it for both.
+Layout layout_of(const DeviceLayout& described, std::int64_t count, DType dtype) {
+  const auto& [shape, weight_strides, gradient_strides] = described;
+  const auto view_of = [&](const Axes& strides) {
+    ArrayView view;
+    view.shape = shape.data();
+    view.strides = strides.data();
+    view.stride_unit = static_cast<std::int64_t>(item_size(dtype));
+    view.axes = static_cast<int>(shape.size());
+    view.dtype = dtype;
+    measure(view);
+    return view;
+  };
+  const bool has_gradients = !gradient_strides.empty();
+  if (shape.size() > max_axes || weight_strides.size() != shape.size() ||
+      (has_gradients && gradient_strides.size() != shape.size()) || view_of(weight_strides).count != count) {
+    throw py::value_error("a layout is described wrongly");
+  }
+  const ArrayView weights = view_of(weight_strides);
+  const ArrayView gradients = view_of(has_gradients ? gradient_strides : weight_strides);
+  return make_layout(weights, &gradients);
+}
 
 void evaluate_on_device(unsigned outputs, int device, std::uintptr_t stream, const std::vector<DeviceTensor>& tensors,
                         const std::vector<std::pair<double, double>>& strengths, double scale, double grad_scale,
                         std::uintptr_t values, std::uintptr_t total) {
   std::vector<DeviceItem> items;
   items.reserve(tensors.size());
-  for (const auto& [weights, gradients, count, dtype, which] : tensors) {
-    items.push_back({pointer(weights), pointer(gradients), count, which, static_cast<DType>(dtype)});
+  std::vector<std::unique_ptr<Layout>> layouts;
+  for (const auto& [weights, gradients, count, number, which, layout] : tensors) {
+    if (number < 0 || number >= dtype_count) {
+      throw py::value_error("there is no dtype " + std::to_string(number));
+    }
+    const auto dtype = static_cast<DType>(number);
+    items.push_back({pointer(weights), pointer(gradients), count, which, dtype, nullptr});
+    if (layout.has_value() && count != 0) {
+      layouts.push_back(std::make_unique<Layout>(layout_of(*layout, count, dtype)));
+      if (!layouts.back()->weights_consecutive || !layouts.back()->gradients_consecutive) {
+        items.back().layout = layouts.back().get();
+      }
+    }
   }
   std::vector<Coefficients> coefficients;
+  coefficients.reserve(strengths.size());
   for (const auto& [l1, l2] : strengths) {
     coefficients.push_back(make_coefficients(l1, l2, scale, grad_scale));
   }

@@ -66,6 +66,16 @@ fastreg_plant(ticket_not_reset kernel.cuh
   "atomicExch(work.finished, 0u);" "if (!PLANTED(ticket_not_reset)) atomicExch(work.finished, 0u);"
   plain "wrong total" calls_follow_each_other_on_a_stream)
 
+fastreg_plant(warp_not_waited_for strided.cuh
+  "__syncwarp();  // the starts are there"
+  "if (!PLANTED(warp_not_waited_for)) __syncwarp();  // the starts are there"
+  plain "illegal address in a kernel|wrong value" layouts_tiny)
+
+fastreg_plant(starts_replaced_too_early strided.cuh
+  "__syncwarp();  // the starts of the last chunk have been read"
+  "if (!PLANTED(starts_replaced_too_early)) __syncwarp();  // the starts of the last chunk have been read"
+  tsan "data race.*in run_strided_chunk" layouts_tiny)
+
 # ---- what must be inside
 
 fastreg_plant(global_out_of_bounds kernel.cuh
@@ -82,6 +92,17 @@ fastreg_plant(index_of_32_bits kernel.cuh
   "const std::int64_t right = (chunk - row.first_chunk) * chunk_size;
   const std::int64_t first = PLANTED(index_of_32_bits) ? static_cast<std::uint32_t>(right) : right;"
   plain "gradients beyond 2\\^32" chunks_beyond_4g_elements)
+
+fastreg_plant(strided_start_of_32_bits strided.cuh
+  "const std::int64_t first = (chunk - row.first_chunk) * chunk_size;"
+  "const std::int64_t right = (chunk - row.first_chunk) * chunk_size;
+  const std::int64_t first = PLANTED(strided_start_of_32_bits) ? static_cast<std::uint32_t>(right) : right;"
+  plain "gradients of strided tensors beyond 2\\^32" strided_chunks_beyond_4g_elements)
+
+fastreg_plant(gradients_where_the_weights_lie strided.cuh
+  "carry[k] * axis.gradient_step"
+  "carry[k] * (PLANTED(gradients_where_the_weights_lie) ? axis.weight_step : axis.gradient_step)"
+  asan "heap-buffer-overflow" layouts_tiny)
 
 # ---- what all threads must do together
 
@@ -141,6 +162,21 @@ fastreg_plant(lanes_halved_from_below kernel.cuh
 fastreg_plant(square_fused kernel.cuh
   "return sum + x * x;" "return PLANTED(square_fused) ? __fma_rn(x, x, sum) : sum + x * x;"
   plain "wrong value: f64 terms 2 outputs 1 size 409[56]" bits_around_a_chunk)
+
+fastreg_plant(axes_the_wrong_way_round table.h
+  "for (int a = item.layout->axis_count - 1; a >= 0; --a) {
+      const Layout::Axis& axis = item.layout->axes[a];"
+  "const int last_axis = item.layout->axis_count - 1;
+    for (int a = last_axis; a >= 0; --a) {
+      const Layout::Axis& axis = item.layout->axes[PLANTED(axes_the_wrong_way_round) ? last_axis - a : a];"
+  plain "wrong value: transposed gradient, f64" layouts_in_every_cell)
+
+fastreg_plant(integers_through_float strided.cuh
+  "to[k] = static_cast<Real>(Element<Stored>::widen(stored[k]));"
+  "const auto element_of_k = Element<Stored>::widen(stored[k]);
+          to[k] = PLANTED(integers_through_float) ? static_cast<Real>(static_cast<float>(element_of_k))
+                                                  : static_cast<Real>(element_of_k);"
+  plain "wrong value: [a-z ]*, i32" layouts_of_integers)
 
 # ---- the copy
 

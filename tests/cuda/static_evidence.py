@@ -32,6 +32,8 @@ ELEMENTS = {
     "F64": (8, "LDG.E.64", 8),
 }
 OUTPUTS = {1: "V", 2: "G", 3: "VG", 6: "GA", 7: "VGA"}
+# What strided tensors and integers compute as.
+STRIDED = ("F32", "F64")
 
 
 @dataclass
@@ -48,8 +50,18 @@ class Kernel:
     @property
     def cell(self) -> tuple[str, int] | None:
         """Element type and outputs of a chunk kernel; None for the kernel of the values."""
-        found = re.search(r"penalty_chunksINS_\d+(B?F\d+)ELj(\d)E", self.name)
+        found = re.search(r"_chunksINS_\d+(B?F\d+)ELj(\d)E", self.name)
         return (found[1], int(found[2])) if found else None
+
+    @property
+    def is_strided(self) -> bool:
+        return "strided_chunks" in self.name
+
+    @property
+    def label(self) -> str:
+        if self.cell is None:
+            return "values"
+        return f"{'strided ' * self.is_strided}{self.cell[0]} {OUTPUTS[self.cell[1]]}"
 
 
 def tool(name: str) -> str:
@@ -118,7 +130,7 @@ def faults(kernel: Kernel) -> list[str]:
         is_exact_square = name == "DFMA" and dtype in ("F16", "BF16", "F32") and outputs & 1
         if not is_exact_square:
             found.append(f"{count} {name}: fused where the contract rounds twice")
-    if dtype:
+    if dtype and not kernel.is_strided:
         size, load, in_flight = ELEMENTS[dtype]
         # For each of the three combinations of terms: a whole chunk's and a short one's.
         wanted = 3 * in_flight * (2 if outputs & 4 else 1)
@@ -148,11 +160,11 @@ def main() -> int:
     compiled = read_library(options.library)
     for architecture in options.architectures:
         kernels = compiled.get(architecture, [])
-        if len(kernels) != len(ELEMENTS) * len(OUTPUTS) + 1:
+        if len(kernels) != (len(ELEMENTS) + len(STRIDED)) * len(OUTPUTS) + 1:
             print(f"sm_{architecture}: {len(kernels)} kernels were found", file=sys.stderr)
             wrong += 1
         for kernel in kernels:
-            label = f"{kernel.cell[0]} {OUTPUTS[kernel.cell[1]]}" if kernel.cell else "values"
+            label = kernel.label
             registers.setdefault(label, {})[architecture] = kernel.registers
             for fault in faults(kernel):
                 print(f"sm_{architecture} {label}: {fault}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 
@@ -52,8 +53,12 @@ void fill(char* memory, DType dtype, std::int64_t count, std::uint64_t seed) {
       return put(std::uint16_t{}, 7, 8);
     case DType::f32:
       return put(std::uint32_t{}, 23, 8);
-    default:
+    case DType::f64:
       return put(std::uint64_t{}, 52, 11);
+    default:
+      for (std::size_t i = 0; i < static_cast<std::size_t>(count) * item_size(dtype); ++i) {
+        memory[i] = static_cast<char>(dtype == DType::boolean ? random.next() & 1 : random.next());
+      }
   }
 }
 
@@ -87,7 +92,48 @@ std::int64_t first_difference(DType dtype, const char* a, const char* b, std::in
   return -1;
 }
 
-std::size_t bytes_of(const Shape& shape) { return static_cast<std::size_t>(shape.count) * item_size(shape.dtype); }
+// The elements from the lowest address to the highest, and how many of them are below that of index 0.
+struct Span {
+  std::int64_t elements;
+  std::int64_t below;
+};
+
+Span span_of(const Shape& shape, const Numbers& strides) {
+  if (shape.extents.empty() || shape.count == 0) {
+    return {shape.count, 0};
+  }
+  Span span{1, 0};
+  for (std::size_t axis = 0; axis < strides.size(); ++axis) {
+    const std::int64_t reach = (shape.extents[axis] - 1) * strides[axis];
+    span.elements += std::abs(reach);
+    span.below += std::max<std::int64_t>(0, -reach);
+  }
+  return span;
+}
+
+const Numbers& gradient_strides_of(const Shape& shape) {
+  return shape.gradient_strides.empty() ? shape.weight_strides : shape.gradient_strides;
+}
+
+std::unique_ptr<Layout> layout_of(const Shape& shape) {
+  if (shape.extents.empty() || shape.count == 0) {
+    return nullptr;
+  }
+  const auto view_of = [&](const Numbers& strides) {
+    ArrayView view;
+    view.shape = shape.extents.data();
+    view.strides = strides.data();
+    view.stride_unit = static_cast<std::int64_t>(item_size(shape.dtype));
+    view.axes = static_cast<int>(shape.extents.size());
+    view.dtype = shape.dtype;
+    measure(view);
+    CHECK(view.count == shape.count, "a test's shape is wrong");
+    return view;
+  };
+  const ArrayView weights = view_of(shape.weight_strides);
+  const ArrayView gradients = view_of(gradient_strides_of(shape));
+  return std::make_unique<Layout>(make_layout(weights, &gradients));
+}
 
 }  // namespace
 
@@ -114,18 +160,27 @@ Problem::Problem(std::vector<Shape> shapes, std::vector<Coefficients> strengths,
       total_(sizeof(double), device),
       in_place_(in_place) {
   for (const Shape& shape : shapes_) {
-    const std::size_t skipped = static_cast<std::size_t>(shape.offset) * item_size(shape.dtype);
-    const auto place = [&](std::vector<std::vector<char>>& host) {
-      memory_.push_back(std::make_unique<Memory>(skipped + bytes_of(shape), device));
+    const std::size_t size = item_size(shape.dtype);
+    const std::size_t skipped = static_cast<std::size_t>(shape.offset) * size;
+    const auto place = [&](const Numbers& strides, std::vector<std::vector<char>>& host,
+                           std::vector<std::size_t>& origins) {
+      const Span span = span_of(shape, strides);
+      const std::size_t bytes = static_cast<std::size_t>(span.elements) * size;
+      memory_.push_back(std::make_unique<Memory>(skipped + bytes, device));
       char* data = memory_.back()->data + skipped;
-      fill(data, shape.dtype, shape.count, ++seed);
-      host.emplace_back(data, data + bytes_of(shape));
-      return data;
+      fill(data, shape.dtype, span.elements, ++seed);
+      host.emplace_back(data, data + bytes);
+      origins.push_back(static_cast<std::size_t>(span.below) * size);
+      return data + origins.back();
     };
-    char* weights = place(weights_);
-    char* gradients = in_place_ ? weights : place(gradients_);
-    device_items_.push_back(
-        {weights, (outputs & output_gradient) != 0 ? gradients : nullptr, shape.count, shape.strengths, shape.dtype});
+    char* weights = place(shape.weight_strides, weights_, weight_origins_);
+    char* gradients = weights;
+    if (!in_place_) {
+      gradients = place(gradient_strides_of(shape), gradients_, gradient_origins_);
+    }
+    layouts_.push_back(layout_of(shape));
+    device_items_.push_back({weights, (outputs & output_gradient) != 0 ? gradients : nullptr, shape.count,
+                             shape.strengths, shape.dtype, layouts_.back().get()});
   }
 }
 
@@ -144,12 +199,27 @@ DeviceCall Problem::call(cudaStream_t stream) {
 std::vector<Item> Problem::items() const {
   std::vector<Item> items;
   for (std::size_t i = 0; i < shapes_.size(); ++i) {
-    const char* weights = weights_[i].data();
-    const char* gradients = in_place_ ? weights : gradients_[i].data();
-    items.push_back({weights, (outputs_ & output_gradient) != 0 ? const_cast<char*>(gradients) : nullptr,
-                     shapes_[i].count, strengths_[shapes_[i].strengths], nullptr, shapes_[i].dtype});
+    const std::size_t origin = in_place_ ? weight_origins_[i] : gradient_origins_[i];
+    void* gradients = const_cast<char*>(host_gradients(i).data() + origin);
+    items.push_back({weights(i), (outputs_ & output_gradient) != 0 ? gradients : nullptr, shapes_[i].count,
+                     strengths_[shapes_[i].strengths], layouts_[i].get(), shapes_[i].dtype});
   }
   return items;
+}
+
+const char* Problem::device_gradients(std::size_t tensor) const {
+  return static_cast<const char*>(device_items_[tensor].gradients) -
+         (in_place_ ? weight_origins_[tensor] : gradient_origins_[tensor]);
+}
+
+const std::vector<char>& Problem::host_gradients(std::size_t tensor) const {
+  return in_place_ ? weights_[tensor] : gradients_[tensor];
+}
+
+double Problem::device_value(std::size_t tensor) const {
+  double value;
+  std::memcpy(&value, values_.data + tensor * sizeof value, sizeof value);
+  return value;
 }
 
 std::vector<double> Problem::step() {
@@ -163,16 +233,16 @@ void Problem::compare(const std::string& what) {
   std::vector<double> values = step();
   if ((outputs_ & output_gradient) != 0) {
     for (std::size_t i = 0; i < shapes_.size(); ++i) {
-      const auto& host = in_place_ ? weights_[i] : gradients_[i];
-      const std::int64_t place = first_difference(
-          shapes_[i].dtype, host.data(), static_cast<const char*>(device_items_[i].gradients), shapes_[i].count);
+      // With what lies between the elements.
+      const std::vector<char>& host = host_gradients(i);
+      const std::int64_t place = first_difference(shapes_[i].dtype, host.data(), device_gradients(i),
+                                                  static_cast<std::int64_t>(host.size() / item_size(shapes_[i].dtype)));
       CHECK(place < 0, "wrong gradient:", what, "tensor", i, "of", shapes_[i].count, "element", place);
     }
   }
   if ((outputs_ & output_value) != 0) {
     for (std::size_t i = 0; i < shapes_.size(); ++i) {
-      double value;
-      std::memcpy(&value, values_.data + i * sizeof value, sizeof value);
+      const double value = device_value(i);
       CHECK(first_difference(DType::f64, reinterpret_cast<const char*>(&value),
                              reinterpret_cast<const char*>(&values[i]), 1) < 0,
             "wrong value:", what, "tensor", i, "of", shapes_[i].count, value, "is not", values[i]);
@@ -187,9 +257,9 @@ void Problem::again(std::vector<Coefficients> strengths) { strengths_ = std::mov
 
 bool Problem::device_is_untouched() const {
   for (std::size_t i = 0; i < shapes_.size(); ++i) {
-    const auto& before = in_place_ ? weights_[i] : gradients_[i];
-    if (bytes_of(shapes_[i]) != 0 && (outputs_ & output_gradient) != 0 &&
-        std::memcmp(before.data(), device_items_[i].gradients, bytes_of(shapes_[i])) != 0) {
+    const std::vector<char>& before = host_gradients(i);
+    if (!before.empty() && (outputs_ & output_gradient) != 0 &&
+        std::memcmp(before.data(), device_gradients(i), before.size()) != 0) {
       return false;
     }
   }

@@ -18,12 +18,20 @@ namespace fastreg::test {
 constexpr DType floating_dtypes[] = {DType::f16, DType::bf16, DType::f32, DType::f64};
 constexpr unsigned output_cells[] = {1, 2, 3, 6, 7};
 
-// One tensor of a call: how many elements, how many elements after an allocation's start, which strengths.
+using Numbers = std::vector<std::int64_t>;
+
+// One tensor of a call: how many elements, how many elements after an allocation's start, which strengths. With
+// extents, whose product is the count, it lies as the strides say, in elements; without, one element behind the other.
 struct Shape {
   DType dtype;
   std::int64_t count;
   int offset = 0;
   std::uint32_t strengths = 0;
+  // NOLINTBEGIN(readability-redundant-member-init): or compilers miss them where a tensor is dense
+  Numbers extents = {};
+  Numbers weight_strides = {};
+  Numbers gradient_strides = {};
+  // NOLINTEND(readability-redundant-member-init)
 };
 
 struct Memory {
@@ -48,9 +56,15 @@ class Problem {
   // The CPU's side of a call, without comparing; gives the values.
   std::vector<double> step();
   bool device_is_untouched() const;
+  // The CPU's weights, from the element of index 0 on.
+  const char* weights(std::size_t tensor) const { return weights_[tensor].data() + weight_origins_[tensor]; }
+  double device_value(std::size_t tensor) const;
 
  private:
   std::vector<Item> items() const;
+  // The allocation that a tensor's gradients lie in, and the CPU's copy of it.
+  const char* device_gradients(std::size_t tensor) const;
+  const std::vector<char>& host_gradients(std::size_t tensor) const;
 
   std::vector<Shape> shapes_;
   std::vector<Coefficients> strengths_;
@@ -60,6 +74,10 @@ class Problem {
   std::vector<std::unique_ptr<Memory>> memory_;
   std::vector<std::vector<char>> weights_;    // the CPU's
   std::vector<std::vector<char>> gradients_;  // the CPU's; as they were until the first comparison
+  // Bytes from an allocation's start to the element of index 0, and null for what needs no layout.
+  std::vector<std::size_t> weight_origins_;
+  std::vector<std::size_t> gradient_origins_;
+  std::vector<std::unique_ptr<Layout>> layouts_;
   Memory values_;
   Memory total_;
   bool in_place_;

@@ -1,11 +1,12 @@
 // Sizes beyond 2^32: the table's arithmetic, and the device code at the end of arrays of which only the end exists.
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 #include <vector>
 
-#include "cuda/kernel.cuh"
+#include "cuda/strided.cuh"
 #include "support.h"
 
 namespace fastreg::test {
@@ -29,20 +30,50 @@ class Sparse {
   void* memory_;
 };
 
-void run_chunks(const cuda::ChunkWork& work, void (*kernel)(cuda::ChunkWork)) {
+template <class Work>
+void run_chunks(const Work& work, void (*kernel)(Work)) {
   const cudaError_t error =
       cuda::launch_kernel(kernel, 2u, static_cast<unsigned>(cuda::threads_per_block), nullptr, work);
   CHECK(error == cudaSuccess && cudaDeviceSynchronize() == cudaSuccess, stand_in::refusal());
+}
+
+Layout layout_of(const std::vector<Layout::Axis>& axes) {
+  Layout layout{};
+  layout.axis_count = static_cast<int>(axes.size());
+  std::copy(axes.begin(), axes.end(), layout.axes);
+  return layout;
+}
+
+// An axis as the table has it.
+cuda::Axis axis_of(std::int64_t extent) {
+  const Layout layout = layout_of({{extent, 8, 8}});
+  cuda::Table table;
+  cuda::add_strided_row(table, {nullptr, nullptr, extent, 0, DType::f32, &layout});
+  return table.axes[0];
+}
+
+// Chunks from `begin` to `end` of a strided tensor.
+template <class E, unsigned outputs>
+void run_strided(const DeviceItem& item, const Coefficients& strengths, std::int64_t begin, std::int64_t end,
+                 double* l1_sums, double* l2_sums) {
+  cuda::Table table;
+  cuda::add_strided_row(table, item);
+  const cuda::Row row{item.weights, item.gradients, item.count, 0, 0, 0};
+  const std::int64_t first_chunks[] = {0, chunk_count(item.count)};
+  const cuda::Launch launch{table.strided_rows[0].dtype, true, 0, 1, begin, end};
+  run_chunks<cuda::StridedWork>(
+      {{&row, first_chunks, &strengths, launch, l1_sums, l2_sums}, table.strided_rows.data(), table.axes.data()},
+      cuda::strided_chunks<E, outputs>);
 }
 
 }  // namespace
 
 TEST(tables_of_huge_tensors) {
   const std::int64_t huge = (std::int64_t{1} << 46) + 4097;
-  const std::vector<DeviceItem> items = {{nullptr, nullptr, 10, 0, DType::f64},
-                                         {nullptr, nullptr, huge, 0, DType::f16},
-                                         {nullptr, nullptr, huge, 0, DType::f16},
-                                         {nullptr, nullptr, 0, 0, DType::f32}};
+  const std::vector<DeviceItem> items = {{nullptr, nullptr, 10, 0, DType::f64, nullptr},
+                                         {nullptr, nullptr, huge, 0, DType::f16, nullptr},
+                                         {nullptr, nullptr, huge, 0, DType::f16, nullptr},
+                                         {nullptr, nullptr, 0, 0, DType::f32, nullptr}};
   const cuda::Table table = cuda::make_table(items.data(), items.size(), true);
   const std::int64_t chunks = (std::int64_t{1} << 34) + 2;
   CHECK(table.chunks() == 2 * chunks + 1, table.chunks());
@@ -77,9 +108,13 @@ TEST(chunks_beyond_4g_elements) {
   const std::int64_t chunks = chunk_count(count);
   const cuda::Row row{weights.data(), gradients.data(), count, 0, 0, 0};
   const std::int64_t first_chunks[] = {0, chunks};
-  run_chunks(
-      {&row, first_chunks, &strengths, {DType::f32, 0, 1, first / chunk_size, chunks}, l1_sums.data(), l2_sums.data()},
-      cuda::penalty_chunks<F32, 7>);
+  run_chunks<cuda::ChunkWork>({&row,
+                               first_chunks,
+                               &strengths,
+                               {DType::f32, false, 0, 1, first / chunk_size, chunks},
+                               l1_sums.data(),
+                               l2_sums.data()},
+                              cuda::penalty_chunks<F32, 7>);
   double value = 0.0;
   const Item item{host_weights.data(), host_gradients.data(), count - first, strengths, nullptr, DType::f32};
   evaluate(&item, 1, 7, &value);
@@ -111,16 +146,128 @@ TEST(rows_beyond_4g_chunks) {
     weights[i] = static_cast<float>(i);
   }
   const Sparse<double> sums(before + 2 * tensors);
-  run_chunks({rows.data(),
-              first_chunks.data(),
-              &strengths,
-              {DType::f32, 0, tensors + 1, before, before + 2 * tensors},
-              sums.data(),
-              nullptr},
-             cuda::penalty_chunks<F32, 1>);
+  run_chunks<cuda::ChunkWork>({rows.data(),
+                               first_chunks.data(),
+                               &strengths,
+                               {DType::f32, false, 0, tensors + 1, before, before + 2 * tensors},
+                               sums.data(),
+                               nullptr},
+                              cuda::penalty_chunks<F32, 1>);
   for (int i = 0; i < tensors; ++i) {
     const double* found = sums.data() + before + 2 * i;
     CHECK(found[0] == 4095.0 * 4096.0 / 2.0 && found[0] + found[1] == 4999.0 * 5000.0 / 2.0, i, found[0], found[1]);
+  }
+}
+
+// Every quotient that a place can need, of axes of every length that is divided by as it is.
+TEST(carries_are_exact) {
+  long wrong = 0;
+  for (std::uint32_t extent = 2; extent <= cuda::most_span; ++extent) {
+    const cuda::Axis axis = axis_of(extent);
+    const std::uint32_t step = extent < 70 || extent > 8150 ? 1 : 211;
+    for (std::uint32_t start = 0; start < extent; start += step) {
+      for (std::uint32_t carry = start % 5; carry < 4320; carry += 5 * step) {
+        wrong += cuda::carry_of(axis, start, carry) != (start + carry) / extent ? 1 : 0;
+      }
+    }
+    // All numerators, at a start of 0.
+    for (std::uint32_t carry = 0; carry < extent + 4320; ++carry) {
+      wrong += cuda::carry_of(axis, 0, carry) != carry / extent ? 1 : 0;
+    }
+  }
+  CHECK(wrong == 0, wrong, "quotients are wrong");
+}
+
+TEST(carries_of_long_axes) {
+  for (const std::int64_t extent : {std::int64_t{8193}, (std::int64_t{1} << 31) - 1, std::int64_t{1} << 31,
+                                    (std::int64_t{1} << 32) + 5, std::int64_t{1} << 47}) {
+    const cuda::Axis axis = axis_of(extent);
+    for (const std::int64_t start :
+         {std::int64_t{0}, extent / 2, extent - 8192, extent - 4319, extent - 77, extent - 1}) {
+      for (std::uint32_t carry = 0; carry < 4320; ++carry) {
+        const std::uint32_t wanted = start + carry >= extent ? 1 : 0;
+        CHECK(cuda::carry_of(axis, start, carry) == wanted, extent, start, carry);
+      }
+    }
+    for (const std::int64_t element : {std::int64_t{0}, extent - 1, extent, 3 * extent + 7}) {
+      CHECK(cuda::start_of(axis, element) == element % extent, extent, element);
+    }
+  }
+}
+
+// The last chunks of a tensor whose elements lie behind each other from the highest address down, two apart, and whose
+// gradient lies the other way round.
+TEST(strided_chunks_beyond_4g_elements) {
+  stand_in::reset(1);
+  const std::int64_t count = (std::int64_t{1} << 32) + 5000;
+  const std::int64_t first = (std::int64_t{1} << 32) - 4096;
+  const Sparse<float> weights(2 * count);
+  const Sparse<float> gradients(count);
+  const Sparse<double> l1_sums(chunk_count(count));
+  const Sparse<double> l2_sums(chunk_count(count));
+  float* last_weight = weights.data() + 2 * (count - 1);
+  std::vector<float> host_weights(static_cast<std::size_t>(count - first));
+  std::vector<float> host_gradients(host_weights.size());
+  for (std::size_t i = 0; i < host_weights.size(); ++i) {
+    const std::int64_t element = first + static_cast<std::int64_t>(i);
+    *(last_weight - 2 * element) = host_weights[i] = static_cast<float>(i) * 0.37f - 700.0f;
+    gradients.data()[element] = host_gradients[i] = static_cast<float>(i % 17);
+  }
+  const Layout layout = layout_of({{count, -8, 4}});
+  const Coefficients strengths = strengths_for(3);
+  const DeviceItem item{last_weight, gradients.data(), count, 0, DType::f32, &layout};
+  run_strided<F32, 7>(item, strengths, first / chunk_size, chunk_count(count), l1_sums.data(), l2_sums.data());
+  double value = 0.0;
+  const Item host{host_weights.data(), host_gradients.data(), count - first, strengths, nullptr, DType::f32};
+  evaluate(&host, 1, 7, &value);
+  CHECK(std::memcmp(gradients.data() + first, host_gradients.data(), host_gradients.size() * sizeof(float)) == 0,
+        "gradients of strided tensors beyond 2^32");
+  const std::int64_t before = first / chunk_size;
+  const std::int64_t chunks = chunk_count(count) - before;
+  const double device_value = penalty_value(strengths, canonical_sum_in_place(l1_sums.data() + before, chunks),
+                                            canonical_sum_in_place(l2_sums.data() + before, chunks));
+  CHECK(device_value == value, device_value, "is not", value);
+}
+
+// Far out in tensors of 2^45 elements that repeat a few numbers: which one comes next is all that there is to be wrong.
+TEST(strided_chunks_of_repeated_numbers) {
+  stand_in::reset(1);
+  std::vector<std::int32_t> numbers(10 + 3 * 7 * 4100);
+  for (std::size_t i = 0; i < numbers.size(); ++i) {
+    numbers[i] = static_cast<std::int32_t>(i * i % 1000003) - 500000;
+  }
+  // The other axes have 3, 21, 86100 and 80 elements.
+  const auto often = [](std::int64_t others) { return (std::int64_t{1} << 45) / others + 11; };
+  const std::vector<std::vector<Layout::Axis>> shapes = {
+      {{often(3), 0, 0}, {3, 4, 0}},
+      {{3, 4, 0}, {often(21), 0, 0}, {7, 12, 0}},
+      {{often(86100), 0, 0}, {3, 4 * 7 * 4100, 0}, {7, 4 * 4100, 0}, {4100, 4, 0}},
+      {{5, 0, 0}, {often(80), 0, 0}, {2, 4, 0}, {2, -4, 0}, {2, 4, 0}, {2, 8, 0}},
+  };
+  const Coefficients strengths = strengths_for(3);
+  for (const std::vector<Layout::Axis>& axes : shapes) {
+    const Layout layout = layout_of(axes);
+    std::int64_t count = 1;
+    for (const Layout::Axis& axis : axes) {
+      count *= axis.extent;
+    }
+    const DeviceItem item{numbers.data() + 10, nullptr, count, 0, DType::i32, &layout};
+    const std::int64_t last = chunk_count(count);
+    for (const std::int64_t chunk : {last - 2, last / 2, last / 3, std::int64_t{1} << 20}) {
+      const Sparse<double> l1_sums(last);
+      const Sparse<double> l2_sums(last);
+      run_strided<F64, 1>(item, strengths, chunk, chunk + 2, l1_sums.data(), l2_sums.data());
+      const std::int64_t begin = chunk * chunk_size;
+      const std::int64_t elements = std::min<std::int64_t>(count - begin, 2 * chunk_size);
+      std::vector<std::int32_t> gathered(static_cast<std::size_t>(elements));
+      gather(layout, Operand::weights, item.weights, sizeof(std::int32_t), begin, elements, gathered.data());
+      const Item host{gathered.data(), nullptr, elements, strengths, nullptr, DType::i32};
+      double value = 0.0;
+      evaluate(&host, 1, 1, &value);
+      const double device_value = penalty_value(strengths, canonical_sum_in_place(l1_sums.data() + chunk, 2),
+                                                canonical_sum_in_place(l2_sums.data() + chunk, 2));
+      CHECK(device_value == value, "chunk", chunk, "of", last, device_value, "is not", value);
+    }
   }
 }
 

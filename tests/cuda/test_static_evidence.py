@@ -27,6 +27,14 @@ def test_a_kernel_as_it_should_be() -> None:
     assert evidence.faults(kernel()) == []
 
 
+def test_strided_kernels_are_held_to_the_same() -> None:
+    name = "_ZN7fastreg4cuda14strided_chunksINS_3F64ELj1EEEvNS0_11StridedWorkE"
+    good = kernel(name=name, registers=64, instructions=Counter({"LDG.E.U8": 8}), fused=Counter())
+    assert (good.label, evidence.faults(good)) == ("strided F64 V", [])
+    bad = kernel(name=name, registers=64, instructions=Counter({"LD.E": 8}))
+    assert len(evidence.faults(bad)) == 2
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

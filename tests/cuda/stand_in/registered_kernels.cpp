@@ -9,7 +9,7 @@
 #include <map>
 #include <string>
 
-#include "cuda/kernel.cuh"
+#include "cuda/strided.cuh"
 #include "runtime.h"
 
 namespace {
@@ -44,6 +44,15 @@ void add_chunk_kernels(Kernels& kernels) {
   add(kernels, cuda::penalty_chunks<E, 7>);
 }
 
+template <class E>
+void add_strided_kernels(Kernels& kernels) {
+  add(kernels, cuda::strided_chunks<E, 1>);
+  add(kernels, cuda::strided_chunks<E, 2>);
+  add(kernels, cuda::strided_chunks<E, 3>);
+  add(kernels, cuda::strided_chunks<E, 6>);
+  add(kernels, cuda::strided_chunks<E, 7>);
+}
+
 const Launcher* find_kernel(const std::string& name) {
   static const Kernels known = [] {
     Kernels kernels;
@@ -51,6 +60,8 @@ const Launcher* find_kernel(const std::string& name) {
     add_chunk_kernels<BF16>(kernels);
     add_chunk_kernels<F32>(kernels);
     add_chunk_kernels<F64>(kernels);
+    add_strided_kernels<F32>(kernels);
+    add_strided_kernels<F64>(kernels);
     // A static function is no symbol here; nvcc registers it as if it were not static.
     add(kernels, "_ZN7fastreg4cuda14penalty_valuesENS0_7SumWorkE", cuda::penalty_values);
     return kernels;
