@@ -145,6 +145,11 @@ fastreg_plant(producer_not_waited_for backend.cu
   "cudaEventRecord(event, static_cast<cudaStream_t>(PLANTED(producer_not_waited_for) ? stream : producer))"
   plain "the producer's work was not waited for" a_stream_waits_for_another)
 
+fastreg_plant(workspace_lent_while_busy backend.cu
+  "cudaEventQuery(candidate->finished) == cudaSuccess"
+  "(PLANTED(workspace_lent_while_busy) || cudaEventQuery(candidate->finished) == cudaSuccess)"
+  plain "illegal address in a kernel|wrong (gradient|value|total): busy streams" many_busy_streams)
+
 # ---- what the contract fixes
 
 fastreg_plant(lanes_in_another_order kernel.cuh

@@ -180,6 +180,64 @@ TEST(a_stream_waits_for_another) {
   }
 }
 
+// Hundreds of streams, each used once and forgotten: what the backend keeps for them does not grow, and no stream's
+// call gets in the way of another's.
+TEST(streams_come_and_go) {
+  stand_in::reset(1);
+  stand_in::set_processors(1, 1);
+  std::size_t kept = 0;
+  for (int i = 0; i < 300; ++i) {
+    Problem problem({{DType::f32, 40 + i % 5}}, both, 7, static_cast<std::uint64_t>(i));
+    const cudaStream_t stream = make_stream();
+    const std::size_t before = stand_in::live_allocations();
+    const std::size_t waits = stand_in::waits();
+    evaluate_on_device(problem.call(stream), "a stream that comes and goes");
+    CHECK(stand_in::waits() == waits, "a call has waited for the device");
+    kept += stand_in::live_allocations() - before;
+    if (i == 99) {
+      kept = 0;
+    }
+    drain("a stream that comes and goes");
+    problem.compare("a stream that comes and goes");
+  }
+  CHECK(kept == 0, kept, "allocations for 200 streams that are gone");
+}
+
+// As many busy streams at once: none gets what another is using.
+TEST(many_busy_streams) {
+  for (std::uint64_t seed = 1; seed <= 4; ++seed) {
+    stand_in::reset(seed);
+    std::vector<cudaStream_t> streams;
+    std::vector<std::unique_ptr<Problem>> problems;
+    for (int i = 0; i < 40; ++i) {
+      streams.push_back(make_stream());
+      problems.push_back(std::make_unique<Problem>(shapes(i % 7), both, 7, seed * 100));
+      evaluate_on_device(problems.back()->call(streams.back()), "busy streams");
+      // An old stream comes back, though its workspace may have gone to another.
+      problems.push_back(std::make_unique<Problem>(shapes(i % 3), both, 7, seed * 100));
+      evaluate_on_device(problems.back()->call(streams[static_cast<std::size_t>(i) / 2]), "busy streams");
+    }
+    drain("busy streams");
+    for (const auto& problem : problems) {
+      problem->compare("busy streams, seed " + std::to_string(seed));
+    }
+  }
+}
+
+// A call on one stream while another stream of the thread is being captured.
+TEST(a_call_beside_a_capture) {
+  stand_in::reset(1);
+  const cudaStream_t captured = make_stream();
+  Problem problem(std::vector<Shape>(2000, {DType::f32, 3}), both, 7, 1);  // more than any workspace holds already
+  cudaStreamBeginCapture(captured, cudaStreamCaptureModeGlobal);
+  evaluate_on_device(problem.call(make_stream()), "beside a capture");
+  cudaGraph_t graph = nullptr;
+  cudaStreamEndCapture(captured, &graph);
+  cudaGraphDestroy(graph);
+  drain("beside a capture");
+  problem.compare("beside a capture");
+}
+
 TEST(nothing_to_do) {
   stand_in::reset(1);
   for (const unsigned outputs : {1u, 2u, 7u}) {
@@ -214,9 +272,10 @@ TEST(errors_are_told_and_nothing_is_written) {
   call.outputs = 4;
   must_fail(problem, call, BackendStatus::bad_argument, "no such outputs: 4");
 
-  call = problem.call(make_stream());
+  Problem large(std::vector<Shape>(5000, {DType::f32, 3}), both, 7, 1);  // more than any workspace holds already
+  call = large.call(make_stream());
   stand_in::set_memory_limit(0);
-  must_fail(problem, call, BackendStatus::out_of_memory, "cudaErrorMemoryAllocation: out of memory (allocating ");
+  must_fail(large, call, BackendStatus::out_of_memory, "cudaErrorMemoryAllocation: out of memory (allocating ");
   stand_in::set_memory_limit(SIZE_MAX);
 
   stand_in::set_device_count(0);
