@@ -59,6 +59,9 @@ struct DeviceCall {
 // replay of the graph reads what is there then.
 struct Recording;
 
+// What a stream held when the mark was set. Unlike the stream it stays valid, whatever becomes of the stream.
+struct Mark;
+
 struct Backend {
   std::uint32_t version;
   const char* name;
@@ -71,14 +74,25 @@ struct Backend {
                                  BackendError* error);
   // The graph has been replayed for the last time and has finished.
   void (*forget)(Recording* recording);
-  // Device memory for results where the caller has no allocator.
-  BackendStatus (*allocate)(int device, std::size_t bytes, void** address, BackendError* error);
-  void (*release)(int device, void* address);
+  // Device memory for results where the caller has no allocator, for what is queued on `stream` from now on. What is
+  // allocated in a capture is for the graph's replays too.
+  BackendStatus (*allocate)(int device, void* stream, std::size_t bytes, void** address, BackendError* error);
+  // Gives it back when the marks have passed, without waiting for them; but what was allocated in a capture waits for the
+  // device.
+  void (*release)(int device, void* address, Mark* const* marks, std::size_t mark_count);
+  // Not in a capture.
+  BackendStatus (*set_mark)(int device, void* stream, Mark** mark, BackendError* error);
+  void (*drop_mark)(Mark* mark);
+  // True if what was marked has been done.
+  bool (*has_passed)(const Mark* mark);
+  BackendStatus (*wait_for_mark)(int device, void* stream, Mark* mark, BackendError* error);
   // Has `stream` wait for what `producer` holds now.
   BackendStatus (*wait)(int device, void* stream, void* producer, BackendError* error);
-  // Copies numbers to the host and waits for them: the one function that does.
-  BackendStatus (*copy_to_host)(int device, void* stream, const double* from, std::size_t count, double* to,
+  // Copies to the host and waits for it: the one function that does.
+  BackendStatus (*copy_to_host)(int device, void* stream, const void* from, std::size_t bytes, void* to,
                                 BackendError* error);
+  // The device that memory is on; bad_argument for memory that no device can use.
+  BackendStatus (*device_of)(const void* address, int* device, BackendError* error);
 };
 
 }  // namespace fastreg

@@ -16,6 +16,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -677,50 +678,171 @@ BackendStatus count_devices(int* count, BackendError* error) {
   return guarded(error, [&] { *count = device_count(); });
 }
 
-BackendStatus allocate(int device, std::size_t bytes, void** address, BackendError* error) {
+// ---- memory for results
+
+// What does not come from a pool; it is freed by waiting for the device.
+class PlainMemory {
+ public:
+  void add(void* address) {
+    const std::lock_guard lock(mutex_);
+    addresses_.insert(address);
+  }
+  bool remove(void* address) {
+    const std::lock_guard lock(mutex_);
+    return addresses_.erase(address) != 0;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::set<void*> addresses_;
+};
+
+PlainMemory& plain_memory() {
+  static auto* memory = new PlainMemory;
+  return *memory;
+}
+
+// A device's pool, from which memory is had and to which it is given back in a stream's order.
+struct Pool {
+  cudaMemPool_t handle = nullptr;  // null where the device has none
+  cudaStream_t release_stream = nullptr;
+};
+
+const Pool& pool_of(int device) {
+  constexpr std::uint64_t kept_bytes = std::uint64_t{64} << 20;  // the rest goes back to the device
+  static auto* mutex = new std::mutex;
+  static auto* pools = new std::map<int, Pool>;
+  const std::lock_guard lock(*mutex);
+  const auto known = pools->find(device);
+  if (known != pools->end()) {
+    return known->second;
+  }
+  Pool pool;
+  int has_pools = 0;
+  check(cudaDeviceGetAttribute(&has_pools, cudaDevAttrMemoryPoolsSupported, device), "looking for memory pools");
+  if (has_pools != 0) {
+    const RelaxedCapture relaxed;
+    cudaMemPoolProps properties{};
+    properties.allocType = cudaMemAllocationTypePinned;
+    properties.location.type = cudaMemLocationTypeDevice;
+    properties.location.id = device;
+    check(cudaStreamCreateWithFlags(&pool.release_stream, cudaStreamNonBlocking), "making a stream");
+    check(cudaMemPoolCreate(&pool.handle, &properties), "making a memory pool");
+    std::uint64_t threshold = kept_bytes;
+    check(cudaMemPoolSetAttribute(pool.handle, cudaMemPoolAttrReleaseThreshold, &threshold), "setting up a memory pool");
+  }
+  return pools->emplace(device, pool).first->second;
+}
+
+BackendStatus allocate(int device, void* stream, std::size_t bytes, void** address, BackendError* error) {
   *address = nullptr;
   return guarded(error, [&] {
     const DeviceGuard guard(device);
-    *address = device_memory(device, bytes);
+    const auto on = static_cast<cudaStream_t>(stream);
+    require_device_of_stream(on, device);
+    // A graph's own memory would be gone after its first replay.
+    if (is_capturing(on) || pool_of(device).handle == nullptr) {
+      const RelaxedCapture relaxed;
+      void* memory = device_memory(device, bytes);
+      plain_memory().add(memory);
+      *address = memory;
+    } else {
+      check(cudaMallocFromPoolAsync(address, bytes, pool_of(device).handle, on),
+            "allocating " + std::to_string(bytes) + " bytes on device " + std::to_string(device));
+    }
   });
 }
 
-void release(int device, void* address) {
+cudaEvent_t event_of(const Mark* mark) { return reinterpret_cast<cudaEvent_t>(const_cast<Mark*>(mark)); }
+
+void release(int device, void* address, Mark* const* marks, std::size_t mark_count) {
   guarded(nullptr, [&] {
     const DeviceGuard guard(device);
-    cudaFree(address);
+    if (plain_memory().remove(address)) {
+      const RelaxedCapture relaxed;
+      cudaFree(address);
+      return;
+    }
+    cudaStream_t stream = pool_of(device).release_stream;
+    for (std::size_t i = 0; i < mark_count; ++i) {
+      check(cudaStreamWaitEvent(stream, event_of(marks[i]), 0), "waiting for a mark");
+    }
+    check(cudaFreeAsync(address, stream), "giving memory back");
+  });
+}
+
+BackendStatus set_mark(int device, void* stream, Mark** mark, BackendError* error) {
+  *mark = nullptr;
+  return guarded(error, [&] {
+    const DeviceGuard guard(device);
+    require_device_of_stream(static_cast<cudaStream_t>(stream), device);
+    cudaEvent_t event = nullptr;
+    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event");
+    const cudaError_t result = cudaEventRecord(event, static_cast<cudaStream_t>(stream));
+    if (result != cudaSuccess) {
+      cudaEventDestroy(event);
+      check(result, "recording an event");
+    }
+    *mark = reinterpret_cast<Mark*>(event);
+  });
+}
+
+void drop_mark(Mark* mark) { cudaEventDestroy(event_of(mark)); }
+
+bool has_passed(const Mark* mark) {
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;  // asking is not allowed in a capture otherwise
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  const bool passed = cudaEventQuery(event_of(mark)) != cudaErrorNotReady;
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  cudaGetLastError();  // "not ready" is no error
+  return passed;
+}
+
+BackendStatus wait_for_mark(int device, void* stream, Mark* mark, BackendError* error) {
+  return guarded(error, [&] {
+    const DeviceGuard guard(device);
+    check(cudaStreamWaitEvent(static_cast<cudaStream_t>(stream), event_of(mark), 0), "waiting for a mark");
   });
 }
 
 BackendStatus wait(int device, void* stream, void* producer, BackendError* error) {
-  return guarded(error, [&] {
-    if (stream == producer) {
-      return;
-    }
-    const DeviceGuard guard(device);
-    cudaEvent_t event = nullptr;
-    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event");
-    cudaError_t result = cudaEventRecord(event, static_cast<cudaStream_t>(producer));
-    if (result == cudaSuccess) {
-      result = cudaStreamWaitEvent(static_cast<cudaStream_t>(stream), event, 0);
-    }
-    cudaEventDestroy(event);
-    check(result, "waiting for the producer's stream");
-  });
+  if (stream == producer) {
+    return BackendStatus::ok;
+  }
+  Mark* mark = nullptr;
+  BackendStatus status = set_mark(device, producer, &mark, error);
+  if (status == BackendStatus::ok) {
+    status = wait_for_mark(device, stream, mark, error);
+    drop_mark(mark);
+  }
+  return status;
 }
 
-BackendStatus copy_to_host(int device, void* stream, const double* from, std::size_t count, double* to,
+BackendStatus copy_to_host(int device, void* stream, const void* from, std::size_t bytes, void* to,
                            BackendError* error) {
   return guarded(error, [&] {
     const DeviceGuard guard(device);
-    check(cudaMemcpyAsync(to, from, count * sizeof *to, cudaMemcpyDeviceToHost, static_cast<cudaStream_t>(stream)),
-          "copying values to the host");
-    check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), "waiting for values");
+    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, static_cast<cudaStream_t>(stream)),
+          "copying to the host");
+    check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), "waiting for the device");
   });
 }
 
-constexpr Backend backend = {backend_version, "cuda",   count_devices, evaluate, set_strengths,
-                             forget,          allocate, release,       wait,     copy_to_host};
+BackendStatus device_of(const void* address, int* device, BackendError* error) {
+  *device = -1;
+  return guarded(error, [&] {
+    cudaPointerAttributes attributes{};
+    check(cudaPointerGetAttributes(&attributes, address), "asking whose memory it is");
+    if (attributes.type == cudaMemoryTypeUnregistered) {
+      fail(BackendStatus::bad_argument, "it is memory that no CUDA device can use");
+    }
+    *device = attributes.device;
+  });
+}
+
+constexpr Backend backend = {backend_version, "cuda",    count_devices, evaluate,  set_strengths,
+                             forget,          allocate,  release,       set_mark,  drop_mark,
+                             has_passed,      wait_for_mark, wait,      copy_to_host, device_of};
 
 }  // namespace
 }  // namespace fastreg::cuda

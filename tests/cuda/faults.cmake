@@ -141,14 +141,19 @@ fastreg_plant(staging_reused_too_early backend.cu
   plain "illegal address in a kernel|wrong (gradient|value): six calls" calls_follow_each_other_on_a_stream)
 
 fastreg_plant(producer_not_waited_for backend.cu
-  "cudaEventRecord(event, static_cast<cudaStream_t>(producer))"
-  "cudaEventRecord(event, static_cast<cudaStream_t>(PLANTED(producer_not_waited_for) ? stream : producer))"
+  "set_mark(device, producer, &mark, error)"
+  "set_mark(device, PLANTED(producer_not_waited_for) ? stream : producer, &mark, error)"
   plain "the producer's work was not waited for" a_stream_waits_for_another)
 
 fastreg_plant(workspace_lent_while_busy backend.cu
   "cudaEventQuery(candidate->finished) == cudaSuccess"
   "(PLANTED(workspace_lent_while_busy) || cudaEventQuery(candidate->finished) == cudaSuccess)"
   plain "illegal address in a kernel|wrong (gradient|value|total): busy streams" many_busy_streams)
+
+fastreg_plant(memory_given_back_too_early backend.cu
+  "check(cudaStreamWaitEvent(stream, event_of(marks[i]), 0)"
+  "check(PLANTED(memory_given_back_too_early) ? cudaSuccess : cudaStreamWaitEvent(stream, event_of(marks[i]), 0)"
+  plain "memory was given back too early" memory_for_results)
 
 # ---- what the contract fixes
 

@@ -174,7 +174,7 @@ TEST(a_stream_waits_for_another) {
     CHECK(fastreg_backend()->wait(0, consumer, producer, &error) == BackendStatus::ok, error.text);
     evaluate_on_device(call, "after the producer");
     double value = -1.0;
-    CHECK(fastreg_backend()->copy_to_host(0, consumer, call.total, 1, &value, &error) == BackendStatus::ok, error.text);
+    CHECK(fastreg_backend()->copy_to_host(0, consumer, call.total, sizeof value, &value, &error) == BackendStatus::ok, error.text);
     CHECK(value == 0.0, "the producer's work was not waited for:", value);
     stand_in::drain();
   }
@@ -236,6 +236,62 @@ TEST(a_call_beside_a_capture) {
   cudaGraphDestroy(graph);
   drain("beside a capture");
   problem.compare("beside a capture");
+}
+
+TEST(memory_for_results) {
+  const Backend& cuda = *fastreg_backend();
+  BackendError error;
+  for (int device = 0; device < 2; ++device) {
+    const bool has_pools = device == 0;
+    for (std::uint64_t seed = 1; seed <= 8; ++seed) {
+      stand_in::reset(seed);
+      stand_in::set_memory_pools(has_pools);
+      const std::size_t before = stand_in::live_allocations();
+      const cudaStream_t stream = make_stream(device);
+      double* memory = nullptr;
+      CHECK(cuda.allocate(device, stream, 80, reinterpret_cast<void**>(&memory), &error) == BackendStatus::ok,
+            error.text);
+      int its_device = -1;
+      CHECK(cuda.device_of(memory + 9, &its_device, &error) == BackendStatus::ok, error.text);
+      CHECK(its_device == device, its_device);
+      cudaSetDevice(device);
+      cudaMemsetAsync(memory, 0, 80, stream);
+      drain("memory for results");
+      const std::size_t waits = stand_in::waits();
+      double copy = -1.0;
+      cudaMemcpyAsync(&copy, memory, sizeof copy, cudaMemcpyDeviceToHost, stream);
+      cudaSetDevice(0);
+      Mark* mark = nullptr;
+      CHECK(cuda.set_mark(device, stream, &mark, &error) == BackendStatus::ok, error.text);
+      CHECK(!cuda.has_passed(mark) || copy == 0.0, "a mark has passed too early");
+      cuda.release(device, memory, &mark, 1);
+      CHECK(!has_pools || stand_in::waits() == waits, "memory was given back by waiting");
+      drain("memory for results");
+      CHECK(copy == 0.0, "memory was given back too early:", copy);
+      CHECK(cuda.has_passed(mark), "a mark has not passed");
+      cuda.drop_mark(mark);
+      CHECK(stand_in::live_allocations() == before, "memory was not given back");
+
+      // What a capture allocates is there until it is released, and the capture goes on.
+      cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal);
+      CHECK(cuda.allocate(device, stream, 80, reinterpret_cast<void**>(&memory), &error) == BackendStatus::ok,
+            error.text);
+      cudaGraph_t graph = nullptr;
+      CHECK(cudaStreamEndCapture(stream, &graph) == cudaSuccess, "the capture has failed");
+      cudaGraphDestroy(graph);
+      cuda.release(device, memory, nullptr, 0);
+      CHECK(stand_in::live_allocations() == before, "memory of a capture was not given back");
+    }
+  }
+  int on_host = 0;
+  CHECK(cuda.device_of(&on_host, &on_host, &error) == BackendStatus::bad_argument, error.text);
+  Mark* mark = nullptr;
+  CHECK(cuda.set_mark(0, make_stream(1), &mark, &error) == BackendStatus::bad_argument, error.text);
+  stand_in::set_memory_limit(0);
+  void* memory = nullptr;
+  CHECK(cuda.allocate(0, make_stream(), 80, &memory, &error) == BackendStatus::out_of_memory, error.text);
+  CHECK(memory == nullptr, "an address of no memory");
+  stand_in::reset(1);
 }
 
 TEST(nothing_to_do) {

@@ -64,6 +64,7 @@ std::recursive_mutex mutex;
 int device_count_now = most_devices;
 int processors_now = 2;
 int blocks_per_processor_now = 2;
+bool has_pools_now = true;
 std::size_t memory_limit = SIZE_MAX;
 std::size_t memory_used = 0;
 int launches_until_failure = 0;
@@ -183,18 +184,27 @@ cudaError_t allocate(void** address, std::size_t bytes, int device) {
   return cudaSuccess;
 }
 
+void forget_memory(void* address) {
+  const auto found = allocations.find(address);
+  memory_used -= found->second.bytes;
+  std::memset(address, 0xdd, found->second.bytes);
+  allocations.erase(found);
+  std::free(address);
+}
+
 cudaError_t deallocate(void* address) {
   if (address == nullptr) {
     return cudaSuccess;
   }
-  const auto found = allocations.find(address);
-  if (found == allocations.end()) {
+  if (allocations.count(address) == 0) {
     return cudaErrorInvalidValue;
   }
+  if (is_refused_by_capture()) {
+    return cudaErrorStreamCaptureUnsupported;
+  }
   drain();  // as the real one waits for the device
-  memory_used -= found->second.bytes;
-  allocations.erase(found);
-  std::free(address);
+  ++wait_count;
+  forget_memory(address);
   return cudaSuccess;
 }
 
@@ -217,6 +227,7 @@ void reset(std::uint64_t seed) {
   device_count_now = most_devices;
   processors_now = 2;
   blocks_per_processor_now = 2;
+  has_pools_now = true;
   memory_limit = SIZE_MAX;
   launches_until_failure = 0;
   sticky_error = cudaSuccess;
@@ -230,6 +241,7 @@ void set_processors(int processors, int blocks_per_processor) {
   processors_now = processors;
   blocks_per_processor_now = blocks_per_processor;
 }
+void set_memory_pools(bool has_pools) { has_pools_now = has_pools; }
 void set_memory_limit(std::size_t bytes) { memory_limit = bytes; }
 void fail_launch(int n, cudaError_t error) {
   launches_until_failure = n;
@@ -313,7 +325,9 @@ cudaError_t cudaSetDevice(int device) {
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount ? processors_now : 0;
+  *value = attribute == cudaDevAttrMultiProcessorCount    ? processors_now
+           : attribute == cudaDevAttrMemoryPoolsSupported ? has_pools_now
+                                                          : 0;
   return cudaSuccess;
 }
 
@@ -359,6 +373,31 @@ cudaError_t cudaFree(void* address) {
   const std::lock_guard lock(mutex);
   return give(deallocate(address));
 }
+// A pool is its device's number, plus one.
+cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps* properties) {
+  *pool = reinterpret_cast<cudaMemPool_t>(static_cast<std::intptr_t>(properties->location.id) + 1);
+  return give(has_pools_now ? cudaSuccess : cudaErrorNotSupported);
+}
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
+// The address is there at once; the memory only for what is queued on the stream after this.
+cudaError_t cudaMallocFromPoolAsync(void** address, std::size_t bytes, cudaMemPool_t pool, cudaStream_t stream) {
+  const std::lock_guard lock(mutex);
+  const int device = static_cast<int>(reinterpret_cast<std::intptr_t>(pool) - 1);
+  if (stream_of(stream)->device != device) {
+    return give(cudaErrorInvalidValue);
+  }
+  const cudaStreamCaptureMode mode = std::exchange(capture_mode, cudaStreamCaptureModeRelaxed);
+  const cudaError_t error = allocate(address, bytes, device);
+  capture_mode = mode;
+  return give(error);
+}
+cudaError_t cudaFreeAsync(void* address, cudaStream_t stream) {
+  const std::lock_guard lock(mutex);
+  if (allocations.count(address) == 0) {
+    return give(cudaErrorInvalidValue);
+  }
+  return give(queue(stream, [address] { forget_memory(address); }));
+}
 cudaError_t cudaHostAlloc(void** address, std::size_t bytes, unsigned) {
   const std::lock_guard lock(mutex);
   return give(allocate(address, bytes, -1));
@@ -384,7 +423,7 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const vo
   attributes->type = found == nullptr           ? cudaMemoryTypeUnregistered
                      : found->second.device < 0 ? cudaMemoryTypeHost
                                                 : cudaMemoryTypeDevice;
-  attributes->device = found != nullptr ? found->second.device : -1;
+  attributes->device = found != nullptr ? std::max(found->second.device, 0) : -1;
   return cudaSuccess;
 }
 
@@ -513,3 +552,6 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
 
 // For tests in Python.
 extern "C" void stand_in_set_memory_limit(std::size_t bytes) { set_memory_limit(bytes); }
+extern "C" void stand_in_drain() { drain(); }
+extern "C" std::size_t stand_in_waits() { return waits(); }
+extern "C" std::size_t stand_in_live_allocations() { return live_allocations(); }

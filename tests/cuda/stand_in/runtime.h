@@ -18,6 +18,8 @@ void reset(std::uint64_t seed);
 // 0 devices: every call answers "no CUDA-capable device".
 void set_device_count(int count);
 void set_processors(int processors, int blocks_per_processor);
+// Whether devices have memory pools. What a library has found of them, it may keep.
+void set_memory_pools(bool has_pools);
 // Allocations on a device and of pinned memory fail beyond this many bytes in all.
 void set_memory_limit(std::size_t bytes);
 // The n-th launch from now fails with the error.
