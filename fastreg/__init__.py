@@ -29,6 +29,7 @@ __all__ = [
     "__version__",
     "attach",
     "backend",
+    "cuda",
     "get_instruction_set",
     "get_num_threads",
     "layers",
@@ -44,7 +45,7 @@ except PackageNotFoundError:  # run from a checkout
     __version__ = "0.0.0+source"
 
 # What most users of the penalties alone never touch is imported at its first use.
-_LAZY = ("backend", "layers", "models")
+_LAZY = ("backend", "cuda", "layers", "models")
 
 
 def __getattr__(name: str) -> Any:

@@ -84,11 +84,11 @@ def host_view(x: Any, name: str, writable: bool) -> tuple[Array, str]:
     if hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__"):
         return _dlpack_view(x, name, writable)
     if hasattr(x, "__cuda_array_interface__"):
-        raise _errors.device_error(name, "cuda")
+        raise _not_on_host(name, "cuda")
     raise _errors.kind_error(x, name)
 
 
-def _named(view: Array, name: str) -> tuple[Array, str]:
+def named(view: Array, name: str) -> tuple[Array, str]:
     """Name the element type of a view, or refuse it; bfloat16 becomes its bits."""
     dtype = view.dtype
     known = _dtypes.NAMES.get(dtype)
@@ -116,11 +116,11 @@ def _numpy_view(x: Any, name: str, writable: bool) -> tuple[Array, str]:
         x = np.asarray(x)
     if writable and not x.flags.writeable:
         raise _errors.read_only_error(name)
-    return _named(x, name)
+    return named(x, name)
 
 
-def _torch_view(torch: Any, x: Any, name: str) -> tuple[Array, str]:
-    """View a torch tensor; what does not simply lie in host memory is refused by its own name."""
+def require_plain_torch(torch: Any, x: Any, name: str) -> None:
+    """Refuse, by its own name, a torch tensor whose elements do not simply lie in memory."""
     kind = type(x)
     if kind is not torch.Tensor and kind is not torch.nn.Parameter:
         if kind.__name__ == "DTensor":
@@ -156,13 +156,10 @@ def _torch_view(torch: Any, x: Any, name: str) -> tuple[Array, str]:
             raise _errors.special_array_error(
                 name, "a nested torch tensor", f"pass {name}.values() or its parts"
             )
-        device = x.device.type
-        if device == "meta":
+        if x.device.type == "meta":
             raise _errors.special_array_error(
                 name, "a torch tensor on the device 'meta', which has no elements", "allocate it"
             )
-        if device != "cpu":
-            raise _errors.device_error(name, str(x.device))
         if x.is_quantized:
             raise _errors.dtype_error(name, x.dtype, f"pass {name}.dequantize()")
         if x.is_neg():
@@ -175,16 +172,24 @@ def _torch_view(torch: Any, x: Any, name: str) -> tuple[Array, str]:
             raise _errors.special_array_error(
                 name, "a torch zero tensor without memory", f"pass {name}.clone()"
             )
+
+
+def _torch_view(torch: Any, x: Any, name: str) -> tuple[Array, str]:
+    require_plain_torch(torch, x, name)
+    with torch._C.DisableTorchFunctionSubclass():
+        if x.device.type != "cpu":
+            raise _not_on_host(name, str(x.device))
         plain = x.detach()
         try:
             if plain.dtype == torch.bfloat16:  # a type that torch does not give to NumPy
                 return plain.view(torch.int16).numpy().view(np.uint16), "bf16"
-            return _named(plain.numpy(), name)
+            return named(plain.numpy(), name)
         except (TypeError, RuntimeError):
             raise _errors.dtype_error(name, x.dtype, f"pass {name}.float()") from None
 
 
-def _jax_view(jax: Any, x: Any, name: str, writable: bool) -> tuple[Array, str]:
+def require_plain_jax(jax: Any, x: Any, name: str, writable: bool) -> None:
+    """Refuse a JAX array that has no elements in one place, and one that would be written."""
     if isinstance(x, jax.core.Tracer):
         raise _errors.special_array_error(
             name,
@@ -204,14 +209,25 @@ def _jax_view(jax: Any, x: Any, name: str, writable: bool) -> tuple[Array, str]:
         raise _errors.special_array_error(
             name, f"a JAX array spread over {len(devices)} devices", "pass its addressable shards"
         )
-    (device,) = devices
+
+
+def _jax_view(jax: Any, x: Any, name: str, writable: bool) -> tuple[Array, str]:
+    require_plain_jax(jax, x, name, writable)
+    (device,) = x.devices()
     if device.platform != "cpu":
-        raise _errors.device_error(name, "cuda" if device.platform == "gpu" else device.platform)
+        raise _not_on_host(name, "cuda" if device.platform == "gpu" else device.platform)
     try:
         view = np.asarray(x)
     except TypeError:  # typed keys of jax.random
         raise _errors.dtype_error(name, x.dtype) from None
-    return _named(view, name)
+    return named(view, name)
+
+
+def _not_on_host(name: str, device: str) -> TypeError:
+    """Build the error for an array on another device, where only host memory will do."""
+    from ._device.library import why_off
+
+    return _errors.device_error(name, device, why_off() if device.startswith("cuda") else "")
 
 
 class _Capsule:
@@ -232,7 +248,7 @@ def _dlpack_view(x: Any, name: str, writable: bool) -> tuple[Array, str]:
     device = x.__dlpack_device__()
     kind = int(device[0])
     if kind not in _DLPACK_CPU:
-        raise _errors.device_error(name, _DLPACK_DEVICES.get(kind, f"DLPack device {kind}"))
+        raise _not_on_host(name, _DLPACK_DEVICES.get(kind, f"DLPack device {kind}"))
     try:
         capsule = x.__dlpack__(max_version=(1, 0))
     except TypeError:  # a producer from before DLPack 1.0
@@ -243,20 +259,6 @@ def _dlpack_view(x: Any, name: str, writable: bool) -> tuple[Array, str]:
         raise _errors.dtype_error(name, f"that NumPy cannot import by DLPack ({error})") from None
     if writable and not view.flags.writeable:
         if "dltensor_versioned" not in repr(capsule):  # the only way to see a capsule's name
-            raise _errors.read_only_error(
-                name,
-                f"a {type(x).__module__}.{type(x).__qualname__} whose DLPack capsule has no "
-                "version and so cannot say that it may be written",
-                "pass a NumPy view of it",
-            )
+            raise _errors.unversioned_error(name, x)
         raise _errors.read_only_error(name)
-    return _named(view, name)
-
-
-def is_readable(x: Any) -> bool:
-    """Say whether :func:`host_view` takes `x`."""
-    try:
-        host_view(x, "x", False)
-    except (TypeError, ValueError, BufferError):
-        return False
-    return True
+    return named(view, name)

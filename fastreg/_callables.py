@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import _arrays, _dtypes, _errors
+from . import _arrays, _device, _dtypes, _errors
 
 
 def has_gradient(rule: Any) -> bool:
@@ -29,6 +29,8 @@ def has_gradient(rule: Any) -> bool:
 def number(value: Any, name: str) -> float:
     """Read the number that a callable gave: a Python or NumPy number or a 0-d array.
 
+    An array on a device is copied to the host, and waited for.
+
     Raises
     ------
     TypeError
@@ -37,11 +39,13 @@ def number(value: Any, name: str) -> float:
     if isinstance(value, (bool, int, float)):
         return float(value)
     try:
-        view, dtype = _arrays.host_view(value, name, False)
+        view, dtype = _device.any_view(value, name)
+        if view.size != 1:
+            raise _errors.number_error(value, name)
+        if _device.is_on_cuda(value):
+            view, dtype = _device.host_copy(value, name)
     except (TypeError, ValueError):
         raise _errors.number_error(value, name) from None
-    if view.size != 1:
-        raise _errors.number_error(value, name)
     return float(_dtypes.to_float64(view, dtype).reshape(()))
 
 

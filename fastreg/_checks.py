@@ -10,7 +10,7 @@ Contract
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from ._errors import described, listed, suggestion
 from ._penalty import ADD, GRADIENT
 
 Array = npt.NDArray[Any]
+View = Callable[[Any, str, bool], tuple[Array, str]]
 
 
 # --------------------------------------------------------------------------- numbers
@@ -129,13 +130,16 @@ def checked_views(
     which: Sequence[int],
     scale: Any,
     grad_scale: Any,
+    view_of: View = _arrays.host_view,
 ) -> tuple[list[tuple[Array, str]], list[Array]]:
-    """Do what :func:`check_call` does; return (view, dtype name) pairs and gradient views."""
+    """Do what :func:`check_call` does; return (view, dtype name) pairs and gradient views.
+
+    `view_of` describes an array; nothing here reads the elements of what it gives.
+    """
     scale = multiplier(scale, "scale")
     grad_scale = multiplier(grad_scale, "grad_scale")
     views = [
-        _arrays.host_view(weight, weight_label(names, index), False)
-        for index, weight in enumerate(weights)
+        view_of(weight, weight_label(names, index), False) for index, weight in enumerate(weights)
     ]
     wants_gradient = bool(outputs & (GRADIENT | ADD))
     dtypes = [dtype for _, dtype in views]
@@ -158,7 +162,7 @@ def checked_views(
                 f"{label} is missing (None), but {weight_name} has a penalty; pass an array of "
                 f"shape {view.shape}"
             )
-        target, target_dtype = _arrays.host_view(gradient, label, True)
+        target, target_dtype = view_of(gradient, label, True)
         if target_dtype != dtype:
             raise TypeError(
                 f"{label} has dtype {_dtypes.spoken(target_dtype)}, but {weight_name} has "

@@ -2,8 +2,10 @@
 
 Contract
 --------
-- Arguments are positional. Objects are read where they lie: exact ``numpy.ndarray`` and torch CPU
+- Arguments are positional. Objects are read where they lie: exact ``numpy.ndarray`` and torch
   tensors directly, everything else through ``fastreg._arrays.host_view``.
+- A call whose tensors lie on a CUDA device is made by ``fastreg._device``: of described tensors
+  where all are torch's and plainly right, else of the objects.
 - Whatever is not plainly right is put to ``fastreg._checks.check_call``, so refusals have the types
   and texts of the fallback (``TypeError`` for kinds, ``ValueError`` for values, ``BufferError`` for
   memory that must not be written), and nothing has been written when one is raised.
@@ -25,7 +27,7 @@ def evaluate_one(
     scale: float,
     grad_scale: float,
     /,
-) -> float | None:
+) -> Any:
     """Evaluate the penalty of one tensor.
 
     Parameters
@@ -45,7 +47,8 @@ def evaluate_one(
     Returns
     -------
     float or None
-        The penalty in float64; None when `outputs` has no VALUE.
+        The penalty in float64, on a device what ``fastreg._device.results`` makes of it; None when
+        `outputs` has no VALUE.
 
     Raises
     ------
@@ -66,7 +69,7 @@ def evaluate_many(
     grad_scale: float,
     per_tensor: bool,
     /,
-) -> float | list[float] | None:
+) -> Any:
     """Evaluate the penalties of many tensors, or write nothing at all when one is refused.
 
     Parameters
@@ -141,3 +144,138 @@ def floor_copy(target: Any, source: Any) -> None:
 
 def floor_add(target: Any, source: Any) -> None:
     """Add `source` to `target` in place: float64 as such, the bytes of all others as float32."""
+
+def cuda_state() -> tuple[bool, str, int]:
+    """Say whether there is CUDA, else why not, and the number of devices; opens the library."""
+
+def cuda_device_of(address: int) -> int:
+    """Give the device of an address; ValueError for memory that no device can use."""
+
+def cuda_wait(device: int, stream: int, producer: int) -> None:
+    """Have `stream` wait for what `producer` holds now."""
+
+def cuda_copy(device: int, stream: int, address: int, bytes: int) -> bytearray:
+    """Copy device memory to the host, in the order of a stream, and wait for it."""
+
+def torch_stream(device: int) -> int | None:
+    """Give torch's current stream, 0 for the default; None where torch has no exchange table."""
+
+def describe_by_exchange(tensor: Any) -> tuple[Any, ...] | None:
+    """Describe an exact torch tensor by DLPack's exchange table; None for all else.
+
+    Returns
+    -------
+    tuple
+        Address, shape, strides in elements or None, DLPack's kind of dtype, bits, kind of device,
+        device.
+    """
+
+def describe_capsule(capsule: Any) -> tuple[tuple[Any, ...], bool, bool]:
+    """Describe what a DLPack capsule holds, without taking it; TypeError for anything else.
+
+    Returns
+    -------
+    tuple
+        The description as of `describe_by_exchange`, whether the capsule has a version, and whether
+        it says that it may be written.
+    """
+
+class StreamMark:
+    """What a stream holds at this moment."""
+
+    def __init__(self, device: int, stream: int) -> None: ...
+    def has_passed(self) -> bool:
+        """Say whether it has been done."""
+
+class DeviceMemory:
+    """Device memory for what is queued on a stream from now on; given back when it is dropped."""
+
+    def __init__(self, device: int, stream: int, bytes: int) -> None: ...
+    @property
+    def device(self) -> int: ...
+    @property
+    def stream(self) -> int: ...
+    @property
+    def address(self) -> int: ...
+    def mark_written(self) -> None:
+        """Take what is queued on its stream now for what makes the contents."""
+
+    def make_wait(self, stream: int) -> None:
+        """Have a stream wait for the contents."""
+
+    def add_consumer(self, stream: int) -> None:
+        """Name a stream that lives as long as the process, and uses the memory until then."""
+
+    def read(self) -> float:
+        """Copy the first number to the host, and wait for it."""
+
+    def export(
+        self, shape: Sequence[int], code: int, bits: int, versioned: bool, device_type: int = 2
+    ) -> Any:
+        """Make a DLPack capsule that keeps the memory."""
+
+Strides = Sequence[int]
+
+class DeviceTensors:
+    """The tensors of a call, described and judged.
+
+    Parameters
+    ----------
+    device, stream
+        Where they are, and where the call is queued.
+    tensors
+        For each the addresses of the weights and the gradients (0: none), those of the elements of
+        index 0; the count; the dtype's number; the index into the strengths; and None where both
+        are without gaps and in one order, else shape, strides of weights and strides of gradients
+        (() without gradients), in elements.
+    """
+
+    def __init__(
+        self,
+        device: int,
+        stream: int,
+        tensors: Sequence[tuple[int, int, int, int, int, tuple[Strides, Strides, Strides] | None]],
+    ) -> None: ...
+    @property
+    def device(self) -> int: ...
+    @property
+    def stream(self) -> int: ...
+    @property
+    def coefficient_types(self) -> list[tuple[int, int]]:
+        """For each tensor the index into the strengths, and the dtype's number."""
+
+    def __len__(self) -> int: ...
+
+def cuda_evaluate(
+    tensors: DeviceTensors,
+    outputs: int,
+    strengths: Sequence[tuple[float, float]],
+    scale: float,
+    grad_scale: float,
+    values: int,
+    total: int,
+) -> int:
+    """Queue a call; `values` and `total` are addresses, or 0.
+
+    Returns
+    -------
+    int
+        What `cuda_set_strengths` takes, where the stream is being captured; else 0.
+
+    Raises
+    ------
+    MemoryError, ValueError, RuntimeError
+        With the text of the CUDA runtime.
+    """
+
+def cuda_set_strengths(
+    recording: int,
+    strengths: Sequence[tuple[float, float]],
+    scale: float,
+    grad_scale: float,
+    stream: int,
+) -> None:
+    """Send a captured call's strengths, for the replays that the stream gets after this."""
+
+def cuda_forget(recording: int) -> None:
+    """Give back what a captured call needs, once its graph has been replayed for the last time."""

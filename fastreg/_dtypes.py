@@ -30,6 +30,17 @@ NAMES: dict[Any, str] = {
     np.dtype(np.uint32): "u32",
     np.dtype(np.uint64): "u64",
 }
+#: In the order of the core's enumeration, csrc/dtype.h.
+BY_NUMBER = (
+    "f16",
+    "bf16",
+    "f32",
+    "f64",
+    "bool",
+    *(f"{kind}{bits}" for kind in "iu" for bits in (8, 16, 32, 64)),
+)
+NUMBERS = {name: number for number, name in enumerate(BY_NUMBER)}
+
 _SPOKEN = {name: str(dtype) for dtype, name in NAMES.items()} | {"bf16": "bfloat16"}
 
 FLOATS = frozenset(("f16", "bf16", "f32", "f64"))
@@ -39,6 +50,11 @@ FLOATS = frozenset(("f16", "bf16", "f32", "f64"))
 def spoken(name: str) -> str:
     """Give the long name of an element type, as users write it: "f16" is float16."""
     return _SPOKEN[name]
+
+
+def stored(name: str) -> np.dtype[Any]:
+    """Give the NumPy type of an element as it is stored: bfloat16 as its bits."""
+    return np.dtype(np.uint16 if name == "bf16" else _SPOKEN[name])
 
 
 def to_float64(view: Array, dtype: str) -> npt.NDArray[np.float64]:

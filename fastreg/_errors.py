@@ -94,9 +94,9 @@ def byte_order_error(name: str, dtype: object) -> TypeError:
 
 
 def device_error(name: str, device: str, reason: str = "") -> TypeError:
-    """Build the error for an array outside host memory, which fastreg cannot use for `reason`."""
+    """Build the error for an array outside host memory; `reason` is why there is no CUDA."""
     if device.startswith("cuda"):
-        why = f"CUDA is off: {reason}" if reason else "this build has no CUDA support"
+        why = f"CUDA is off: {reason}" if reason else "this runs in host memory only"
         return TypeError(f"{name} is on CUDA ({device}); {why}; pass a copy in host memory")
     return TypeError(f"{name} is on the device {device!r}; pass a copy in host memory")
 
@@ -109,6 +109,16 @@ def special_array_error(name: str, what: str, remedy: str) -> TypeError:
 def read_only_error(name: str, why: str = "a read-only array", remedy: str = "") -> BufferError:
     """Build the error for memory which may not be written."""
     return BufferError(f"{name} is {why}; {remedy or 'pass a writable array or a copy'}")
+
+
+def unversioned_error(name: str, x: object) -> BufferError:
+    """Build the error for a DLPack capsule of the old kind, which has no read-only flag."""
+    return read_only_error(
+        name,
+        f"{described(x)} whose DLPack capsule has no version and so cannot say that it may be "
+        "written",
+        "pass a NumPy view of it, or another array whose library can say",
+    )
 
 
 def number_error(value: object, name: str) -> TypeError:

@@ -21,8 +21,8 @@ from typing import Any
 #: The path which the arrays of a framework take into fastreg, in the order of the listing.
 PATHS = {
     "numpy": "array struct, no copy",
-    "torch": "DLPack C exchange (CPU tensors and parameters), no copy",
-    "jax": "buffer, read-only (CPU arrays)",
+    "torch": "DLPack C exchange (CPU and CUDA tensors and parameters), no copy",
+    "jax": "buffer (CPU arrays), DLPack (CUDA arrays), read-only",
     "ml_dtypes": "bfloat16 arrays of NumPy by their descriptor, no copy",
     "keras": "the array inside the variable, by its framework's path",
     "tensorflow": "DLPack (CPU tensors)",

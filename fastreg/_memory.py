@@ -85,3 +85,23 @@ def elements(view: Array) -> tuple[Any, ...]:
         else:
             merged.append((stride, extent))
     return address, tuple(merged)
+
+
+def dense_order(view: Array) -> list[int] | None:
+    """Give the axes of a dense array from the widest stride to the narrowest, else None.
+
+    Dense: without the axes of extent 1, sorted by stride, every stride is positive and equal to
+    the extent of the axes inside it.
+    """
+    single = [axis for axis, extent in enumerate(view.shape) if extent == 1]
+    axes = sorted(
+        (axis for axis, extent in enumerate(view.shape) if extent != 1),
+        key=lambda axis: view.strides[axis],
+        reverse=True,
+    )
+    expected = view.itemsize
+    for axis in reversed(axes):
+        if view.strides[axis] != expected:
+            return None
+        expected *= view.shape[axis]
+    return single + axes

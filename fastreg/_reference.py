@@ -85,26 +85,6 @@ def canonical_sum(values: Sequence[float]) -> float:
 # --------------------------------------------------------------------- order of elements
 
 
-def _memory_order(view: Array) -> list[int] | None:
-    """Give the axes of a dense array from the widest stride to the narrowest, else None.
-
-    Dense: without the axes of extent 1, sorted by stride, every stride is positive and equal to
-    the extent of the axes inside it.
-    """
-    single = [axis for axis, extent in enumerate(view.shape) if extent == 1]
-    axes = sorted(
-        (axis for axis, extent in enumerate(view.shape) if extent != 1),
-        key=lambda axis: view.strides[axis],
-        reverse=True,
-    )
-    expected = view.itemsize
-    for axis in reversed(axes):
-        if view.strides[axis] != expected:
-            return None
-        expected *= view.shape[axis]
-    return single + axes
-
-
 def _flat(view: Array) -> Any:
     """Give the elements in C order under one index: a view where strides allow, else ``.flat``.
 
@@ -123,7 +103,7 @@ def _flat(view: Array) -> Any:
 
 def _paired(weight: Array, gradient: Array | None) -> tuple[Any, Any]:
     """Flatten a weight in its order of summation, and its gradient by the same indices."""
-    order = _memory_order(weight)
+    order = _memory.dense_order(weight)
     if order is not None:
         weight = weight.transpose(order)
         gradient = None if gradient is None else gradient.transpose(order)

@@ -1,4 +1,4 @@
-"""Results in the kind of their input: torch tensors for torch, JAX arrays for JAX, else NumPy.
+"""Results in the kind of their input: torch tensors for torch, JAX arrays for JAX, else NumPy's.
 
 Contract
 --------
@@ -9,6 +9,7 @@ Contract
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,21 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _arrays, _device, _dtypes, _errors
-
-
-def _framework(w: Any) -> tuple[str, Any, Any]:
-    """Say which framework's results `w` asks for: its name, module, and the array itself."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(w, getattr(torch, "Tensor", ())):
-        return "torch", torch, w
-    jax = sys.modules.get("jax")
-    if jax is not None and isinstance(w, getattr(jax, "Array", ())):
-        return "jax", jax, w
-    keras: Any = sys.modules.get("keras")
-    variable: Any = getattr(keras, "Variable", ())
-    if isinstance(w, variable):
-        return _framework(w.value)
-    return "host", None, w
+from ._frameworks import framework
 
 
 def torch_is_loaded() -> bool:
@@ -46,9 +33,25 @@ def refuse_lost_gradient(w: Any, name: str) -> None:
     TypeError
         When `w` requires a gradient and torch records gradients now.
     """
-    framework, torch, x = _framework(w)
-    if framework == "torch" and x.requires_grad and torch.is_grad_enabled():
+    kind, torch, x = framework(w)
+    if kind == "torch" and x.requires_grad and torch.is_grad_enabled():
         raise _errors.needs_gradient_error(name)
+
+
+def refuse_lost_gradients(arrays: Sequence[Any], names: Sequence[str]) -> None:
+    """Do what :func:`refuse_lost_gradient` does for the tensors of many names."""
+    if sys.modules["torch"].is_grad_enabled():
+        for array, name in zip(arrays, names, strict=True):
+            refuse_lost_gradient(array, f"tensors[{name!r}]")
+
+
+def check_targets(targets: Sequence[Any], names: Sequence[str]) -> None:
+    """Do what :func:`checked_target` does for the gradients of many names."""
+    torch: Any = sys.modules["torch"]
+    if torch.is_grad_enabled():
+        for target, name in zip(targets, names, strict=True):
+            if getattr(target, "requires_grad", False):
+                checked_target(target, f"grads[{name!r}]")
 
 
 def checked_target(target: Any, name: str) -> Any:
@@ -80,26 +83,40 @@ def written(target: Any) -> Any:
     return target
 
 
+def all_written(targets: Sequence[Any]) -> None:
+    """Do what :func:`written` does for many."""
+    torch: Any = sys.modules["torch"]
+    tensors = [target for target in targets if isinstance(target, torch.Tensor)]
+    try:
+        torch.autograd.graph.increment_version(tensors)
+    except TypeError:  # an older torch, which takes one at a time
+        for tensor in tensors:
+            written(tensor)
+
+
 def unrecorded() -> AbstractContextManager[Any]:
     """Give a context in which torch records no gradients; nothing where torch is not loaded."""
     torch = sys.modules.get("torch")
     return nullcontext() if torch is None else torch.no_grad()
 
 
-def wrap_value(value: float, w: Any) -> Any:
+def wrap_value(value: Any, w: Any) -> Any:
     """Give a penalty in the kind of `w`: a 0-d torch tensor or JAX array, else the float itself.
 
     Its dtype is float64 for float64 input and float32 for all others, whatever the half
-    precision of `w`, so that the value neither overflows nor loses digits.
+    precision of `w`, so that the value neither overflows nor loses digits.  What is on a device
+    already stays there.
     """
-    framework, module, x = _framework(w)
-    if framework == "torch":
+    kind, module, x = framework(w)
+    if kind == "torch":
         dtype = module.float64 if x.dtype == module.float64 else module.float32
-        if isinstance(value, module.Tensor):  # on a device already, where it stays
+        if isinstance(value, module.Tensor):
             return value.to(dtype)
         return module.tensor(value, dtype=dtype, device=x.device)
-    if framework == "jax":
+    if kind == "jax":
         double = np.dtype(x.dtype) == np.float64
+        if isinstance(value, module.Array):
+            return value if double else value.astype(np.float32)
         return module.device_put(
             np.asarray(value, np.float64 if double else np.float32), x.sharding
         )
@@ -109,32 +126,30 @@ def wrap_value(value: float, w: Any) -> Any:
 def empty_like(w: Any, name: str) -> Any:
     """Make a writable array for the gradient of `w`, of its kind where that kind can be written.
 
-    For a JAX array this is a NumPy array, which :func:`wrap_gradient` turns into a JAX array.
+    For a JAX array this is an array of another kind, which :func:`wrap_gradient` turns into one.
     """
-    framework, module, x = _framework(w)
-    if framework == "torch":
-        if _device.is_on_cuda(x):
-            _device.device_view(x, name, False, None)
-        else:
-            _arrays.host_view(x, name, False)  # refuses before anything is allocated
-        return module.empty_like(x.detach())
-    if framework == "jax":
-        _arrays.host_view(x, name, False)
-        return np.empty_like(np.asarray(x))
+    kind, module, x = framework(w)
     if isinstance(x, np.ndarray):
         return np.empty_like(x)
     if _device.is_on_cuda(x):
-        raise TypeError(
-            f"{name} is a {type(x).__qualname__} on CUDA, whose kind fastreg cannot make; pass out="
-        )
-    view, _ = _arrays.host_view(x, name, False)
-    return np.empty_like(np.asarray(x) if isinstance(x, np.generic) else view)
+        return _device.empty_like(x, name)
+    view, _ = _arrays.host_view(x, name, False)  # refuses before anything is allocated
+    if kind == "torch":
+        return module.empty_like(x.detach())
+    if kind == "jax" or isinstance(x, np.generic):
+        return np.empty_like(np.asarray(x))
+    return np.empty_like(view)
 
 
 def wrap_gradient(gradient: Any, w: Any) -> Any:
     """Turn what :func:`empty_like` gave into the kind of `w`."""
-    framework, module, x = _framework(w)
-    return module.device_put(gradient, x.sharding) if framework == "jax" else gradient
+    kind, module, x = framework(w)
+    if kind != "jax":
+        return gradient
+    if isinstance(gradient, _device.DeviceArray):
+        gradient.memory.mark_written()
+        return _device.to_jax(gradient)
+    return module.device_put(gradient, x.sharding)
 
 
 def assign(target: Any, numbers: npt.NDArray[np.float64], name: str, add: bool = False) -> None:

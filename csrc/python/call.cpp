@@ -5,7 +5,6 @@
 #include <stdexcept>
 
 #include "device.h"
-#include "tensor.h"
 
 namespace py = pybind11;
 
@@ -61,13 +60,25 @@ Call::Call(unsigned outputs, Slots slots) : outputs_(outputs), slots_(slots) {
   }
 }
 
-void Call::describe_or_convert(PyObject* object, const char* argument, bool writable, ArrayView& view) {
-  if (!describe(object, view)) {
-    if (is_on_cuda(object)) {
-      throw OnDevice{};
-    }
-    kept_.push_back(convert(object, argument, writable, view));
+void Call::place(int device) {
+  if (device_ < on_host) {
+    device_ = device;
+  } else if (device_ != device) {
+    throw OnDevice{};
   }
+}
+
+void Call::describe_or_convert(PyObject* object, const char* argument, bool writable, ArrayView& view) {
+  int device = on_host;
+  if (describe(object, view, device)) {
+    place(device);
+    return;
+  }
+  if (device_ > on_host || is_on_cuda(object)) {
+    throw OnDevice{};
+  }
+  place(on_host);
+  kept_.push_back(convert(object, argument, writable, view));
 }
 
 void Call::add(PyObject* object, PyObject* gradient_object, const char* gradient_argument, const Rule& rule) {
@@ -163,8 +174,9 @@ bool shares_address(PyObject* const* objects, std::size_t count) {
   addresses.reserve(count);
   for (std::size_t i = 0; i < count; ++i) {
     ArrayView view;
+    int device = on_host;  // no two devices have an address in common
     py::object kept;
-    if (!describe(objects[i], view)) {
+    if (!describe(objects[i], view, device)) {
       if (is_on_cuda(objects[i])) {
         throw OnDevice{};
       }

@@ -8,6 +8,7 @@
 
 #include "../cpu/float_environment.h"
 #include "../plan.h"
+#include "tensor.h"
 
 namespace fastreg::python {
 
@@ -21,7 +22,7 @@ struct Rule {
   bool gradient_fits_f64;
 };
 
-// Thrown where an operand lies on a device: the call is fastreg._device's.
+// Thrown where an operand lies on a device and not all is as plain as Call has it: the call is fastreg._device's.
 struct OnDevice {};
 
 class Call {
@@ -45,7 +46,13 @@ class Call {
   // Throws std::logic_error if what remains is a matter on which check_call cannot overrule is_plainly_right.
   void require_safe() const;
 
-  // Writes the gradients and the values.
+  // The CUDA device of all operands, or on_host, or less where there is none.
+  int device() const { return device_; }
+
+  const Item* items() const { return slots_.items; }
+  std::size_t size() const { return added_; }
+
+  // Writes the gradients and the values. The operands are on the host.
   void run();
 
  private:
@@ -58,6 +65,7 @@ class Call {
     }
   };
 
+  void place(int device);
   void describe_or_convert(PyObject* object, const char* argument, bool writable, ArrayView& view);
   void judge_gradients(const ArrayView& weights, const ArrayView& gradients, const Rule& rule);
   const Layout* layout_of(const ArrayView& weights, const ArrayView& gradients);
@@ -68,6 +76,7 @@ class Call {
   unsigned outputs_;
   Slots slots_;
   std::size_t added_ = 0;
+  int device_ = on_host - 1;
   std::int64_t bytes_ = 0;
   bool is_safe_ = true;   // dtypes, shapes and permission to write
   bool is_plain_ = true;  // the rest, each tensor by itself

@@ -7,10 +7,10 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "../cuda/loader.h"
-#include "dlpack_abi.h"
 
 namespace py = pybind11;
 
@@ -40,25 +40,227 @@ void require(BackendStatus status, const BackendError& error) {
   }
 }
 
-void* pointer(std::uintptr_t address) { return reinterpret_cast<void*>(address); }
+using Address = std::uintptr_t;  // also of a stream, as DLPack and the CUDA array interface number them
 
-// shape, then the strides of weights and of gradients, in elements; without gradients () for the last
+void* pointer(Address address) { return reinterpret_cast<void*>(address); }
+Address address_of(const void* pointer) { return reinterpret_cast<Address>(pointer); }
+
+void wait(int device, Address stream, Address producer) {
+  BackendError error;
+  require(backend().wait(device, pointer(stream), pointer(producer), &error), error);
+}
+
+// ---- marks: what a stream held at some moment
+
+class StreamMark {
+ public:
+  StreamMark(int device, Address stream) {
+    BackendError error;
+    require(backend().set_mark(device, pointer(stream), &mark_, &error), error);
+  }
+  StreamMark(const StreamMark&) = delete;
+  StreamMark& operator=(const StreamMark&) = delete;
+  ~StreamMark() { backend().drop_mark(mark_); }
+
+  Mark* get() const { return mark_; }
+  bool has_passed() const { return backend().has_passed(mark_); }
+
+ private:
+  Mark* mark_ = nullptr;
+};
+
+// ---- memory for results
+
+// Device memory that is given back when nothing needs it any more: Python's objects and the capsules made of it share it.
+// Capsules are dropped by other libraries, on any thread and without the interpreter: nothing of Python's is in here.
+class DeviceMemory {
+ public:
+  DeviceMemory(int device, Address stream, std::size_t bytes) : device_(device), stream_(stream) {
+    BackendError error;
+    require(backend().allocate(device, pointer(stream), bytes, &memory_, &error), error);
+  }
+  DeviceMemory(const DeviceMemory&) = delete;
+  DeviceMemory& operator=(const DeviceMemory&) = delete;
+
+  ~DeviceMemory() {
+    std::vector<Mark*> marks;
+    if (written_ != nullptr) {
+      marks.push_back(written_->get());
+    }
+    std::vector<std::unique_ptr<StreamMark>> uses;
+    for (const Address stream : consumers_) {
+      try {
+        uses.push_back(std::make_unique<StreamMark>(device_, stream));
+        marks.push_back(uses.back()->get());
+      } catch (const std::exception&) {
+        return;  // better kept for good than given to others while it is in use
+      }
+    }
+    backend().release(device_, memory_, marks.data(), marks.size());
+  }
+
+  int device() const { return device_; }
+  Address stream() const { return stream_; }
+  Address address() const { return address_of(memory_); }
+
+  // What is queued on the stream now is what makes the contents.
+  void mark_written() { written_ = std::make_unique<StreamMark>(device_, stream_); }
+
+  // Has a stream wait for the contents.
+  void make_wait(Address stream) const {
+    if (written_ != nullptr) {
+      BackendError error;
+      require(backend().wait_for_mark(device_, pointer(stream), written_->get(), &error), error);
+    }
+  }
+
+  // A stream that lives as long as the process, and that will use the memory until it is dropped.
+  void add_consumer(Address stream) { consumers_.push_back(stream); }
+
+  // Copies a number to the host. The stream may be gone by now, so the copy is on a stream that never is.
+  double read() const {
+    const Address thread_stream = 2;
+    const Address on = written_ != nullptr ? thread_stream : stream_;
+    double number = 0.0;
+    BackendError error;
+    BackendStatus status = BackendStatus::ok;
+    {
+      const py::gil_scoped_release release;
+      if (written_ != nullptr) {
+        status = backend().wait_for_mark(device_, pointer(on), written_->get(), &error);
+      }
+      if (status == BackendStatus::ok) {
+        status = backend().copy_to_host(device_, pointer(on), memory_, sizeof number, &number, &error);
+      }
+    }
+    require(status, error);
+    return number;
+  }
+
+ private:
+  int device_;
+  Address stream_;
+  void* memory_ = nullptr;
+  std::unique_ptr<StreamMark> written_;
+  std::vector<Address> consumers_;
+};
+
+// ---- DLPack, out
+
+template <class Managed>
+struct Export {
+  Managed managed{};
+  std::shared_ptr<void> owner;
+  std::vector<std::int64_t> shape;
+  std::vector<std::int64_t> strides;
+};
+
+template <class Managed>
+constexpr const char* name_of = dlpack::capsule_name;
+template <>
+constexpr const char* name_of<dlpack::ManagedTensorVersioned> = dlpack::versioned_capsule_name;
+
+// The memory's owner lives until the capsule's consumer is done with it, or the capsule that nobody took is dropped.
+template <class Managed>
+py::object make_capsule(std::shared_ptr<void> owner, dlpack::Tensor tensor, std::vector<std::int64_t> shape) {
+  auto made = std::make_unique<Export<Managed>>();
+  made->owner = std::move(owner);
+  made->shape = std::move(shape);
+  made->strides.resize(made->shape.size());
+  std::int64_t stride = 1;
+  for (std::size_t axis = made->shape.size(); axis-- > 0;) {
+    made->strides[axis] = stride;
+    stride *= made->shape[axis];
+  }
+  tensor.ndim = static_cast<std::int32_t>(made->shape.size());
+  tensor.shape = made->shape.data();
+  tensor.strides = made->strides.data();
+  made->managed.tensor = tensor;
+  made->managed.context = made.get();
+  made->managed.deleter = [](Managed* managed) { delete static_cast<Export<Managed>*>(managed->context); };
+  if constexpr (std::is_same_v<Managed, dlpack::ManagedTensorVersioned>) {
+    made->managed.version = {1, 0};
+  }
+  PyObject* capsule = PyCapsule_New(&made->managed, name_of<Managed>, [](PyObject* dropped) {
+    if (PyCapsule_IsValid(dropped, name_of<Managed>) != 0) {
+      auto* managed = static_cast<Managed*>(PyCapsule_GetPointer(dropped, name_of<Managed>));
+      managed->deleter(managed);
+    }
+  });
+  if (capsule == nullptr) {
+    throw py::error_already_set();
+  }
+  made.release();
+  return py::reinterpret_steal<py::object>(capsule);
+}
+
+// `device_type` is CUDA's but in tests, which give the stand-in's memory, the host's in truth, to libraries of the host.
+py::object export_memory(const std::shared_ptr<DeviceMemory>& memory, std::vector<std::int64_t> shape, int code,
+                         int bits, bool versioned, int device_type) {
+  dlpack::Tensor tensor{};
+  tensor.data = pointer(memory->address());
+  tensor.device = {static_cast<dlpack::DeviceType>(device_type), memory->device()};
+  tensor.dtype = {static_cast<std::uint8_t>(code), static_cast<std::uint8_t>(bits), 1};
+  return versioned ? make_capsule<dlpack::ManagedTensorVersioned>(memory, tensor, std::move(shape))
+                   : make_capsule<dlpack::ManagedTensor>(memory, tensor, std::move(shape));
+}
+
+// ---- DLPack, in
+
+// (address, shape, strides in elements or None, kind of dtype, bits, kind of device, device)
+py::tuple description_of(const dlpack::Tensor& tensor) {
+  std::vector<std::int64_t> shape(tensor.shape, tensor.shape + tensor.ndim);
+  py::object strides = py::none();
+  if (tensor.strides != nullptr) {
+    strides = py::tuple(py::cast(std::vector<std::int64_t>(tensor.strides, tensor.strides + tensor.ndim)));
+  }
+  return py::make_tuple(address_of(tensor.data) + tensor.byte_offset, py::tuple(py::cast(shape)), strides,
+                        static_cast<int>(tensor.dtype.code), static_cast<int>(tensor.dtype.bits) * tensor.dtype.lanes,
+                        static_cast<int>(tensor.device.type), tensor.device.id);
+}
+
+// The same of a capsule, whether it has a version, and whether it says that it may be written. It is not consumed: the
+// memory is there as long as the capsule is.
+py::tuple describe_capsule(const py::object& capsule) {
+  if (PyCapsule_IsValid(capsule.ptr(), dlpack::versioned_capsule_name) != 0) {
+    const auto* managed = static_cast<dlpack::ManagedTensorVersioned*>(
+        PyCapsule_GetPointer(capsule.ptr(), dlpack::versioned_capsule_name));
+    if (managed->version.major != 1) {
+      throw py::type_error("a DLPack capsule of version " + std::to_string(managed->version.major));
+    }
+    return py::make_tuple(description_of(managed->tensor), true, (managed->flags & dlpack::flag_read_only) == 0);
+  }
+  if (PyCapsule_IsValid(capsule.ptr(), dlpack::capsule_name) != 0) {
+    const auto* managed =
+        static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::capsule_name));
+    return py::make_tuple(description_of(managed->tensor), false, false);
+  }
+  throw py::type_error("no DLPack capsule");
+}
+
+py::object describe_by_exchange(const py::object& object) {
+  dlpack::Tensor tensor{};
+  if (!exchange(object.ptr(), tensor)) {
+    return py::none();
+  }
+  return description_of(tensor);
+}
+
+// ---- calls
+
+// Shape; strides of weights and of gradients, in elements, the latter empty where there are none.
 using Axes = std::vector<std::int64_t>;
-using DeviceLayout = std::tuple<Axes, Axes, Axes>;
-// Addresses of weights and of gradients, each that of the element of index 0; count; dtype's number; index into
-// strengths; None where weights and gradients are consecutive and in the same order
-using DeviceTensor =
-    std::tuple<std::uintptr_t, std::uintptr_t, std::int64_t, int, std::uint32_t, std::optional<DeviceLayout>>;
+using DescribedLayout = std::tuple<Axes, Axes, Axes>;
 
 // The order of the elements is that of the CPU engine: csrc/layout.h decides it for both.
-Layout layout_of(const DeviceLayout& described, std::int64_t count, DType dtype) {
+Layout layout_of(const DescribedLayout& described, std::int64_t count, DType dtype) {
   const auto& [shape, weight_strides, gradient_strides] = described;
-  const auto view_of = [&](const Axes& strides) {
+  const auto view_of = [&, &axes = shape](const Axes& strides) {
     ArrayView view;
-    view.shape = shape.data();
+    view.shape = axes.data();
     view.strides = strides.data();
     view.stride_unit = static_cast<std::int64_t>(item_size(dtype));
-    view.axes = static_cast<int>(shape.size());
+    view.axes = static_cast<int>(axes.size());
     view.dtype = dtype;
     measure(view);
     return view;
@@ -73,100 +275,121 @@ Layout layout_of(const DeviceLayout& described, std::int64_t count, DType dtype)
   return make_layout(weights, &gradients);
 }
 
-void evaluate_on_device(unsigned outputs, int device, std::uintptr_t stream, const std::vector<DeviceTensor>& tensors,
-                        const std::vector<std::pair<double, double>>& strengths, double scale, double grad_scale,
-                        std::uintptr_t values, std::uintptr_t total) {
-  std::vector<DeviceItem> items;
-  items.reserve(tensors.size());
-  std::vector<std::unique_ptr<Layout>> layouts;
-  for (const auto& [weights, gradients, count, number, which, layout] : tensors) {
-    if (number < 0 || number >= dtype_count) {
-      throw py::value_error("there is no dtype " + std::to_string(number));
-    }
-    const auto dtype = static_cast<DType>(number);
-    items.push_back({pointer(weights), pointer(gradients), count, which, dtype, nullptr});
-    if (layout.has_value() && count != 0) {
-      layouts.push_back(std::make_unique<Layout>(layout_of(*layout, count, dtype)));
-      if (!layouts.back()->weights_consecutive || !layouts.back()->gradients_consecutive) {
-        items.back().layout = layouts.back().get();
+// The tensors of a call, described and judged.
+class DeviceTensors {
+ public:
+  DeviceTensors(int device, Address stream) : device_(device), stream_(stream) {}
+
+  // Addresses of the elements of index 0 of weights and gradients; count; dtype's number; index into strengths; layout
+  // where the two are not without gaps and in one order.
+  using Tensor = std::tuple<Address, Address, std::int64_t, int, std::uint32_t, std::optional<DescribedLayout>>;
+
+  DeviceTensors(int device, Address stream, const std::vector<Tensor>& tensors) : device_(device), stream_(stream) {
+    for (const auto& [weights, gradients, count, number, which, described] : tensors) {
+      if (number < 0 || number >= dtype_count) {
+        throw py::value_error("there is no dtype " + std::to_string(number));
       }
+      const auto dtype = static_cast<DType>(number);
+      std::optional<Layout> layout;
+      if (described.has_value() && count != 0) {
+        layout = layout_of(*described, count, dtype);
+      }
+      const bool is_plain = !layout.has_value() || (layout->weights_consecutive && layout->gradients_consecutive);
+      add({pointer(weights), pointer(gradients), count, which, dtype, is_plain ? nullptr : &*layout});
     }
   }
+
+  // Copies the item's layout.
+  void add(DeviceItem item) {
+    if (item.layout != nullptr) {
+      item.layout = layouts_.emplace_back(std::make_unique<Layout>(*item.layout)).get();
+    }
+    items_.push_back(item);
+  }
+
+  int device() const { return device_; }
+  Address stream() const { return stream_; }
+  std::size_t size() const { return items_.size(); }
+  std::vector<std::pair<std::uint32_t, int>> coefficient_types() const {
+    std::vector<std::pair<std::uint32_t, int>> types;
+    for (const DeviceItem& item : items_) {
+      types.emplace_back(item.strengths, static_cast<int>(item.dtype));
+    }
+    return types;
+  }
+
+  // Gives what set_strengths takes, or 0 where the stream is not being captured.
+  Address evaluate(unsigned outputs, const std::vector<Coefficients>& strengths, Address values, Address total) const {
+    const DeviceCall call{device_,
+                          pointer(stream_),
+                          items_.data(),
+                          items_.size(),
+                          strengths.data(),
+                          strengths.size(),
+                          outputs,
+                          static_cast<double*>(pointer(values)),
+                          static_cast<double*>(pointer(total))};
+    Recording* recording = nullptr;
+    BackendError error;
+    BackendStatus status;
+    {
+      const py::gil_scoped_release release;
+      status = backend().evaluate(&call, &recording, &error);
+    }
+    require(status, error);
+    return address_of(recording);
+  }
+
+ private:
+  int device_;
+  Address stream_;
+  std::vector<DeviceItem> items_;
+  std::vector<std::unique_ptr<Layout>> layouts_;
+};
+
+std::vector<Coefficients> coefficients_of(const std::vector<std::pair<double, double>>& strengths, double scale,
+                                          double grad_scale) {
+  const FloatEnvironment environment;
   std::vector<Coefficients> coefficients;
   coefficients.reserve(strengths.size());
   for (const auto& [l1, l2] : strengths) {
     coefficients.push_back(make_coefficients(l1, l2, scale, grad_scale));
   }
-  const DeviceCall call{device,
-                        pointer(stream),
-                        items.data(),
-                        items.size(),
-                        coefficients.data(),
-                        coefficients.size(),
-                        outputs,
-                        static_cast<double*>(pointer(values)),
-                        static_cast<double*>(pointer(total))};
-  const Backend& cuda = backend();
-  BackendError error;
-  BackendStatus status;
-  {
-    const py::gil_scoped_release release;
-    status = cuda.evaluate(&call, nullptr, &error);
-  }
-  require(status, error);
+  return coefficients;
 }
 
-// ---- DLPack capsules, of which only what is described is read; the capsule keeps the memory alive
-
-struct ManagedTensor {
-  dlpack::Tensor tensor;
-};
-
-struct ManagedTensorVersioned {
-  dlpack::Version version;
-  void* context;
-  void (*deleter)(void*);
-  std::uint64_t flags;
-  dlpack::Tensor tensor;
-};
-
-constexpr std::uint64_t flag_read_only = 1;
-
-py::tuple describe_capsule(const py::object& capsule) {
-  bool is_writable = false;  // a capsule without a version cannot say that it is
-  const dlpack::Tensor* tensor = nullptr;
-  if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned") != 0) {
-    const auto* managed =
-        static_cast<ManagedTensorVersioned*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
-    if (managed->version.major != 1) {
-      throw py::type_error("a DLPack capsule of version " + std::to_string(managed->version.major));
-    }
-    is_writable = (managed->flags & flag_read_only) == 0;
-    tensor = &managed->tensor;
-  } else if (PyCapsule_IsValid(capsule.ptr(), "dltensor") != 0) {
-    tensor = &static_cast<ManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"))->tensor;
-  } else {
-    throw py::type_error("__dlpack__ gave no DLPack capsule");
-  }
-  std::vector<std::int64_t> shape(tensor->shape, tensor->shape + tensor->ndim);
-  py::object strides = py::none();
-  if (tensor->strides != nullptr) {
-    strides = py::cast(std::vector<std::int64_t>(tensor->strides, tensor->strides + tensor->ndim));
-  }
-  return py::make_tuple(reinterpret_cast<std::uintptr_t>(tensor->data) + tensor->byte_offset, shape, strides,
-                        static_cast<int>(tensor->dtype.code),
-                        static_cast<int>(tensor->dtype.bits) * tensor->dtype.lanes,
-                        static_cast<int>(tensor->device.type), tensor->device.id, is_writable);
-}
+py::module_ python_side() { return py::module_::import("fastreg._device"); }
 
 }  // namespace
 
 bool is_on_cuda(PyObject* object) {
   const auto has = [&](const char* attribute) { return PyObject_HasAttrString(object, attribute) != 0; };
-  if (!has("__dlpack_device__") && !has("__cuda_array_interface__")) {
+  // What else may be on a device is wrapped by Keras.
+  if (!has("__dlpack_device__") && !has("__cuda_array_interface__") &&
+      PyDict_GetItemString(PyImport_GetModuleDict(), "keras") == nullptr) {
     return false;
   }
-  return py::cast<bool>(py::module_::import("fastreg._device").attr("is_on_cuda")(py::handle(object)));
+  return py::cast<bool>(python_side().attr("is_on_cuda")(py::handle(object)));
+}
+
+PyObject* evaluate_described(const Call& call, unsigned outputs, PyObject* which, const py::tuple& weights,
+                             const py::object& gradients, const py::tuple& strengths, PyObject* scale,
+                             PyObject* grad_scale, bool per_tensor) {
+  void* stream = nullptr;
+  if (!call.is_plainly_right() || cuda_backend().backend == nullptr || !torch_stream(call.device(), stream)) {
+    throw OnDevice{};
+  }
+  auto tensors = std::make_unique<DeviceTensors>(call.device(), address_of(stream));
+  for (std::size_t i = 0; i < call.size(); ++i) {
+    const Item& item = call.items()[i];
+    const std::size_t rule = which != nullptr ? PyLong_AsSize_t(PyTuple_GET_ITEM(which, static_cast<Py_ssize_t>(i))) : 0;
+    tensors->add({item.weights, item.gradients, item.count, static_cast<std::uint32_t>(rule), item.dtype, item.layout});
+  }
+  return python_side()
+      .attr("evaluate_described")(outputs, std::move(tensors), weights, strengths, py::handle(scale),
+                                  py::handle(grad_scale), per_tensor, gradients)
+      .release()
+      .ptr();
 }
 
 void add_device_functions(py::module_& m) {
@@ -174,33 +397,80 @@ void add_device_functions(py::module_& m) {
     const LoadedBackend& loaded = cuda_backend();
     return py::make_tuple(loaded.backend != nullptr, loaded.reason, loaded.device_count);
   });
-  m.def("cuda_evaluate", evaluate_on_device, py::arg("outputs"), py::arg("device"), py::arg("stream"),
-        py::arg("tensors"), py::arg("strengths"), py::arg("scale"), py::arg("grad_scale"), py::arg("values"),
-        py::arg("total"));
-  m.def("cuda_allocate", [](int device, std::size_t bytes) {
-    void* address = nullptr;
+  m.def("cuda_device_of", [](Address address) {
+    int device = -1;
     BackendError error;
-    require(backend().allocate(device, bytes, &address, &error), error);
-    return reinterpret_cast<std::uintptr_t>(address);
+    require(backend().device_of(pointer(address), &device, &error), error);
+    return device;
   });
-  m.def("cuda_release", [](int device, std::uintptr_t address) { backend().release(device, pointer(address)); });
-  m.def("cuda_wait", [](int device, std::uintptr_t stream, std::uintptr_t producer) {
-    BackendError error;
-    require(backend().wait(device, pointer(stream), pointer(producer), &error), error);
+  m.def("torch_stream", [](int device) -> py::object {
+    void* stream = nullptr;
+    return torch_stream(device, stream) ? py::object(py::int_(address_of(stream))) : py::none();
   });
-  m.def("cuda_copy", [](int device, std::uintptr_t stream, std::uintptr_t address, std::size_t count) {
-    std::vector<double> numbers(count);
+  m.def("describe_by_exchange", describe_by_exchange);
+  m.def("describe_capsule", describe_capsule);
+
+  py::class_<StreamMark>(m, "StreamMark")
+      .def(py::init<int, Address>(), py::arg("device"), py::arg("stream"))
+      .def("has_passed", &StreamMark::has_passed);
+  py::class_<DeviceMemory, std::shared_ptr<DeviceMemory>>(m, "DeviceMemory")
+      .def(py::init<int, Address, std::size_t>(), py::arg("device"), py::arg("stream"), py::arg("bytes"))
+      .def_property_readonly("device", &DeviceMemory::device)
+      .def_property_readonly("stream", &DeviceMemory::stream)
+      .def_property_readonly("address", &DeviceMemory::address)
+      .def("mark_written", &DeviceMemory::mark_written)
+      .def("make_wait", &DeviceMemory::make_wait)
+      .def("add_consumer", &DeviceMemory::add_consumer)
+      .def("read", &DeviceMemory::read)
+      .def("export", export_memory, py::arg("shape"), py::arg("code"), py::arg("bits"), py::arg("versioned"),
+           py::arg("device_type") = static_cast<int>(dlpack::device_cuda));
+  py::class_<DeviceTensors>(m, "DeviceTensors")
+      .def(py::init<int, Address, const std::vector<DeviceTensors::Tensor>&>(), py::arg("device"), py::arg("stream"),
+           py::arg("tensors"))
+      .def_property_readonly("device", &DeviceTensors::device)
+      .def_property_readonly("stream", &DeviceTensors::stream)
+      .def_property_readonly("coefficient_types", &DeviceTensors::coefficient_types)
+      .def("__len__", &DeviceTensors::size);
+
+  m.def(
+      "cuda_evaluate",
+      [](const DeviceTensors& tensors, unsigned outputs, const std::vector<std::pair<double, double>>& strengths,
+         double scale, double grad_scale, Address values, Address total) {
+        return tensors.evaluate(outputs, coefficients_of(strengths, scale, grad_scale), values, total);
+      },
+      py::arg("tensors"), py::arg("outputs"), py::arg("strengths"), py::arg("scale"), py::arg("grad_scale"),
+      py::arg("values"), py::arg("total"));
+  m.def(
+      "cuda_set_strengths",
+      [](Address recording, const std::vector<std::pair<double, double>>& strengths, double scale, double grad_scale,
+         Address stream) {
+        const std::vector<Coefficients> coefficients = coefficients_of(strengths, scale, grad_scale);
+        BackendError error;
+        require(backend().set_strengths(static_cast<Recording*>(pointer(recording)), coefficients.data(),
+                                        coefficients.size(), pointer(stream), &error),
+                error);
+      },
+      py::arg("recording"), py::arg("strengths"), py::arg("scale"), py::arg("grad_scale"), py::arg("stream"));
+  m.def("cuda_forget", [](Address recording) {
+    const py::gil_scoped_release release;
+    backend().forget(static_cast<Recording*>(pointer(recording)));
+  });
+  m.def("cuda_wait", wait);
+  m.def("cuda_copy", [](int device, Address stream, Address address, std::size_t bytes) {
+    py::bytearray copy(nullptr, 0);
+    if (PyByteArray_Resize(copy.ptr(), static_cast<Py_ssize_t>(bytes)) != 0) {
+      throw py::error_already_set();
+    }
+    void* to = PyByteArray_AS_STRING(copy.ptr());
     BackendError error;
     BackendStatus status;
     {
       const py::gil_scoped_release release;
-      status = backend().copy_to_host(device, pointer(stream), static_cast<const double*>(pointer(address)), count,
-                                      numbers.data(), &error);
+      status = backend().copy_to_host(device, pointer(stream), pointer(address), bytes, to, &error);
     }
     require(status, error);
-    return numbers;
+    return copy;
   });
-  m.def("dlpack_description", describe_capsule);
 }
 
 }  // namespace fastreg::python

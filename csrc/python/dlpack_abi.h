@@ -6,7 +6,9 @@
 
 namespace fastreg::dlpack {
 
-enum DeviceType : std::int32_t { device_cpu = 1, device_cuda = 2, device_cuda_host = 3 };
+enum DeviceType : std::int32_t { device_cpu = 1, device_cuda = 2, device_cuda_host = 3, device_cuda_managed = 13 };
+
+constexpr bool is_cuda(DeviceType type) { return type == device_cuda || type == device_cuda_managed; }
 
 enum DataTypeCode : std::uint8_t { code_int = 0, code_uint = 1, code_float = 2, code_bfloat = 4, code_bool = 6 };
 
@@ -35,6 +37,27 @@ struct Version {
   std::uint32_t major;
   std::uint32_t minor;
 };
+
+// What a capsule named "dltensor" holds, until its consumer renames it.
+struct ManagedTensor {
+  Tensor tensor;
+  void* context;
+  void (*deleter)(ManagedTensor*);
+};
+
+// The same of "dltensor_versioned".
+struct ManagedTensorVersioned {
+  Version version;
+  void* context;
+  void (*deleter)(ManagedTensorVersioned*);
+  std::uint64_t flags;
+  Tensor tensor;
+};
+
+constexpr std::uint64_t flag_read_only = 1;
+
+constexpr char capsule_name[] = "dltensor";
+constexpr char versioned_capsule_name[] = "dltensor_versioned";
 
 struct ExchangeHeader {
   Version version;

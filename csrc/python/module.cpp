@@ -125,6 +125,11 @@ PyObject* evaluate_one(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
       check_call(call);  // the same refusal, which knows of both arrays
       throw;
     }
+    if (call.device() > on_host) {
+      return evaluate_described(call, outputs, nullptr, py::make_tuple(py::handle(weights)),
+                                py::make_tuple(py::handle(gradients)), py::make_tuple(py::make_tuple(l1, l2)),
+                                arguments[5], arguments[6], false);
+    }
     if (!call.is_plainly_right()) {
       check_call(call);
     }
@@ -185,6 +190,13 @@ PyObject* evaluate_many(PyObject*, PyObject* const* arguments, Py_ssize_t count)
       check_all(call);  // the same refusal, with the name of the tensor
       throw;
     }
+    const bool per_tensor = PyObject_IsTrue(arguments[8]) != 0;
+    if (call.device() > on_host) {
+      return evaluate_described(call, outputs, which, py::reinterpret_borrow<py::tuple>(weights),
+                                py::reinterpret_borrow<py::object>(gradients),
+                                py::reinterpret_borrow<py::tuple>(arguments[4]), arguments[6], arguments[7],
+                                per_tensor);
+    }
     if (!call.is_plainly_right()) {
       check_all(call);
     }
@@ -192,7 +204,7 @@ PyObject* evaluate_many(PyObject*, PyObject* const* arguments, Py_ssize_t count)
     if ((outputs & output_value) == 0) {
       Py_RETURN_NONE;
     }
-    if (PyObject_IsTrue(arguments[8]) != 0) {
+    if (per_tensor) {
       return py::cast(values).release().ptr();
     }
     return PyFloat_FromDouble(canonical_sum_in_place(values.data(), static_cast<std::int64_t>(values.size())));
@@ -212,7 +224,8 @@ PyObject* any_shared_address(PyObject*, PyObject* weights) {
 // The arrays of the floors: whole, and as large as each other.
 ArrayView plain_bytes(const py::handle& object, bool writable) {
   ArrayView view;
-  if (!describe(object.ptr(), view) || !view.c_contiguous || (writable && !view.writable)) {
+  int device = on_host;
+  if (!describe(object.ptr(), view, device) || device != on_host || !view.c_contiguous || (writable && !view.writable)) {
     throw std::invalid_argument("the floors take C-contiguous NumPy arrays of numbers, the target writable");
   }
   return view;

@@ -156,20 +156,28 @@ bool dtype_of(dlpack::DataType type, DType& dtype) {
          is(dlpack::code_uint, 64, DType::u64);
 }
 
-bool describe_torch(PyObject* object, ArrayView& view) {
-  const TorchTypes* types = torch_types();
-  if (types == nullptr || (Py_TYPE(object) != types->tensor && Py_TYPE(object) != types->parameter)) {
-    return false;
+bool is_negated(PyObject* object) {
+  const py::object answer = py::reinterpret_steal<py::object>(PyObject_CallMethod(object, "is_neg", nullptr));
+  if (!answer) {
+    PyErr_Clear();
+    return true;
   }
+  return PyObject_IsTrue(answer.ptr()) != 0;
+}
+
+bool describe_torch(PyObject* object, ArrayView& view, int& device) {
   dlpack::Tensor tensor{};
-  if (types->table->tensor_from_py_object(object, &tensor) != 0) {
-    PyErr_Clear();  // sparse, meta and wrapped tensors; host_view names what it is
+  if (!exchange(object, tensor)) {
     return false;
   }
-  const bool on_host = tensor.device.type == dlpack::device_cpu || tensor.device.type == dlpack::device_cuda_host;
-  if (!on_host || !dtype_of(tensor.dtype, view.dtype) || tensor.ndim > max_axes) {
+  const bool on_cuda = is_cuda(tensor.device.type);
+  if (!on_cuda && tensor.device.type != dlpack::device_cpu && tensor.device.type != dlpack::device_cuda_host) {
     return false;
   }
+  if (!dtype_of(tensor.dtype, view.dtype) || tensor.ndim > max_axes) {
+    return false;
+  }
+  device = on_cuda ? tensor.device.id : on_host;
   view.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
   view.axes = tensor.ndim;
   view.shape = tensor.shape;
@@ -181,8 +189,11 @@ bool describe_torch(PyObject* object, ArrayView& view) {
     return false;  // no memory of its own: a wrapper
   }
   // A lazily negated view (the imaginary part of a conjugate) holds other numbers than its memory; it has gaps, and
-  // so it goes the long way with everything else that has gaps.
-  return view.c_contiguous || view.f_contiguous;
+  // so it goes the long way with everything else that has gaps. In a single element no gap can be seen.
+  if (view.count == 1 && is_negated(object)) {
+    return false;
+  }
+  return view.c_contiguous || view.f_contiguous || (on_cuda && make_layout(view, nullptr).weights_consecutive);
 }
 
 }  // namespace
@@ -193,11 +204,36 @@ void import_numpy() {
   }
 }
 
-bool describe(PyObject* object, ArrayView& view) {
+bool describe(PyObject* object, ArrayView& view, int& device) {
   if (PyArray_CheckExact(object)) {
+    device = on_host;
     return describe_numpy(reinterpret_cast<PyArrayObject*>(object), view);
   }
-  return describe_torch(object, view);
+  return describe_torch(object, view, device);
+}
+
+bool exchange(PyObject* object, dlpack::Tensor& tensor) {
+  const TorchTypes* types = torch_types();
+  if (types == nullptr || (Py_TYPE(object) != types->tensor && Py_TYPE(object) != types->parameter)) {
+    return false;
+  }
+  if (types->table->tensor_from_py_object(object, &tensor) != 0) {
+    PyErr_Clear();  // sparse, meta and wrapped tensors; host_view names what it is
+    return false;
+  }
+  return true;
+}
+
+bool torch_stream(int device, void*& stream) {
+  const TorchTypes* types = torch_types();
+  if (types == nullptr || types->table->current_work_stream == nullptr) {
+    return false;
+  }
+  if (types->table->current_work_stream(dlpack::device_cuda, device, &stream) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  return true;
 }
 
 bool describe_host_view(PyObject* pair, ArrayView& view) {

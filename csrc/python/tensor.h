@@ -4,19 +4,31 @@
 #include <pybind11/pybind11.h>
 
 #include "../layout.h"
+#include "dlpack_abi.h"
 
 namespace fastreg::python {
 
 // Imports NumPy's C interface. Throws pybind11::error_already_set.
 void import_numpy();
 
-// Describes `object` in `view` and gives true, when it is one of the kinds that are read directly: an exact or derived
-// numpy.ndarray of a native numeric type, or exactly a torch.Tensor or torch.nn.Parameter on the CPU. Gives false, and
-// leaves no Python error, for everything else: fastreg._arrays.host_view knows the other kinds, and what to say of what
-// cannot be read. The view borrows from `object`, which must outlive it.
-bool describe(PyObject* object, ArrayView& view);
+// The device of what is not on a CUDA device.
+constexpr int on_host = -1;
+
+// Describes `object` in `view`, says where it is in `device`, and gives true, when it is one of the kinds that are read
+// directly: an exact or derived numpy.ndarray of a native numeric type, or exactly a torch.Tensor or torch.nn.Parameter
+// without gaps on the CPU or a CUDA device. Gives false, and leaves no Python error, for everything else:
+// fastreg._arrays.host_view and fastreg._device know the other kinds, and what to say of what cannot be read. The view
+// borrows from `object`, which must outlive it.
+bool describe(PyObject* object, ArrayView& view, int& device);
 
 // The same of the pair (numpy.ndarray, dtype name) that fastreg._arrays.host_view gives.
 bool describe_host_view(PyObject* pair, ArrayView& view);
+
+// Fills the description of an exact torch.Tensor or torch.nn.Parameter, which borrows from it. Gives false, and leaves no
+// Python error, for everything else, and where torch has no exchange table.
+bool exchange(PyObject* object, dlpack::Tensor& tensor);
+
+// The stream that torch uses on a CUDA device at this moment. Gives false where torch does not say.
+bool torch_stream(int device, void*& stream);
 
 }  // namespace fastreg::python

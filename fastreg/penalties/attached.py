@@ -65,6 +65,10 @@ class Penalties:
     A rule may be any callable of one array that gives a number.  It is called with the array as
     it is, alone; where a gradient is asked for, it must offer ``gradient(w)``, which gives an
     array of the shape of `w`.  Scales are applied to what it gives.
+
+    Tensors on a CUDA device are all on one in a call.  Their penalty stays there, 0-d in the kind
+    of the first, and nothing waits for it; with a callable among the rules, which can give a value
+    there but no gradient, it is a float.
     """
 
     def __init__(self, tensors: Any, rules: Any) -> None:
@@ -82,7 +86,7 @@ class Penalties:
         plan, _ = self._ready(self._tensors)
         return f"<Penalties on {len(plan.names)} of {len(names)} tensors>"
 
-    def value(self, *, tensors: Any = None, scale: float = 1.0) -> float:
+    def value(self, *, tensors: Any = None, scale: float = 1.0) -> Any:
         """Give the penalty of all tensors.
 
         Parameters
@@ -95,7 +99,7 @@ class Penalties:
         Returns
         -------
         float
-            The canonical sum of the tensors' penalties.
+            The canonical sum of the tensors' penalties; on a CUDA device 0-d, see above.
 
         Raises
         ------
@@ -113,8 +117,7 @@ class Penalties:
         """
         plan, weights = self._ready(tensors)
         if _results.torch_is_loaded() and not _ONLY_NUMPY.issuperset(map(type, weights)):
-            for name, weight in zip(plan.names, weights, strict=True):
-                _results.refuse_lost_gradient(weight, f"tensors[{name!r}]")
+            _results.refuse_lost_gradients(weights, plan.names)
         return evaluation.total(VALUE, plan, weights, None, scale, 1.0)
 
     def gradient(
@@ -154,7 +157,7 @@ class Penalties:
 
     def value_and_grad(
         self, *, tensors: Any = None, scale: float = 1.0, grad_scale: float = 1.0
-    ) -> tuple[float, dict[str, Any]]:
+    ) -> tuple[Any, dict[str, Any]]:
         """Give what :meth:`value` and :meth:`gradient` give, in one pass.
 
         Torch tensors that require a gradient are accepted: their gradients are given.
@@ -171,7 +174,7 @@ class Penalties:
 
     def accumulate(
         self, grads: Any, *, tensors: Any = None, scale: float = 1.0, grad_scale: float = 1.0
-    ) -> float:
+    ) -> Any:
         """Add the gradients of all penalties to `grads` in place, and give the penalty.
 
         Parameters
@@ -187,7 +190,7 @@ class Penalties:
         Returns
         -------
         float
-            The canonical sum of the tensors' penalties.
+            The canonical sum of the tensors' penalties; on a CUDA device 0-d, see above.
 
         Raises
         ------
@@ -212,16 +215,16 @@ class Penalties:
         gradients = plan.gradients(grads)
         foreign = _results.torch_is_loaded() and not _ONLY_NUMPY.issuperset(map(type, gradients))
         if foreign:
-            for name, gradient in zip(plan.names, gradients, strict=True):
-                _results.checked_target(gradient, f"grads[{name!r}]")
+            _results.check_targets(gradients, plan.names)
         total = evaluation.total(VALUE_AND_ADD, plan, weights, gradients, scale, grad_scale)
         if foreign:
-            for gradient in gradients:
-                _results.written(gradient)
+            _results.all_written(gradients)
         return total
 
     def report(self, *, tensors: Any = None, scale: float = 1.0) -> Report:
         """Give each tensor's penalty, share of zeros and rule.
+
+        Tensors on a CUDA device are copied to the host one by one to count zeros, and waited for.
 
         Returns
         -------

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import _backend, _callables, _checks, _results
+from .. import _backend, _callables, _checks, _device, _results
+from .._device import recording as _recording
 from .._penalty import ADD, VALUE
 from .plan import Arrays, Plan
 from .rules import called, rule_name
@@ -24,16 +25,17 @@ def total(
     gradients: Arrays | None,
     scale: float,
     grad_scale: float,
-) -> float:
+) -> Any:
     """Do what `outputs` asks for, and give the canonical sum of the penalties.
 
-    The result means nothing where `outputs` does not ask for the value.
+    It is a float, or for tensors on a device what a regularizer gives there.  It means nothing
+    where `outputs` does not ask for the value.
     """
     if plan.others:
         if gradients is None:
             return _backend.canonical_sum(values(plan, weights, scale))
         return _with_callables(outputs, plan, weights, gradients, scale, grad_scale)
-    result: float = _backend.evaluate_many(
+    result = _backend.evaluate_many(
         outputs,
         plan.names,
         weights,
@@ -44,6 +46,8 @@ def total(
         grad_scale,
         False,
     )
+    if _recording.unclaimed:
+        _recording.claim(plan.strengths)
     return result
 
 
@@ -73,7 +77,7 @@ def values(plan: Plan, weights: Arrays, scale: float) -> list[float]:
 
 def new_gradients(
     outputs: int, plan: Plan, weights: Arrays, scale: float, grad_scale: float
-) -> tuple[float, dict[str, Any]]:
+) -> tuple[Any, dict[str, Any]]:
     """Give what :func:`total` gives, and new gradients by name in the kinds of the tensors."""
     _require_gradients(plan)
     gradients = tuple(
@@ -99,6 +103,12 @@ def _with_callables(
 ) -> float:
     """Do what one call to the core does, for a plan that has callables."""
     _require_gradients(plan)
+    for name, weight in zip(plan.names, weights, strict=True):
+        if _device.is_on_cuda(weight):
+            raise TypeError(
+                f"tensors[{name!r}] is on CUDA, where the gradients that callables give cannot be "
+                "added; leave the callables out of the rules, or pass copies in host memory"
+            )
     # Strengths of 0 stand for the callables here: this is the check of all arrays at once.
     strengths = plan.strengths()
     which = iter(plan.which)

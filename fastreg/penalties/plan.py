@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from itertools import compress
 from typing import Any
 
-from .. import _arrays, _backend, _device, _errors, _memory
+from .. import _backend, _device, _errors, _memory
 from ..regularizers.elementwise import Elementwise, is_fused
 from .names import Names, is_mapping, names_of, require_strings
 from .rules import Rules, match, same_rule
@@ -184,7 +184,7 @@ def resolve(names: Names, source: Any, rules: Rules) -> Plan:
             name: array
             for name, array in arrays.items()
             # What a callable or no rule takes need not be an array that fastreg can read.
-            if isinstance(rule_of[name], Elementwise) or _arrays.is_readable(array)
+            if isinstance(rule_of[name], Elementwise) or _device.is_readable(array)
         }
     )
     for name, first in tied.items():
@@ -207,7 +207,7 @@ def share_address(weights: Arrays) -> bool:
         return _backend.shares_address(weights)
     except (TypeError, ValueError, BufferError):
         # A callable may take it, and what nothing takes is refused by its name later.
-        return _backend.shares_address(tuple(filter(_arrays.is_readable, weights)))
+        return _backend.shares_address(tuple(filter(_device.is_readable, weights)))
 
 
 def _ties(arrays: Mapping[str, Any]) -> dict[str, str]:
@@ -215,13 +215,11 @@ def _ties(arrays: Mapping[str, Any]) -> dict[str, str]:
     seen: dict[Any, str] = {}
     tied: dict[str, str] = {}
     for name, array in arrays.items():
-        label = f"tensors[{name!r}]"
-        place: Any
-        if _device.is_on_cuda(array):
-            place = _device.device_view(array, label, False, None).elements
-        else:
-            view, dtype = _arrays.host_view(array, label, False)
-            place = (dtype, _memory.elements(view)) if view.size else None
-        if place is not None and seen.setdefault(place, name) != name:
+        # No two devices have an address in common, nor have a device and the host.
+        view, dtype = _device.any_view(array, f"tensors[{name!r}]")
+        if view.size == 0:
+            continue
+        place = dtype, _memory.elements(view)
+        if seen.setdefault(place, name) != name:
             tied[name] = seen[place]
     return tied

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import _arrays, _backend, _device, _errors
+from .. import _arrays, _backend, _device
 from .plan import Plan, Selection
 from .rules import rule_name
 
@@ -70,8 +70,9 @@ def make_report(plan: Plan, source: Any, values: list[float]) -> Report:
 def _share_of_zeros(x: Any, name: str) -> float:
     """Give the share of elements that are 0 (of either sign), from 0 to 1; 0.0 when empty."""
     if _device.is_on_cuda(x):
-        raise _errors.device_error(name, "cuda", "a report counts zeros in host memory")
-    view, dtype = _arrays.host_view(x, name, False)
+        view, dtype = _device.host_copy(x, name)
+    else:
+        view, dtype = _arrays.host_view(x, name, False)
     if view.size == 0:
         return 0.0
     if dtype == "bf16":

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import _backend, _checks, _results
+from .._device import recording as _recording
 from .._penalty import GRADIENT, VALUE, VALUE_AND_ADD, VALUE_AND_GRADIENT
 from .base import Configured
 
@@ -27,23 +28,26 @@ class Elementwise(Configured):
         Parameters
         ----------
         w : array
-            Of any shape and layout, in host memory: float16, bfloat16, float32, float64, or an
-            integer type or bool.
+            Of any shape and layout, in host memory or on a CUDA device: float16, bfloat16, float32,
+            float64, or an integer type or bool.
         scale : float, optional
             A factor, for example 1 / batch size for an activity penalty.
 
         Returns
         -------
-        float, torch.Tensor or jax.Array
+        float, torch.Tensor, jax.Array, cupy.ndarray or DeviceValue
             Computed in float64, summed in the fixed order of the numerics contract.  A float for
             NumPy and other host arrays; 0-d for torch and JAX (float64 for float64 input, else
-            float32).
+            float32).  On a CUDA device the penalty stays there, and nothing waits for it: 0-d in
+            the kind of `w` (float64 for CuPy), for other kinds an object with ``__dlpack__`` and
+            ``__cuda_array_interface__`` whose ``float()`` copies it.
 
         Raises
         ------
         TypeError
-            For what is no array of numbers in host memory, and for a torch tensor that requires a
-            gradient while torch records gradients: use :meth:`accumulate` or :meth:`gradient`.
+            For what is no array of numbers in host memory or on a CUDA device, and for a torch
+            tensor that requires a gradient while torch records gradients: use :meth:`accumulate`
+            or :meth:`gradient`.
         ValueError
             When a strength times `scale` is not finite.
 
@@ -59,6 +63,8 @@ class Elementwise(Configured):
             return _backend.evaluate_one(VALUE, w, None, self._l1, self._l2, scale, 1.0)
         _results.refuse_lost_gradient(w, "w")
         value = _backend.evaluate_one(VALUE, w, None, self._l1, self._l2, scale, 1.0)
+        if _recording.unclaimed:
+            _recording.claim(self._strengths)
         return _results.wrap_value(value, w)
 
     def gradient(
@@ -122,9 +128,7 @@ class Elementwise(Configured):
             return value, result
         return _results.wrap_value(value, w), self._made(result, w, out)
 
-    def accumulate(
-        self, w: Any, grad: Any, *, scale: float = 1.0, grad_scale: float = 1.0
-    ) -> float:
+    def accumulate(self, w: Any, grad: Any, *, scale: float = 1.0, grad_scale: float = 1.0) -> Any:
         """Add the gradient to `grad` in place, in one pass over both, and give the penalty.
 
         Parameters
@@ -140,7 +144,8 @@ class Elementwise(Configured):
         Returns
         -------
         float
-            The penalty, a Python float for every kind of array.
+            The penalty, a Python float for every kind of array in host memory; on a CUDA device
+            0-d as for a call, in float64.
 
         Raises
         ------
@@ -159,12 +164,16 @@ class Elementwise(Configured):
         foreign = type(grad) is not _ndarray
         if foreign:
             _results.checked_target(grad, "grad")
-        value: float = _backend.evaluate_one(
-            VALUE_AND_ADD, w, grad, self._l1, self._l2, scale, grad_scale
-        )
+        value = _backend.evaluate_one(VALUE_AND_ADD, w, grad, self._l1, self._l2, scale, grad_scale)
         if foreign:
+            if _recording.unclaimed:
+                _recording.claim(self._strengths)
             _results.written(grad)
         return value
+
+    def _strengths(self) -> tuple[tuple[float, float], ...]:
+        """Read the strengths of this moment, as the core takes them."""
+        return ((self._l1, self._l2),)
 
     @staticmethod
     def _target(w: Any, out: Any) -> Any:
@@ -173,9 +182,10 @@ class Elementwise(Configured):
             return np.empty_like(w) if type(w) is _ndarray else _results.empty_like(w, "w")
         return _results.checked_target(out, "out")
 
-    @staticmethod
-    def _made(result: Any, w: Any, out: Any) -> Any:
+    def _made(self, result: Any, w: Any, out: Any) -> Any:
         """Give a gradient that was made, in the kind of `w` if it is new."""
+        if _recording.unclaimed:
+            _recording.claim(self._strengths)
         return _results.wrap_gradient(result, w) if out is None else _results.written(out)
 
 

@@ -1,0 +1,33 @@
+"""The CUDA backend's library: the functions of the core that reach it, and why there are none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+DEFAULT_STREAM = 1
+"""The legacy default stream, as DLPack and the CUDA array interface number it."""
+
+
+def core() -> Any:
+    """Give the compiled core."""
+    from .. import _core
+
+    return _core
+
+
+def why_off() -> str:
+    """Say why no call can run on CUDA; an empty string where it can."""
+    from .. import _backend
+
+    if _backend.name == "numpy":
+        return "the NumPy backend is in use, which has none"
+    try:
+        available, reason, _ = core().cuda_state()
+    except ImportError:
+        return "not built: there is no compiled core"
+    return "" if available else str(reason)
+
+
+def stream_number(stream: int) -> int:
+    """Give the number of a stream; torch and others call the default stream 0."""
+    return stream or DEFAULT_STREAM
