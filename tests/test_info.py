@@ -34,8 +34,10 @@ def test_text_says_what_runs() -> None:
     lines = done.stdout.splitlines()
     assert lines[0].startswith(f"fastreg           {fastreg.__version__}, in ")
     assert lines[1].startswith(f"backend           {_backend.name}: ")
-    cuda = ("CUDA              not available: ", "CUDA              available")
-    assert any(line.startswith(cuda) for line in lines)
+    core = _info.native_core()
+    reason = "not built: there is no compiled core" if core is None else core.cuda_state()[1]
+    cuda = f"not available: {reason}" if reason else "available"
+    assert f"CUDA              {cuda}" in lines
     assert f"  numpy           {np.__version__}: array struct, no copy" in lines
 
 
@@ -56,7 +58,15 @@ def test_json_has_the_same_facts(capsys: pytest.CaptureFixture[str]) -> None:
     assert facts["fastreg"]["backend"] == _backend.name
     assert facts["threads"] == fastreg.get_num_threads()
     assert facts["instruction_sets"]["chosen"] == fastreg.get_instruction_set()
-    assert facts["cuda"]["available"] is (facts["cuda"]["reason"] is None)
+    core = _info.native_core()
+    if core is None:
+        reason = "not built: there is no compiled core"
+        assert facts["cuda"] == {"available": False, "reason": reason}
+    else:
+        available, reason, devices = core.cuda_state()
+        expected = {"available": available, "reason": reason or None, "devices": devices}
+        assert facts["cuda"] == expected
+        assert available is (reason == "") is (devices > 0)
     assert facts["machine"]["cores"] >= 1
     assert facts["frameworks"]["numpy"]["version"] == np.__version__
     assert facts["clash"] is None

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from fastreg import _arrays, attach
+from fastreg import _arrays, _info, attach
 from fastreg.regularizers import L1, L1L2, L2, OrthogonalRegularizer
 
 torch = pytest.importorskip("torch")
@@ -213,6 +213,9 @@ def negative():
         (distributed, "DTensor.*to_local"),
         (Wrapper, "Wrapper, a tensor class with its own dispatch"),
         (negative, "resolve_neg"),
+        # In a single element there are no gaps that give it away.
+        (lambda: negative()[:1], "resolve_neg"),
+        (lambda: negative()[0], "resolve_neg"),
         (lambda: torch.ones(3, dtype=torch.complex64), "complex64"),
         (lambda: torch.ones(3).to(torch.float8_e4m3fn), "float8"),
         (lambda: torch.nn.UninitializedParameter(), "lazy parameter"),
@@ -400,7 +403,7 @@ class Producer:
     def __init__(self, values, version=(1, 0), device=(1, 0)):
         self.values, self.version, self.device = values, version, device
 
-    def __dlpack__(self, *, max_version=None):
+    def __dlpack__(self, *, stream=None, max_version=None):
         return self.values.__dlpack__(max_version=self.version)
 
     def __dlpack_device__(self):
@@ -435,16 +438,44 @@ def test_dlpack_that_may_not_be_written(backend):
 
 @pytest.mark.parametrize(("device", "words"), [(2, "CUDA"), (8, "metal"), (99, "99")])
 def test_dlpack_elsewhere(backend, device, words):
-    with pytest.raises(TypeError, match=f"w is on .*{words}.*host memory"):
+    match = f"w is on .*{words}.*host memory"
+    if device == 2 and backend != "numpy" and _info.native_core().cuda_state()[0]:
+        match = "w is a .*Producer whose .* says CUDA, but .* gives memory of device type 1"
+    with pytest.raises(TypeError, match=match):
         L1(0.5)(Producer(np.ones(3), device=(device, 0)))
 
 
 def test_cuda_array_interface(backend):
-    class OnDevice:
-        __cuda_array_interface__ = {}  # noqa: RUF012
+    """The reason is exact for each build, and for the fallback, which has no CUDA."""
+    memory = np.ones(3)
 
-    with pytest.raises(TypeError, match=r"w is on CUDA.*; pass a copy in host memory"):
-        L1(0.5)(OnDevice())
+    class OnDevice:
+        __cuda_array_interface__ = {  # noqa: RUF012
+            "shape": (3,),
+            "typestr": "<f8",
+            "data": (memory.ctypes.data, False),
+            "version": 3,
+        }
+
+    core = _info.native_core()
+    if backend == "numpy":
+        reason = "the NumPy backend is in use, which has none"
+    else:
+        available, reason, _ = core.cuda_state()
+        if available:
+            with pytest.raises(ValueError, match=r"^w has a .*memory that no CUDA device can use"):
+                L1(0.5)(OnDevice())
+            return
+        assert reason
+    for call in (
+        lambda: L1(0.5)(OnDevice()),
+        lambda: L1(0.5).gradient(OnDevice(), np.zeros(3)),
+        lambda: L1(0.5).accumulate(OnDevice(), OnDevice()),
+    ):
+        with pytest.raises(TypeError) as refusal:
+            call()
+        words = f"w is on CUDA (cuda); CUDA is off: {reason}; pass a copy in host memory"
+        assert str(refusal.value) == words
 
 
 def test_many_kinds_in_one_call(backend):

@@ -595,6 +595,7 @@ def test_public_names():
         "__version__",
         "attach",
         "backend",
+        "cuda",
         "get_instruction_set",
         "get_num_threads",
         "layers",
