@@ -16,7 +16,7 @@ Contract
 """
 
 from collections.abc import Sequence
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, overload
 
 def evaluate_one(
     outputs: int,
@@ -188,9 +188,15 @@ class StreamMark:
         """Say whether it has been done."""
 
 class DeviceMemory:
-    """Device memory for what is queued on a stream from now on; given back when it is dropped."""
+    """Device memory for what is queued on a stream from now on; given back when it is dropped.
 
+    Of so many bytes, or at an address that belongs to an object, which is dropped then.
+    """
+
+    @overload
     def __init__(self, device: int, stream: int, bytes: int) -> None: ...
+    @overload
+    def __init__(self, device: int, stream: int, address: int, owner: object) -> None: ...
     @property
     def device(self) -> int: ...
     @property
@@ -202,9 +208,6 @@ class DeviceMemory:
 
     def make_wait(self, stream: int) -> None:
         """Have a stream wait for the contents."""
-
-    def add_consumer(self, stream: int) -> None:
-        """Name a stream that lives as long as the process, and uses the memory until then."""
 
     def read(self) -> float:
         """Copy the first number to the host, and wait for it."""

@@ -147,7 +147,6 @@ def wrap_gradient(gradient: Any, w: Any) -> Any:
     if kind != "jax":
         return gradient
     if isinstance(gradient, _device.DeviceArray):
-        gradient.memory.mark_written()
         return _device.to_jax(gradient)
     return module.device_put(gradient, x.sharding)
 

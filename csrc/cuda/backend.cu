@@ -709,7 +709,6 @@ struct Pool {
 };
 
 const Pool& pool_of(int device) {
-  constexpr std::uint64_t kept_bytes = std::uint64_t{64} << 20;  // the rest goes back to the device
   static auto* mutex = new std::mutex;
   static auto* pools = new std::map<int, Pool>;
   const std::lock_guard lock(*mutex);
@@ -728,7 +727,7 @@ const Pool& pool_of(int device) {
     properties.location.id = device;
     check(cudaStreamCreateWithFlags(&pool.release_stream, cudaStreamNonBlocking), "making a stream");
     check(cudaMemPoolCreate(&pool.handle, &properties), "making a memory pool");
-    std::uint64_t threshold = kept_bytes;
+    std::uint64_t threshold = UINT64_MAX;  // results are small, and there is no telling what may still read them
     check(cudaMemPoolSetAttribute(pool.handle, cudaMemPoolAttrReleaseThreshold, &threshold), "setting up a memory pool");
   }
   return pools->emplace(device, pool).first->second;

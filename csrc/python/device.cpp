@@ -71,32 +71,31 @@ class StreamMark {
 
 // ---- memory for results
 
-// Device memory that is given back when nothing needs it any more: Python's objects and the capsules made of it share it.
-// Capsules are dropped by other libraries, on any thread and without the interpreter: nothing of Python's is in here.
+// Device memory for a result, from the backend or borrowed of another library's object. Python's objects and the capsules
+// made of it share it. Capsules are dropped by other libraries, on any thread and without the interpreter.
 class DeviceMemory {
  public:
   DeviceMemory(int device, Address stream, std::size_t bytes) : device_(device), stream_(stream) {
     BackendError error;
     require(backend().allocate(device, pointer(stream), bytes, &memory_, &error), error);
   }
+  DeviceMemory(int device, Address stream, Address address, py::object owner)
+      : device_(device), stream_(stream), memory_(pointer(address)), owner_(std::move(owner)) {}
   DeviceMemory(const DeviceMemory&) = delete;
   DeviceMemory& operator=(const DeviceMemory&) = delete;
 
   ~DeviceMemory() {
-    std::vector<Mark*> marks;
-    if (written_ != nullptr) {
-      marks.push_back(written_->get());
-    }
-    std::vector<std::unique_ptr<StreamMark>> uses;
-    for (const Address stream : consumers_) {
-      try {
-        uses.push_back(std::make_unique<StreamMark>(device_, stream));
-        marks.push_back(uses.back()->get());
-      } catch (const std::exception&) {
-        return;  // better kept for good than given to others while it is in use
+    if (owner_) {
+      if (Py_IsInitialized() == 0) {
+        owner_.release();  // the interpreter has gone, and all its objects with it
+        return;
       }
+      const py::gil_scoped_acquire acquire;
+      owner_ = py::object();
+      return;
     }
-    backend().release(device_, memory_, marks.data(), marks.size());
+    Mark* mark = written_ != nullptr ? written_->get() : nullptr;
+    backend().release(device_, memory_, &mark, mark != nullptr ? 1 : 0);
   }
 
   int device() const { return device_; }
@@ -113,9 +112,6 @@ class DeviceMemory {
       require(backend().wait_for_mark(device_, pointer(stream), written_->get(), &error), error);
     }
   }
-
-  // A stream that lives as long as the process, and that will use the memory until it is dropped.
-  void add_consumer(Address stream) { consumers_.push_back(stream); }
 
   // Copies a number to the host. The stream may be gone by now, so the copy is on a stream that never is.
   double read() const {
@@ -142,7 +138,7 @@ class DeviceMemory {
   Address stream_;
   void* memory_ = nullptr;
   std::unique_ptr<StreamMark> written_;
-  std::vector<Address> consumers_;
+  py::object owner_;
 };
 
 // ---- DLPack, out
@@ -415,12 +411,13 @@ void add_device_functions(py::module_& m) {
       .def("has_passed", &StreamMark::has_passed);
   py::class_<DeviceMemory, std::shared_ptr<DeviceMemory>>(m, "DeviceMemory")
       .def(py::init<int, Address, std::size_t>(), py::arg("device"), py::arg("stream"), py::arg("bytes"))
+      .def(py::init<int, Address, Address, py::object>(), py::arg("device"), py::arg("stream"), py::arg("address"),
+           py::arg("owner"))
       .def_property_readonly("device", &DeviceMemory::device)
       .def_property_readonly("stream", &DeviceMemory::stream)
       .def_property_readonly("address", &DeviceMemory::address)
       .def("mark_written", &DeviceMemory::mark_written)
       .def("make_wait", &DeviceMemory::make_wait)
-      .def("add_consumer", &DeviceMemory::add_consumer)
       .def("read", &DeviceMemory::read)
       .def("export", export_memory, py::arg("shape"), py::arg("code"), py::arg("bits"), py::arg("versioned"),
            py::arg("device_type") = static_cast<int>(dlpack::device_cuda));

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -127,7 +125,7 @@ def evaluate_described(
             )
         )
     elif capsules:
-        _hold(core().StreamMark(device, stream), capsules)
+        results.hold(core().StreamMark(device, stream), capsules)
     if values is not None:
         copied = core().cuda_copy(device, stream, values.address, 8 * len(tensors))
         return np.frombuffer(copied).tolist()
@@ -219,15 +217,3 @@ def _lies_as(target: Array | None, view: Array) -> bool:
 def _address(shadow: Array) -> int:
     address: int = shadow.__array_interface__["data"][0]
     return address
-
-
-# What is read by kernels that may not have run yet, and what says when they have.
-_held: deque[tuple[Any, Any]] = deque()
-_held_lock = threading.Lock()
-
-
-def _hold(mark: Any, capsules: Sequence[Any]) -> None:
-    with _held_lock:
-        _held.append((mark, capsules))
-        while _held and _held[0][0].has_passed():
-            _held.popleft()

@@ -3,15 +3,17 @@
 Contract
 --------
 - torch and CuPy make the memory themselves, in the order of their current stream.
-- JAX arrays cannot be written, so what JAX gets is memory of fastreg's, handed over by DLPack when
-  the work that writes it has been queued.
+- JAX arrays cannot be written.  What JAX gets is a view, handed over by DLPack when the work that
+  writes it has been queued; the memory is a buffer of JAX's that nobody else has seen, since JAX
+  alone knows when its own streams have read what it dropped.
 - For all other kinds a penalty is a :class:`DeviceValue`, and a new gradient cannot be made.
 - A penalty is float64, as it is computed; JAX makes float32 of it unless it was told of float64.
 """
 
 from __future__ import annotations
 
-import math
+import threading
+from collections import deque
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -26,17 +28,15 @@ _CUDA = 2  # kDLCUDA
 
 
 class DeviceArray:
-    """An array in device memory of fastreg's, without gaps: for other libraries to take.
+    """An array in device memory that fastreg has written, without gaps: for others to take.
 
     It has ``__dlpack__`` and, but for bfloat16, ``__cuda_array_interface__``.
     """
 
-    def __init__(self, device: int, stream: int, shape: tuple[int, ...], dtype: str) -> None:
+    def __init__(self, memory: Any, shape: tuple[int, ...], dtype: str) -> None:
+        self.memory = memory
         self.shape = shape
         self.dtype_name = dtype
-        size = max(math.prod(shape) * _CODES[dtype][1] // 8, 1)
-        self.memory: Any = core().DeviceMemory(device, stream, size)
-        self._consumer_stays = False
 
     @property
     def ndim(self) -> int:
@@ -88,10 +88,7 @@ class DeviceArray:
         if copy:
             raise BufferError("copy must be False or None: this exports its own memory only")
         if stream != -1:
-            consumer = DEFAULT_STREAM if stream is None else int(stream)
-            self.memory.make_wait(consumer)
-            if self._consumer_stays:
-                self.memory.add_consumer(consumer)
+            self.memory.make_wait(DEFAULT_STREAM if stream is None else int(stream))
         code, bits = _CODES[self.dtype_name]
         is_versioned = max_version is not None and max_version[0] >= 1
         return self.memory.export(self.shape, code, bits, is_versioned)
@@ -106,8 +103,8 @@ class DeviceValue(DeviceArray):
     ``float(value)`` and ``value.item()`` copy it to the host, and wait for it.
     """
 
-    def __init__(self, device: int, stream: int) -> None:
-        super().__init__(device, stream, (), "f64")
+    def __init__(self, memory: Any) -> None:
+        super().__init__(memory, (), "f64")
 
     def item(self) -> float:
         """Copy the penalty to the host."""
@@ -141,12 +138,15 @@ def new_total(weight: Any, device: int, stream: int) -> Total:
         with module.cuda.Device(device):
             made = module.empty((), "float64")
         return Total(made.data.ptr, made, lambda _: made)
-    made = DeviceValue(device, stream)
+    if kind == "jax":
+        made = DeviceValue(_jax_memory(module, x, 8, stream))
+        return Total(made.memory.address, made.memory, lambda _: to_jax(made))
+    made = DeviceValue(core().DeviceMemory(device, stream, 8))
 
     def finish(captured: bool) -> Any:
         if not captured:  # what a replay writes is not written yet
             made.memory.mark_written()
-        return to_jax(made) if kind == "jax" else made
+        return made
 
     return Total(made.memory.address, made.memory, finish)
 
@@ -169,7 +169,9 @@ def empty_like(w: Any, name: str) -> Any:
         with module.cuda.Device(view.device or 0):
             return module.empty_like(x)
     if kind == "jax" and view.dtype in _CODES:
-        return DeviceArray(view.device or 0, DEFAULT_STREAM, view.shadow.shape, view.dtype)
+        size = view.shadow.size * view.shadow.itemsize
+        memory = _jax_memory(module, x, size, DEFAULT_STREAM)
+        return DeviceArray(memory, view.shadow.shape, view.dtype)
     if kind == "jax":
         return x  # refused later, for having no gradient
     raise TypeError(
@@ -177,8 +179,34 @@ def empty_like(w: Any, name: str) -> Any:
     )
 
 
+def _jax_memory(jax: Any, like: Any, size: int, stream: int) -> Any:
+    """Make memory of JAX's on the device of an array, for what is queued on a stream."""
+    with jax.ensure_compile_time_eval():  # a buffer even while something is traced
+        zeros = import_module("jax.numpy").zeros
+        owner = zeros(max(size, 1), "uint8", device=like.sharding)
+    capsule = owner.__dlpack__(stream=stream)
+    (address, *_, device), _, _ = core().describe_capsule(capsule)
+    return core().DeviceMemory(device, stream, address, (owner, capsule))
+
+
 def to_jax(array: DeviceArray) -> Any:
     """Hand an array over to JAX; what writes it has been queued on its stream."""
-    # JAX's stream is there as long as JAX: memory that JAX drops may still be in use there.
-    array._consumer_stays = True
+    array.memory.mark_written()
+    # JAX may use its memory for something else as soon as it has dropped the array.
+    hold(core().StreamMark(array.memory.device, array.memory.stream), array.memory)
     return import_module("jax.dlpack").from_dlpack(array)
+
+
+# What is read or written by kernels that may not have run yet, and what says when they have.
+held: deque[tuple[Any, Any]] = deque()
+_held_lock = threading.Lock()
+
+
+def hold(mark: Any, what: Any) -> None:
+    """Keep something until a mark has passed, and drop what was kept and has."""
+    with _held_lock:
+        held.append((mark, what))
+        done = []
+        while held and held[0][0].has_passed():
+            done.append(held.popleft())
+    # It is dropped here: that may run code of other libraries.

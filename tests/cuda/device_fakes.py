@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import types
+import weakref
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
@@ -365,8 +366,10 @@ def fake_cupy(runtime: Runtime) -> types.ModuleType:
 
 def fake_jax(runtime: Runtime) -> dict[str, types.ModuleType]:
     """JAX with one CUDA device, as far as fastreg asks for it: the modules by name."""
-    jax, dlpack = types.ModuleType("jax"), types.ModuleType("jax.dlpack")
+    names = ("jax", "jax.dlpack", "jax.numpy")
+    jax, dlpack, jax_numpy = (types.ModuleType(name) for name in names)
     jax.stream = runtime.stream()
+    jax.buffers = weakref.WeakSet()
 
     class Array:
         """Over a producer's memory, or over what JAX took from a capsule."""
@@ -374,7 +377,7 @@ def fake_jax(runtime: Runtime) -> dict[str, types.ModuleType]:
         def __init__(self, numbers: np.ndarray, taken: Taken | None = None) -> None:
             self.taken = taken
             self.shape, self.dtype, self.deleted = numbers.shape, numbers.dtype, False
-            self.numbers = numbers
+            self.numbers, self.sharding = numbers, "cuda:0"
             if taken is None:
                 self.producer = Producer(runtime, numbers, version=None, ready_on=jax.stream)
 
@@ -423,9 +426,26 @@ def fake_jax(runtime: Runtime) -> dict[str, types.ModuleType]:
         kind = kinds.get(taken.type[:2], ml_dtypes.bfloat16)
         return Array(np.empty(taken.shape, kind), taken)
 
+    def zeros(size: int, dtype: str, device: str) -> Array:
+        assert tracing[-1] == "eager"
+        assert device == "cuda:0"
+        made = Array(np.zeros(size, dtype))
+        runtime.clear(made.address, size, jax.stream)
+        jax.buffers.add(made.producer)
+        return made
+
+    tracing = ["traced"]
+
+    @contextmanager
+    def ensure_compile_time_eval() -> Any:
+        tracing.append("eager")
+        yield
+        tracing.pop()
+
     jax.Array, jax.core = Array, types.SimpleNamespace(Tracer=Tracer)
-    dlpack.from_dlpack = from_dlpack
-    return {"jax": jax, "jax.dlpack": dlpack}
+    jax.ensure_compile_time_eval = ensure_compile_time_eval
+    dlpack.from_dlpack, jax_numpy.zeros = from_dlpack, zeros
+    return dict(zip(names, (jax, dlpack, jax_numpy), strict=True))
 
 
 def numbers(shape: Any, dtype: Any, seed: int = 0) -> np.ndarray:

@@ -7,6 +7,7 @@ import gc
 import importlib
 import sys
 import types
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,7 +28,7 @@ from device_fakes import (
 
 import fastreg
 from fastreg import _backend, _device
-from fastreg._device import evaluation, library
+from fastreg._device import library, results
 from fastreg._device import recording as recording_module
 from fastreg.regularizers import L1, L1L2, L2, OrthogonalRegularizer
 
@@ -41,7 +42,7 @@ def runtime() -> Iterator[Runtime]:
     runtime = Runtime()
     yield runtime
     runtime.drain()
-    evaluation._held.clear()
+    results.held.clear()
     gc.collect()
     runtime.drain()
     runtime.free_dropped()
@@ -535,17 +536,17 @@ class CpuView:
         return memory.export(self.array.shape, code, bits, self.versioned, 1)
 
 
-@pytest.mark.parametrize("versioned", [False, True])
-@pytest.mark.parametrize("consumer", ["numpy", "torch", "jax"])
+@pytest.mark.parametrize(
+    ("consumer", "versioned"),
+    [("numpy", False), ("numpy", True), ("torch", False), ("torch", True), ("jax", False)],
+)
 def test_capsules_are_taken_by_real_libraries(
     runtime: Runtime, consumer: str, versioned: bool
 ) -> None:
     module = importlib.import_module("jax.dlpack" if consumer == "jax" else consumer)
-    if consumer == "jax" and versioned:
-        pytest.skip("JAX does not ask for capsules with a version")
     runtime.drain()
     before = runtime.allocations
-    array = _device.DeviceArray(0, 1, (3, 5), "f64")
+    array = _device.DeviceArray(library.core().DeviceMemory(0, 1, 120), (3, 5), "f64")
     ctypes.memmove(array.memory.address, np.arange(15.0).ctypes.data, 120)
     assert runtime.allocations == before + 1
     taken = module.from_dlpack(CpuView(array, versioned))
@@ -557,6 +558,32 @@ def test_capsules_are_taken_by_real_libraries(
     gc.collect()
     runtime.drain()
     assert runtime.allocations == before
+
+
+def test_memory_of_the_real_jax() -> None:
+    """What is done for JAX on a device, with JAX's memory of the host."""
+    jax, dlpack = importlib.import_module("jax"), importlib.import_module("jax.dlpack")
+    w = jax.numpy.ones(3)
+    with jax.ensure_compile_time_eval():
+        owner = jax.numpy.zeros(15 * 8, "uint8", device=w.sharding)
+    capsule = owner.__dlpack__()
+    description, has_version, _ = library.core().describe_capsule(capsule)
+    assert description[1:] == ((120,), description[2], 1, 8, 1, 0)
+    assert not has_version
+    memory = library.core().DeviceMemory(0, 1, description[0], (owner, capsule))
+    array = _device.DeviceArray(memory, (3, 5), "f64")
+    ctypes.memmove(array.memory.address, np.arange(15.0).ctypes.data, 120)
+    with jax.enable_x64(True):
+        taken = dlpack.from_dlpack(CpuView(array, False))
+        assert taken.unsafe_buffer_pointer() == description[0]
+    alive = weakref.ref(owner)
+    del owner, capsule, memory, array
+    gc.collect()
+    assert np.asarray(taken).tolist() == np.arange(15.0).reshape(3, 5).tolist()
+    assert alive() is not None
+    del taken
+    gc.collect()
+    assert alive() is None
 
 
 def test_a_value_is_exported(runtime: Runtime) -> None:
@@ -612,7 +639,6 @@ def test_a_value_outlives_its_stream(runtime: Runtime) -> None:
     w = numbers(5000, np.float32)
     stream = runtime.stream()
     value = RULE(DeviceArray(runtime, w, stream=stream))
-    value.memory.stream  # noqa: B018
     runtime.call("cudaStreamDestroy", ctypes.c_void_p(stream))
     assert float(value) == RULE(w)
 
@@ -713,23 +739,40 @@ def test_jax_arrays_are_never_written(runtime: Runtime, jax: Any) -> None:
         RULE.gradient(jax.Array(np.arange(3, dtype=np.int32)))
 
 
-def test_what_jax_drops_is_not_used_again_too_early(runtime: Runtime, jax: Any) -> None:
-    """JAX may drop an array while its own stream still reads it."""
+def test_what_jax_gets_is_memory_of_its_own(runtime: Runtime, jax: Any) -> None:
+    """It is JAX's again when JAX has dropped it and the kernels have written it, and not before."""
     w = numbers(5000, np.float32)
-    weight = jax.Array(w)
-    for seed in range(10):
+    expected = RULE.gradient(w).tobytes()
+    was_kept = 0
+    for _ in range(20):
+        weight = jax.Array(w)
         gradient = RULE.gradient(weight)
-        copy = np.empty_like(w)
-        runtime.call(
-            "cudaMemcpyAsync", ctypes.c_void_p(copy.ctypes.data),
-            ctypes.c_void_p(gradient.address), ctypes.c_size_t(w.nbytes), 2,
-            ctypes.c_void_p(jax.stream),
-        )  # fmt: skip
-        del gradient
-        others = [RULE.gradient(jax.Array(numbers(5000, np.float32, seed))) for _ in range(3)]
-        del others
+        (buffer,) = jax.buffers
+        assert gradient.address == buffer.address
+        address = gradient.address
+        del gradient, buffer
+        was_kept += len(jax.buffers)
+        if not jax.buffers:
+            assert ctypes.string_at(address, w.nbytes) == expected
         runtime.drain()
-        assert copy.tobytes() == RULE.gradient(w).tobytes()
+        value = RULE(weight)  # the next call looks after the last
+        assert [buffer.address for buffer in jax.buffers] == [value.cast_from.address]
+        assert float(value) == np.float32(RULE(w))
+        del value
+        runtime.drain()
+        results.hold(library.core().StreamMark(0, 1), None)
+        assert not jax.buffers
+    assert was_kept > 0
+
+
+def test_jax_on_the_stream_of_another(runtime: Runtime, jax: Any) -> None:
+    w = numbers(5000, np.float32)
+    for _ in range(20):
+        stream = runtime.stream()
+        out = DeviceArray(runtime, w, stream=stream)
+        value, _ = RULE.value_and_grad(jax.Array(w), out)
+        assert float(value) == np.float32(RULE(w))
+        assert out.host().tobytes() == RULE.gradient(w).tobytes()
 
 
 # ----------------------------------------------------------------------------- CUDA graphs

@@ -16,7 +16,7 @@ import pytest
 from device_fakes import DeviceArray, Runtime, numbers
 from fake_torch import install
 
-HAS_TABLE = os.environ.get("FAKE_TORCH_TABLE", "1") == "1"
+HAS_TABLE = os.environ["FAKE_TORCH_TABLE"] == "1"
 torch: Any = install(has_table=HAS_TABLE)
 
 import fastreg  # noqa: E402

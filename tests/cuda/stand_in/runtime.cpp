@@ -37,12 +37,14 @@ struct Operation {
 struct CUevent_st {
   cudaStream_t stream = nullptr;
   std::uint64_t number = 0;  // all of the stream's operations up to this one; 0: never recorded
+  bool is_captured = false;
 };
 
 struct CUstream_st {
   int device = 0;
   bool is_legacy = false;
   bool waits_for_legacy = true;
+  bool is_destroyed = false;
   unsigned long long id = 0;
   std::deque<stand_in::Operation> queue;
   CUgraph_st* capture = nullptr;
@@ -136,6 +138,10 @@ void run_until(CUstream_st* stream, std::uint64_t number) {
 
 cudaError_t queue(cudaStream_t handle, std::function<void()> run) {
   CUstream_st* stream = stream_of(handle);
+  if (stream->is_destroyed) {
+    refusal_text = "a stream is used that has been destroyed";
+    return cudaErrorInvalidResourceHandle;
+  }
   if (stream->capture != nullptr) {
     stream->capture->operations.push_back(std::move(run));
     return cudaSuccess;
@@ -435,7 +441,11 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
 }
 
 // Like the real one, it leaves what is queued to finish. The memory stays, so that a stale handle is no crash.
-cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  const std::lock_guard lock(mutex);
+  stream->is_destroyed = true;
+  return cudaSuccess;
+}
 
 cudaError_t cudaStreamSynchronize(cudaStream_t handle) {
   const std::lock_guard lock(mutex);
@@ -484,10 +494,14 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t handle) {
   const cudaError_t error = queue(handle, [] {});
   event->stream = stream;
   event->number = last_number;
+  event->is_captured = stream->capture != nullptr;
   return give(error);
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
   const std::lock_guard lock(mutex);
+  if (event->is_captured) {
+    return give(cudaErrorCapturedEvent);
+  }
   if (event->number == 0 || event->stream->queue.empty() || event->stream->queue.front().number > event->number) {
     return cudaSuccess;
   }
@@ -497,6 +511,9 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
   const std::lock_guard lock(mutex);
   CUstream_st* producer = event->stream;
   const std::uint64_t number = event->number;
+  if (producer != nullptr && event->is_captured != (stream_of(stream)->capture != nullptr)) {
+    return give(cudaErrorStreamCaptureIsolation);
+  }
   return give(queue(stream, [=] {
     if (producer != nullptr) {
       run_until(producer, number);
