@@ -74,11 +74,11 @@ struct Backend {
                                  BackendError* error);
   // The graph has been replayed for the last time and has finished.
   void (*forget)(Recording* recording);
-  // Device memory for small results where the caller has no allocator, for what is queued on `stream` from now on. What is
-  // allocated in a capture is for the graph's replays too.
+  // Device memory for small results where the caller has no allocator, for what is queued on `stream` from now on. What
+  // is allocated in a capture is for the graph's replays too.
   BackendStatus (*allocate)(int device, void* stream, std::size_t bytes, void** address, BackendError* error);
-  // Gives it back when the marks have passed, without waiting for them; but what was allocated in a capture waits for the
-  // device.
+  // Gives it back when the marks have passed, without waiting for them; but what was allocated in a capture waits for
+  // the device.
   void (*release)(int device, void* address, Mark* const* marks, std::size_t mark_count);
   // Not in a capture.
   BackendStatus (*set_mark)(int device, void* stream, Mark** mark, BackendError* error);

@@ -728,7 +728,8 @@ const Pool& pool_of(int device) {
     check(cudaStreamCreateWithFlags(&pool.release_stream, cudaStreamNonBlocking), "making a stream");
     check(cudaMemPoolCreate(&pool.handle, &properties), "making a memory pool");
     std::uint64_t threshold = UINT64_MAX;  // results are small, and there is no telling what may still read them
-    check(cudaMemPoolSetAttribute(pool.handle, cudaMemPoolAttrReleaseThreshold, &threshold), "setting up a memory pool");
+    check(cudaMemPoolSetAttribute(pool.handle, cudaMemPoolAttrReleaseThreshold, &threshold),
+          "setting up a memory pool");
   }
   return pools->emplace(device, pool).first->second;
 }
@@ -839,9 +840,9 @@ BackendStatus device_of(const void* address, int* device, BackendError* error) {
   });
 }
 
-constexpr Backend backend = {backend_version, "cuda",    count_devices, evaluate,  set_strengths,
-                             forget,          allocate,  release,       set_mark,  drop_mark,
-                             has_passed,      wait_for_mark, wait,      copy_to_host, device_of};
+constexpr Backend backend = {backend_version, "cuda",        count_devices, evaluate,     set_strengths,
+                             forget,          allocate,      release,       set_mark,     drop_mark,
+                             has_passed,      wait_for_mark, wait,          copy_to_host, device_of};
 
 }  // namespace
 }  // namespace fastreg::cuda

@@ -71,8 +71,8 @@ class StreamMark {
 
 // ---- memory for results
 
-// Device memory for a result, from the backend or borrowed of another library's object. Python's objects and the capsules
-// made of it share it. Capsules are dropped by other libraries, on any thread and without the interpreter.
+// Device memory for a result, from the backend or borrowed of another library's object. Python's objects and the
+// capsules made of it share it. Capsules are dropped by other libraries, on any thread and without the interpreter.
 class DeviceMemory {
  public:
   DeviceMemory(int device, Address stream, std::size_t bytes) : device_(device), stream_(stream) {
@@ -190,7 +190,8 @@ py::object make_capsule(std::shared_ptr<void> owner, dlpack::Tensor tensor, std:
   return py::reinterpret_steal<py::object>(capsule);
 }
 
-// `device_type` is CUDA's but in tests, which give the stand-in's memory, the host's in truth, to libraries of the host.
+// `device_type` is CUDA's but in tests, which give the stand-in's memory, the host's in truth, to libraries of the
+// host.
 py::object export_memory(const std::shared_ptr<DeviceMemory>& memory, std::vector<std::int64_t> shape, int code,
                          int bits, bool versioned, int device_type) {
   dlpack::Tensor tensor{};
@@ -378,7 +379,8 @@ PyObject* evaluate_described(const Call& call, unsigned outputs, PyObject* which
   auto tensors = std::make_unique<DeviceTensors>(call.device(), address_of(stream));
   for (std::size_t i = 0; i < call.size(); ++i) {
     const Item& item = call.items()[i];
-    const std::size_t rule = which != nullptr ? PyLong_AsSize_t(PyTuple_GET_ITEM(which, static_cast<Py_ssize_t>(i))) : 0;
+    const std::size_t rule =
+        which != nullptr ? PyLong_AsSize_t(PyTuple_GET_ITEM(which, static_cast<Py_ssize_t>(i))) : 0;
     tensors->add({item.weights, item.gradients, item.count, static_cast<std::uint32_t>(rule), item.dtype, item.layout});
   }
   return python_side()

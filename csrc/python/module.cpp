@@ -225,7 +225,8 @@ PyObject* any_shared_address(PyObject*, PyObject* weights) {
 ArrayView plain_bytes(const py::handle& object, bool writable) {
   ArrayView view;
   int device = on_host;
-  if (!describe(object.ptr(), view, device) || device != on_host || !view.c_contiguous || (writable && !view.writable)) {
+  if (!describe(object.ptr(), view, device) || device != on_host || !view.c_contiguous ||
+      (writable && !view.writable)) {
     throw std::invalid_argument("the floors take C-contiguous NumPy arrays of numbers, the target writable");
   }
   return view;

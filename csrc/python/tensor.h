@@ -24,8 +24,8 @@ bool describe(PyObject* object, ArrayView& view, int& device);
 // The same of the pair (numpy.ndarray, dtype name) that fastreg._arrays.host_view gives.
 bool describe_host_view(PyObject* pair, ArrayView& view);
 
-// Fills the description of an exact torch.Tensor or torch.nn.Parameter, which borrows from it. Gives false, and leaves no
-// Python error, for everything else, and where torch has no exchange table.
+// Fills the description of an exact torch.Tensor or torch.nn.Parameter, which borrows from it. Gives false, and leaves
+// no Python error, for everything else, and where torch has no exchange table.
 bool exchange(PyObject* object, dlpack::Tensor& tensor);
 
 // The stream that torch uses on a CUDA device at this moment. Gives false where torch does not say.

@@ -158,18 +158,18 @@ class _Operands:
         self.device: int | None = None
         self.streams: dict[int, str] = {}
         """The streams that arrays name, and the first array that names each."""
-        on_cuda = [(label, x) for label, x in labelled if arrays.is_on_cuda(x)]
-        self.first = on_cuda[0][0]
+        self._on_cuda = {label for label, x in labelled if arrays.is_on_cuda(x)}
+        self.first = next(label for label, _ in labelled if label in self._on_cuda)
         """The first array on a device, with which the others are compared."""
-        for label, x in on_cuda:
-            stream = arrays.named_stream(x)
+        for label, x in labelled:
+            stream = arrays.named_stream(x) if label in self._on_cuda else None
             if stream is not None:
                 self.streams.setdefault(stream, label)
         self.stream = next(iter(self.streams), DEFAULT_STREAM)
 
     def view(self, x: Any, name: str, writable: bool) -> tuple[Array, str]:
         """Do what ``_arrays.host_view`` does on the host; the array is not to be read."""
-        if not arrays.is_on_cuda(x):
+        if name not in self._on_cuda:
             arrays.any_view(x, name)
             raise TypeError(
                 f"{name} is in host memory, but {self.first} is on CUDA; pass both on one device"

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 DEFAULT_STREAM = 1
 """The legacy default stream, as DLPack and the CUDA array interface number it."""
 
 
+@cache
 def core() -> Any:
     """Give the compiled core."""
     from .. import _core
 
     return _core
+
+
+@cache
+def _state() -> str:
+    """Say why there is no device; the library is opened here, once."""
+    try:
+        available, reason, _ = core().cuda_state()
+    except ImportError:
+        return "not built: there is no compiled core"
+    return "" if available else str(reason)
 
 
 def why_off() -> str:
@@ -21,11 +33,7 @@ def why_off() -> str:
 
     if _backend.name == "numpy":
         return "the NumPy backend is in use, which has none"
-    try:
-        available, reason, _ = core().cuda_state()
-    except ImportError:
-        return "not built: there is no compiled core"
-    return "" if available else str(reason)
+    return _state()
 
 
 def stream_number(stream: int) -> int:

@@ -360,7 +360,7 @@ def fake_cupy(runtime: Runtime) -> types.ModuleType:
     cupy.array = ndarray
     cupy.cuda = types.SimpleNamespace(Device=Device)
     cupy.empty = lambda shape, dtype: ndarray(np.full(shape, np.nan, dtype))
-    cupy.empty_like = lambda x: ndarray(np.full_like(x.numbers, np.nan))
+    cupy.empty_like = lambda x: ndarray(np.full_like(x.numbers, 77))
     return cupy
 
 

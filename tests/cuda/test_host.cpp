@@ -174,7 +174,8 @@ TEST(a_stream_waits_for_another) {
     CHECK(fastreg_backend()->wait(0, consumer, producer, &error) == BackendStatus::ok, error.text);
     evaluate_on_device(call, "after the producer");
     double value = -1.0;
-    CHECK(fastreg_backend()->copy_to_host(0, consumer, call.total, sizeof value, &value, &error) == BackendStatus::ok, error.text);
+    CHECK(fastreg_backend()->copy_to_host(0, consumer, call.total, sizeof value, &value, &error) == BackendStatus::ok,
+          error.text);
     CHECK(value == 0.0, "the producer's work was not waited for:", value);
     stand_in::drain();
   }

@@ -20,6 +20,7 @@ HAS_TABLE = os.environ["FAKE_TORCH_TABLE"] == "1"
 torch: Any = install(has_table=HAS_TABLE)
 
 import fastreg  # noqa: E402
+from fastreg import _backend  # noqa: E402
 from fastreg._device import evaluation  # noqa: E402
 from fastreg.regularizers import L1L2, L2  # noqa: E402
 
@@ -234,10 +235,29 @@ def test_bad_input(runtime: Runtime) -> None:
     with pytest.raises(TypeError, match=r"^tensors\['b'\] is in host memory, but tensors\['a'\]"):
         fastreg.attach({"a": weight, "b": w}, "l2").value()
     assert grad.host().tobytes() == weight.host().tobytes() == w.tobytes()
-    torch.set_stream(runtime.stream())
+
+
+def test_out_of_memory(runtime: Runtime) -> None:
+    whole = numbers(9000, np.float32)  # more tensors than any call before had
+    memory = torch.Tensor(whole).memory
+
+    def parts(first: int) -> dict[str, Any]:
+        return {
+            str(i): torch.Tensor(whole[:2], memory=memory, address=memory.low + 4 * i)
+            for i in range(first, 9000, 4)
+        }
+
+    weights = parts(0)
+    grads = dict(zip(weights, parts(2).values(), strict=True))
+    penalties = fastreg.attach(weights, RULE)
     with runtime.memory_limit(0), pytest.raises(MemoryError, match="out of memory"):
-        RULE.gradient(weight, grad)
-    assert grad.host().tobytes() == w.tobytes()
+        _backend.evaluate_many(
+            6, tuple(weights), tuple(weights.values()), tuple(grads.values()),
+            ((0.1, 0.2),), (0,) * len(weights), 1.0, 1.0, False,
+        )  # fmt: skip
+    assert bytes(memory.host()) == whole.tobytes()
+    penalties.accumulate(grads)
+    assert bytes(memory.host()) != whole.tobytes()
 
 
 def test_subclasses_and_other_kinds(runtime: Runtime) -> None:
