@@ -247,13 +247,9 @@ def facts(root: Path) -> dict[str, Any]:
         "system": " ".join(os.uname()[index] for index in (0, 2, 4)),
         "cores": len(os.sched_getaffinity(0)),
         "commit": output_of(["git", "-C", str(root), "rev-parse", "HEAD"]),
-        "changed_files": (output_of(["git", "-C", str(root), "status", "--porcelain"]) or "")
-        .strip()
-        .splitlines(),
+        "changed_files": lines_of(["git", "-C", str(root), "status", "--porcelain"]),
         "nvcc": nvcc,
-        "nvcc_version": ((output_of([nvcc, "--version"]) if nvcc else None) or "")
-        .strip()
-        .splitlines()[-2:],
+        "nvcc_version": lines_of([nvcc, "--version"])[-2:] if nvcc else [],
         "compute_sanitizer": find_tool("compute-sanitizer"),
         "packages": {name: package_version(names) for name, names in PACKAGES.items()},
         "driver": None,
@@ -283,8 +279,17 @@ def output_of(command: Sequence[str]) -> str | None:
     """Give what a program prints, or None where it fails or is not there."""
     try:
         result = subprocess.run(
-            command, capture_output=True, text=True, timeout=60, check=True, stdin=subprocess.DEVNULL
+            command,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+            stdin=subprocess.DEVNULL,
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return result.stdout.strip()
+    return result.stdout.rstrip()
+
+
+def lines_of(command: Sequence[str]) -> list[str]:
+    return (output_of(command) or "").splitlines()

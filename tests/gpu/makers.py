@@ -529,3 +529,15 @@ def makers_here() -> tuple[type[Maker], ...]:
     if is_stand_in(LIBRARY):
         return (StandIn,)
     return (Bare, Torch, CuPy, Jax, TorchOnHost, JaxOnHost)
+
+
+def reasons() -> dict[str, str]:
+    """Say why each maker for a GPU cannot be had here; nothing for one that can."""
+    found = {}
+    for kind in (Bare, Torch, CuPy, Jax):
+        try:
+            kind()
+            found[kind.name] = ""
+        except MissingError as missing:
+            found[kind.name] = str(missing)
+    return found
