@@ -89,6 +89,22 @@ def test_nothing_waits_for_the_device(maker: Maker) -> None:
     assert same_bits(maker.host(gradient), g)
 
 
+def test_penalties_that_are_dropped_wait_for_nothing(maker: Maker) -> None:
+    """Giving back a penalty's memory must not wait, though freeing device memory usually does."""
+    weight, gradient = arrays(maker, 0, 1)
+    stream = maker.stream()
+    with maker.using(stream):
+        for _ in range(3):
+            RULES["L1L2"].accumulate(weight, gradient)
+        with maker.unwaited(stream):
+            for _ in range(3):
+                RULES["L1L2"].accumulate(weight, gradient)
+    g = numbers(SIZE, "f32", 1)
+    for _ in range(6):
+        RULES["L1L2"].accumulate(numbers(SIZE, "f32"), g)
+    assert same_bits(maker.host(gradient), g)
+
+
 def test_a_second_device(maker: Maker) -> None:
     """Kernels run where the tensors are, whichever device is current; and on both at once."""
     if maker.device_count() < 2:
