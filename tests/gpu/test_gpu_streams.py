@@ -11,6 +11,7 @@ from inputs import RULES, numbers, same_bits, same_value
 from makers import GRAPHS, STREAMS, Maker
 
 import fastreg
+import fastreg.cuda
 from fastreg.regularizers import L1L2
 
 pytestmark = pytest.mark.needs(STREAMS)
@@ -167,3 +168,28 @@ def test_a_captured_call_over_many_tensors(maker: Maker) -> None:
         replay()
     for w, out in zip(hosts, outs, strict=True):
         assert same_bits(maker.host(out), RULES["L2"].gradient(w, np.empty_like(w)))
+
+
+@pytest.mark.needs(GRAPHS)
+def test_a_schedule_reaches_a_captured_call(maker: Maker) -> None:
+    """Strengths lie in device memory: a replay reads those of its place on the stream."""
+    weight, gradient = arrays(maker, 0, 1)
+    rule = L1L2(0.01, 0.3)
+    stream = maker.stream()
+    with maker.using(stream):
+        rule.gradient(weight, gradient)
+    maker.host(gradient)
+    with fastreg.cuda.recording() as recording:
+        replay = maker.captured(lambda: rule.gradient(weight, gradient))
+    kept = arrays(maker, *range(5))
+    with maker.using(stream):
+        maker.occupy(stream)
+        for step, copy in enumerate(kept):
+            rule.l1 = step / 100
+            recording.update()
+            replay()
+            maker.assign(copy, gradient)
+    for step, copy in enumerate(kept):
+        rule.l1 = step / 100
+        assert same_bits(maker.host(copy), rule.gradient(numbers(SIZE, "f32")))
+    recording.close()
