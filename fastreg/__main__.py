@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import fastreg
 from fastreg import _info
+from fastreg.bench import compare as bench_compare
 from fastreg.bench import options as bench_options
 
 
@@ -42,10 +43,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     info.set_defaults(run=_info_command)
 
     bench = commands.add_parser(
-        "bench", help="time every cell against its floor and NumPy", epilog=bench_options.EPILOG
+        "bench",
+        help="time every cell against its floor and other libraries",
+        usage="%(prog)s [options]\n       %(prog)s compare [options] A B",
+        epilog=bench_options.EPILOG,
     )
     bench_options.add_to(bench)
     bench.set_defaults(run=_bench_command)
+    # what is not given to `compare` keeps what `bench` has, also where that was given before it
+    compare = bench.add_subparsers(prog=bench.prog, metavar="").add_parser(
+        "compare",
+        help="compare two records, or two commits",
+        epilog=bench_compare.EPILOG,
+        argument_default=argparse.SUPPRESS,
+    )
+    bench_compare.add_to(compare)
+    compare.set_defaults(run=_compare_command)
 
     options = parser.parse_args(arguments)
     options.arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -72,6 +85,13 @@ def _bench_command(options: argparse.Namespace) -> int:
     from fastreg.bench import cli
 
     return cli.run(options)
+
+
+def _compare_command(options: argparse.Namespace) -> int:
+    bench_compare.check(options)
+    from fastreg.bench import compare_cli
+
+    return compare_cli.run(options)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
-"""Benchmarks: every cell of the product dtype x terms x outputs, against its floor and NumPy.
+"""Benchmarks: every cell of the product dtype x terms x outputs, against its floor and others.
 
 Run as ``python -m fastreg bench``. The modules, each with one reason to exist:
 
-- ``cases``: what is measured and how many bytes it declares;
-- ``peers``: who takes part: fastreg, the floors, NumPy by hand;
+- ``cases``, ``shapes``, ``workloads``: what is measured, the bytes it declares, its arrays;
+- ``peers``: who takes part: fastreg, the floors, and other libraries, imported when asked for;
+- ``accuracy``: how far a result is from float64;
+- ``measure``, ``spread``: interleaved timing and its statistics;
+- ``run``: from a case to a row;
 - ``step``: the penalties' share of a training step, with layers and by hand;
-- ``measure``: interleaved timing and its statistics;
-- ``table``, ``plot``, ``record``: the rows for the terminal, as a picture, as JSON;
-- ``cli``: the options and the run.
+- ``table``, ``plot``, ``record``: rows for the terminal, as a picture, as JSON and CSV;
+- ``compare``, ``commits``, ``turns``: two records, or two commits measured by two processes;
+- ``options``, ``cli``, ``compare_cli``: the options and the runs.
 
 Nothing is imported here, so that ``python -m fastreg`` stays quick. Rich, Matplotlib and ml_dtypes
-are the extra ``bench``; without them the run stops early and says so.
+are the extra ``bench``, the other libraries the extra ``peers``; a run that lacks one stops early
+and says so.
 """

@@ -1,4 +1,4 @@
-"""What is measured: cells of the product dtype x terms x outputs, at a size.
+"""What is measured: cells of the product dtype x terms x outputs, at a size or over a whole model.
 
 Contract: a case declares the bytes which a perfect implementation moves between the processor and
 memory, and the floor it is held against: a bare loop that moves the same bytes.
@@ -14,15 +14,11 @@ add, value+add             weights and gradient read, gradient written   add
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-Array = NDArray[Any]
+from fastreg.bench.shapes import parameters
 
 #: Strengths of the two terms wherever they are present. Large, because half precision would make
 #: subnormal gradients of usual strengths, and those have a speed of their own on some processors.
@@ -68,19 +64,22 @@ OUTPUTS = {
 
 @dataclass(frozen=True)
 class Case:
-    """One cell at one size.
+    """One cell at one size: a tensor, or with ``model`` all tensors of that one.
 
     Examples
     --------
     >>> case = Case("f32", "L1L2", "value+add", 1000)
     >>> case.bytes, case.floor
     (12000, 'add')
+    >>> print(Case("bf16", "L2", "value", parameters("gpt2"), "gpt2"))
+    bf16 L2 value of gpt2
     """
 
     dtype: str
     terms: str
     outputs: str
     size: int
+    model: str = ""
 
     @property
     def bytes(self) -> int:
@@ -99,55 +98,35 @@ class Case:
     def is_half(self) -> bool:
         return DTYPES[self.dtype] == 2
 
+    @property
+    def place(self) -> str:
+        """Where the cell is measured: the model, or the number of elements."""
+        return self.model or f"{self.size:,}"
+
     def __str__(self) -> str:
-        return f"{self.dtype} {self.terms} {self.outputs} at {self.size:,}"
+        preposition = "of" if self.model else "at"
+        return f"{self.dtype} {self.terms} {self.outputs} {preposition} {self.place}"
 
 
-@dataclass(frozen=True)
-class Workload:
-    """A case with its arrays: weights and gradient for all peers, scratch for the floor.
-
-    The floor has a destination of its own, because its sums of raw bytes would leave NaN and
-    infinity in a gradient of half precision.
-    """
-
-    case: Case
-    weights: Array
-    gradient: Array
-    scratch: Array
-
-
-def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The NumPy dtype of a dtype name; bf16 needs ml_dtypes.
+def cases(
+    sizes: Sequence[int],
+    models: Sequence[str],
+    dtypes: Sequence[str],
+    terms: Sequence[str],
+    outputs: Sequence[str],
+) -> list[Case]:
+    """Every case asked for; those that can share arrays follow each other.
 
     Examples
     --------
-    >>> numpy_dtype("f32")
-    dtype('float32')
+    >>> [str(case) for case in cases([64], ["resnet50"], ["f32"], ["L1"], ["value", "add"])]
+    ... # doctest: +NORMALIZE_WHITESPACE
+    ['f32 L1 value at 64', 'f32 L1 add at 64',
+     'f32 L1 value of resnet50', 'f32 L1 add of resnet50']
     """
-    if name == "bf16":
-        import ml_dtypes
-
-        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return bfloat16
-    return np.dtype({"f16": "float16", "f32": "float32", "f64": "float64"}[name])
-
-
-def arrays(dtype: str, size: int) -> tuple[Array, Array, Array]:
-    """Weights drawn from N(0, 0.05), the same ones each time, and two arrays of zeros."""
-    rng = np.random.default_rng(20260101)
-    weights = rng.standard_normal(size, dtype=np.float32)
-    weights *= np.float32(0.05)
-    target = numpy_dtype(dtype)
-    # full() touches the pages; zeros() would leave that to the first variant which writes them
-    return weights.astype(target), np.full(size, 0, target), np.full(size, 0, target)
-
-
-def workloads(
-    sizes: Sequence[int], dtypes: Sequence[str], terms: Sequence[str], outputs: Sequence[str]
-) -> Iterator[Workload]:
-    """Every case asked for; those of one dtype and size follow each other and share arrays."""
-    for size, dtype in product(sizes, dtypes):
-        shared = arrays(dtype, size)
-        for term, output in product(terms, outputs):
-            yield Workload(Case(dtype, term, output, size), *shared)
+    places = [(size, "") for size in sizes] + [(parameters(model), model) for model in models]
+    return [
+        Case(dtype, term, output, size, model)
+        for (size, model), dtype in product(places, dtypes)
+        for term, output in product(terms, outputs)
+    ]

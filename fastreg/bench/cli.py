@@ -1,25 +1,27 @@
 """The run of ``python -m fastreg bench``: cases, progress, table, files.
 
-Contract: the table goes to standard output, the progress to standard error, so that the one can be
-redirected without the other. The thread count is put back afterwards.
+Contract: the table goes to standard output, progress and notes to standard error, so that the one
+can be redirected without the other. Thread counts are put back afterwards. An interrupted run shows
+and writes the cases that it has finished, and ends with status 130.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import fastreg
-from fastreg.bench import cases, options, record, step
-from fastreg.bench.peers import PEERS
+from fastreg.bench import options, record, step
+from fastreg.bench.cases import cases
+from fastreg.bench.peers import PEERS, Peer
 from fastreg.bench.run import Row, measure
-from fastreg.bench.table import step_line, table
+from fastreg.bench.table import step_line, summary, table
+from fastreg.bench.workloads import workloads
 
 #: Wide enough for a row on one line, where the output is a file and has no width of its own.
 FILE_WIDTH = 160
@@ -28,52 +30,96 @@ FILE_WIDTH = 160
 def run(choices: argparse.Namespace) -> int:
     """Measure what the options ask for, and show it; the exit status."""
     options.complete(choices)
-    with _threads(choices.threads):
-        command = shlex.join(["python", "-m", "fastreg", *choices.arguments])
-        circumstances = record.Circumstances.here(command, choices.repeats)
-        rows = _measure_all(choices)
-        step_row = step.measure(choices.repeats) if choices.step else None
+    rows: list[Row] = []
+    step_row = None
+    status = 0
+    with threads(choices.threads), ExitStack() as sessions:
+        peers, peer_threads = _enter(sessions, choices.peers)
+        modules = dict.fromkeys(module for peer in peers for module in peer.modules)
+        circumstances = record.Circumstances.here(
+            shlex.join(["python", "-m", "fastreg", *choices.arguments]),
+            choices.repeats,
+            peer_threads,
+            [module for module in modules if module != "numpy"],
+        )
+        try:
+            _measure_all(choices, peers, rows)
+            step_row = step.measure(choices.repeats) if choices.step else None
+        except KeyboardInterrupt:
+            note("interrupted: this is what was measured until then")
+            status = 130
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=FILE_WIDTH)
-    console.print(table(circumstances, rows))
+    show(table(circumstances, rows))
+    lines = summary(rows)
+    if differing := circumstances.differing_threads():
+        counts = ", ".join(f"{name}: {count}" for name, count in differing.items())
+        lines.append(f"threads, where not those of fastreg: {counts}")
+    show("\n".join(lines))
     if step_row is not None:
-        console.print(step_line(step_row))
+        show(step_line(step_row))
     if choices.json is not None:
-        text = json.dumps(record.as_json(circumstances, rows, step_row), indent=1)
-        choices.json.write_text(text + "\n", encoding="utf-8")
-    if choices.plot is not None:
+        record.write_json(choices.json, circumstances, rows, step_row)
+    if choices.csv is not None:
+        record.write_csv(choices.csv, rows)
+    if choices.plot is not None and rows:
         from fastreg.bench import plot
 
         plot.save(choices.plot, circumstances, rows)
-    return 0
+    return status
 
 
-def _measure_all(choices: argparse.Namespace) -> list[Row]:
-    peers = [PEERS[name] for name in choices.peers if PEERS[name].available()]
-    cells = [choices.sizes, choices.dtypes, choices.terms, choices.outputs]
-    total = 1
-    for axis in cells:
-        total *= len(axis)
+def _enter(sessions: ExitStack, names: Sequence[str]) -> tuple[list[Peer], dict[str, int]]:
+    """Start the peers; one whose framework does not start is noted and left out."""
+    peers, counts = [], {}
+    for name in names:
+        peer = PEERS[name]
+        try:
+            counts[name] = sessions.enter_context(peer.session(fastreg.get_num_threads()))
+        except Exception as error:  # whatever a broken installation raises
+            note(f"{name} is left out: {type(error).__name__}: {error}")
+        else:
+            peers.append(peer)
+    return peers, counts
+
+
+def _measure_all(choices: argparse.Namespace, peers: Sequence[Peer], rows: list[Row]) -> None:
+    chosen = cases(choices.sizes, choices.models, choices.dtypes, choices.terms, choices.outputs)
+    with progress_bar() as progress:
+        task = progress.add_task("starting", total=len(chosen))
+        for workload in workloads(chosen):
+            progress.update(task, description=f"{workload.case!s:40}")
+            rows.append(measure(workload, peers, choices.repeats))
+            progress.advance(task)
+            del workload  # its arrays go before the next ones come
+
+
+def progress_bar() -> Progress:
+    """A bar on standard error that leaves nothing behind."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    rows = []
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("starting", total=total)
-        for workload in cases.workloads(*cells):
-            progress.update(task, description=f"{workload.case!s:40}")
-            rows.append(measure(workload, peers, choices.repeats))
-            progress.advance(task)
-    return rows
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def show(what: RenderableType) -> None:
+    """Print to standard output, as wide as a table needs where that is a file."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=FILE_WIDTH)
+    console.print(what, markup=False, soft_wrap=isinstance(what, str))
+
+
+def note(text: str) -> None:
+    """Print a line to standard error."""
+    Console(stderr=True, highlight=False).print(text, markup=False, soft_wrap=True)
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def threads(count: int | None) -> Iterator[None]:
+    """Let fastreg use so many threads for a while."""
     before = fastreg.get_num_threads()
     if count is not None:
         fastreg.set_num_threads(count)

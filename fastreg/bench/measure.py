@@ -2,58 +2,27 @@
 
 Contract: a turn runs each variant once, as a batch of calls long enough for the clock, in an order
 drawn anew: with a fixed one, even a rotating one, each variant would always find the cache as the
-same other one left it. A batch of several calls is preceded by one that is not timed. A ratio is
-taken within each turn before the median, so that a slow spell of the machine, which hits all
-variants of a turn, cancels. Spread is given as quartiles. Times are seconds per call.
+same other one left it. A batch of several calls is preceded by one that is not timed; one whose
+threads keep spinning is followed by a rest. Times are seconds per call.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import repeat
 from random import Random
-from statistics import median, quantiles
-from time import perf_counter
+from time import perf_counter, sleep
 
 #: A batch of calls takes at least this long, over a thousand ticks of any clock in use.
 BATCH_SECONDS = 200e-6
 
+#: Worker threads of OpenMP spin for two to three milliseconds after their call (measured with
+#: libgomp), and would take the processor from whoever is timed next.
+REST_SECONDS = 4e-3
+
 Call = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Median and quartiles of a sample.
-
-    Examples
-    --------
-    >>> Spread.of([3.0, 1.0, 2.0, 5.0, 4.0])
-    Spread(median=3.0, low=2.0, high=4.0)
-    """
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, sample: Sequence[float]) -> Spread:
-        if len(sample) == 1:
-            return cls(sample[0], sample[0], sample[0])
-        low, _, high = quantiles(sample, n=4, method="inclusive")
-        return cls(median(sample), low, high)
-
-    @classmethod
-    def of_ratio(cls, numerator: Sequence[float], denominator: Sequence[float]) -> Spread:
-        """The spread of the turn-by-turn ratios of two samples of one run.
-
-        Examples
-        --------
-        >>> Spread.of_ratio([2.0, 20.0, 2.0], [1.0, 10.0, 1.0]).median
-        2.0
-        """
-        return cls.of([n / d for n, d in zip(numerator, denominator, strict=True)])
 
 
 def batch_time(call: Call, loops: int) -> float:
@@ -76,27 +45,43 @@ def loops_for(call: Call, seconds: float = BATCH_SECONDS) -> int:
     >>> loops_for(lambda: sleep(0.01))
     1
     """
+    # the first calls find cold code, and any may be interrupted: neither must pass for a slow call
+    if batch_time(call, 1) > 50 * seconds:
+        return 1
     loops = 1
-    while (taken := batch_time(call, loops)) < seconds:
-        # a first batch is slow (cold code), so the estimate grows in steps of ten at most
+    while (taken := min(batch_time(call, loops) for _ in range(3))) < seconds:
         loops = min(10 * loops, max(loops + 1, int(1.2 * loops * seconds / taken)))
     return loops
 
 
-def interleave(calls: Mapping[str, Call], repeats: int) -> dict[str, list[float]]:
-    """Time the calls in turns: name -> ``repeats`` times in seconds per call, in step."""
+def interleave(
+    calls: Mapping[str, Call], repeats: int, spinning: Collection[str] = ()
+) -> dict[str, list[float]]:
+    """Time the calls in turns: name -> ``repeats`` times in seconds per call, in step.
+
+    ``spinning`` are the names of those to rest after.
+    """
     loops = {name: loops_for(call) for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
     shuffle = Random(20260101).shuffle
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
+    with no_collection():
         for _ in range(repeats):
             shuffle(order)
             for name in order:
                 samples[name].append(batch_time(calls[name], loops[name]) / loops[name])
+                if name in spinning:
+                    sleep(REST_SECONDS)
+    return samples
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Keep the garbage collector out of the timing."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
     finally:
         if collecting:
             gc.enable()
-    return samples

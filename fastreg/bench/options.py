@@ -1,7 +1,7 @@
-"""The options of ``python -m fastreg bench``, and the check that what they need is installed.
+"""The options of ``python -m fastreg bench``, and the check that what they need is there.
 
-Contract: importing this file needs neither Rich nor Matplotlib nor ml_dtypes, so that ``--help``
-works without them; ``check`` refuses a run that would fail later for want of one.
+Contract: importing this file needs neither Rich nor Matplotlib nor ml_dtypes nor any peer, so that
+``--help`` works without them; ``check`` refuses a run that would fail later.
 """
 
 from __future__ import annotations
@@ -13,17 +13,21 @@ from pathlib import Path
 
 import fastreg
 from fastreg.bench.cases import DTYPES, OUTPUTS, TERMS
-from fastreg.bench.peers import PEERS
+from fastreg.bench.peers import PEERS, installed
+from fastreg.bench.shapes import MODELS, parameters
 
 SIZES = (64, 1_000, 65_536, 1_048_576, 16_777_216)
 QUICK_SIZES = (64, 65_536, 1_048_576)
+QUICK_TERMS = ("L1L2",)
 REPEATS = 31
 QUICK_REPEATS = 7
+PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 EPILOG = (
     "Lists are separated by commas. The floor is a bare loop over the same bytes: a read for "
     "value, a copy for gradient and value+gradient, an addition for add and value+add; it runs in "
-    "turn with fastreg, on the same threads. numpy-dot is NumPy with the squares summed by BLAS."
+    "turn with fastreg, on the same threads. Every result is held against float64 before it is "
+    "timed. `python -m fastreg bench compare --help` tells how to compare two runs or two commits."
 )
 
 
@@ -33,8 +37,44 @@ class UsageError(Exception):
 
 def add_to(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``bench`` to a parser."""
+    add_cases(parser)
     parser.add_argument(
-        "--sizes", type=_sizes, metavar="N,N", help=f"elements (default: {_joined(SIZES)})"
+        "--peers",
+        type=_names(PEERS),
+        metavar="A,B",
+        help="whom to compare with (default: those installed); "
+        + "; ".join(f"{name}: {peer.summary}" for name, peer in PEERS.items()),
+    )
+    parser.add_argument(
+        "--no-step",
+        dest="step",
+        action="store_false",
+        help="leave out the penalties' share of a training step",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write one line per variant")
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help=f"draw times and shares of the floor ({', '.join(PLOT_SUFFIXES)})",
+    )
+
+
+def add_cases(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose cases and how they are measured."""
+    parser.add_argument(
+        "--sizes",
+        type=_sizes,
+        metavar="N,N",
+        help=f"elements of one tensor (default: {_joined(SIZES)}, or none with --models)",
+    )
+    sizes = ", ".join(f"{name}: {parameters(name):,}" for name in MODELS)
+    parser.add_argument(
+        "--models",
+        type=_names(MODELS),
+        metavar="A,B",
+        help=f"whole models, all tensors in one call (parameters: {sizes}); default: none",
     )
     for name, known in (("dtypes", DTYPES), ("terms", TERMS), ("outputs", OUTPUTS)):
         parser.add_argument(
@@ -44,40 +84,31 @@ def add_to(parser: argparse.ArgumentParser) -> None:
             help=f"some of {_joined(known)} (default: all)",
         )
     parser.add_argument(
-        "--peers",
-        type=_names(PEERS),
-        default=list(PEERS),
-        metavar="A,B",
-        help=f"whom to compare with (default: {_joined(PEERS)})",
-    )
-    parser.add_argument(
         "--repeats",
         type=_positive,
         help=f"turns of each measurement (default: {REPEATS})",
     )
-    parser.add_argument("--threads", type=_positive, help="threads of fastreg and of the floor")
+    parser.add_argument("--threads", type=_positive, help="threads of everyone")
     parser.add_argument(
         "--quick",
         action="store_true",
-        help=f"sizes {_joined(QUICK_SIZES)} and {QUICK_REPEATS} turns unless given",
+        help=f"unless given: sizes {_joined(QUICK_SIZES)}, terms {_joined(QUICK_TERMS)}, "
+        f"{QUICK_REPEATS} turns, no peers that have to be compiled",
     )
-    parser.add_argument(
-        "--no-step",
-        dest="step",
-        action="store_false",
-        help="leave out the penalties' share of a training step",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them (.png, .svg, .pdf)")
 
 
 def complete(options: argparse.Namespace) -> None:
     """Fill in what was not given, ``--quick`` considered."""
-    options.sizes = options.sizes or list(QUICK_SIZES if options.quick else SIZES)
-    options.repeats = options.repeats or (QUICK_REPEATS if options.quick else REPEATS)
+    quick = options.quick
+    if options.sizes is None:
+        options.sizes = [] if options.models else list(QUICK_SIZES if quick else SIZES)
+    options.models = options.models or []
+    options.repeats = options.repeats or (QUICK_REPEATS if quick else REPEATS)
     options.dtypes = options.dtypes or list(DTYPES)
-    options.terms = options.terms or list(TERMS)
+    options.terms = options.terms or list(QUICK_TERMS if quick else TERMS)
     options.outputs = options.outputs or list(OUTPUTS)
+    if "peers" in options and options.peers is None:
+        options.peers = installed(quick)
 
 
 def check(options: argparse.Namespace) -> None:
@@ -86,28 +117,49 @@ def check(options: argparse.Namespace) -> None:
     Raises
     ------
     UsageError
-        A package of the extra ``bench`` is missing, or the backend asked for, or a directory for
-        the results.
+        A package of the extra ``bench`` is missing, or a peer, or the backend asked for, or a
+        directory for the results, or a plot's suffix is unknown.
     """
+    plot: Path | None = options.plot
+    check_cases(options, {} if plot is None else {"matplotlib": "--plot"})
+    if plot is not None and plot.suffix.lower() not in PLOT_SUFFIXES:
+        raise UsageError(f"--plot was {plot}; its suffix must be one of {_joined(PLOT_SUFFIXES)}")
+    missing = [name for name in options.peers or () if not PEERS[name].available()]
+    if missing:
+        raise UsageError(
+            f"--peers has what is not installed: {', '.join(missing)}. "
+            "Install the extra: python -m pip install 'fastreg-kernels[peers]'"
+        )
+    for option in ("json", "csv", "plot"):
+        check_directory(option, getattr(options, option))
+
+
+def check_cases(options: argparse.Namespace, needed: dict[str, str]) -> None:
+    """The part of ``check`` for ``add_cases``; ``needed``: further package -> what for."""
     try:
         fastreg.get_num_threads()
     except RuntimeError as error:  # FASTREG_BACKEND=native without a core
         raise UsageError(str(error)) from error
-    needed = {"rich": "the table and the progress bar"}
+    needed = {"rich": "the table and the progress bar", **needed}
     if options.dtypes is None or "bf16" in options.dtypes:
         needed["ml_dtypes"] = "the dtype bf16"
-    if options.plot is not None:
-        needed["matplotlib"] = "--plot"
+    require(needed)
+
+
+def check_directory(option: str, path: Path | None) -> None:
+    """Refuse a file that cannot be made."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise UsageError(f"--{option} was {path}; its directory does not exist")
+
+
+def require(needed: dict[str, str]) -> None:
+    """Refuse to go on without packages: their names, and what each is for."""
     missing = [f"{name} (for {use})" for name, use in needed.items() if find_spec(name) is None]
     if missing:
         raise UsageError(
             f"not installed: {', '.join(missing)}. "
             "Install the extra: python -m pip install 'fastreg-kernels[bench]'"
         )
-    for option in ("json", "plot"):
-        path: Path | None = getattr(options, option)
-        if path is not None and not path.absolute().parent.is_dir():
-            raise UsageError(f"--{option} was {path}; its directory does not exist")
 
 
 def _joined(names: Iterable[object]) -> str:
@@ -139,7 +191,7 @@ def _names(known: Collection[str]) -> Callable[[str], list[str]]:
     """A parser of comma-separated names, in the order given, each of them known."""
 
     def parse(text: str) -> list[str]:
-        names = text.split(",")
+        names = list(dict.fromkeys(text.split(",")))
         for name in names:
             if name not in known:
                 raise argparse.ArgumentTypeError(f"{name!r} is not one of {_joined(known)}")

@@ -1,7 +1,8 @@
-"""The rows of a run as a picture: share of the floor in every cell, ratio to NumPy over the size.
+"""The rows of a run as a picture: time over size for everyone, and each cell's share of its floor.
 
 Contract: drawn without a window, whatever Matplotlib's configured backend; the file's suffix
-chooses the format.
+chooses the format. Times are shown for the widest term measured (L1L2), models as squares beside
+the lines; shares for every cell at the largest sizes and at each model.
 """
 
 from __future__ import annotations
@@ -13,41 +14,116 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.figure import Figure, SubFigure
 
+from fastreg.bench.peers import PEERS, Fastreg, Floor
 from fastreg.bench.record import Circumstances
-from fastreg.bench.run import Row
+from fastreg.bench.run import ONE_TENSOR, Row
 
-PEER = "numpy"
+#: How many sizes get a map of their shares: the largest.
+MAPS = 2
+PANEL_INCHES = 3.0
 
 
 def save(path: Path, circumstances: Circumstances, rows: Sequence[Row]) -> None:
     """Draw the rows into ``path``."""
     dtypes = _in_order(row.case.dtype for row in rows)
-    sizes = sorted({row.case.size for row in rows})
-    shown = sizes[-2:] if len(sizes) > 1 else sizes
-    figure = Figure(figsize=(15, 7.2), layout="constrained")
+    outputs = _in_order(row.case.outputs for row in rows)
+    sizes = sorted({row.case.size for row in rows if not row.case.model})[-MAPS:]
+    places = [f"{size:,}" for size in sizes]
+    places += _in_order(row.case.model for row in rows if row.case.model)
+
+    panels_high = PANEL_INCHES * 0.8 * len(dtypes) + 1.0
+    maps_high = 0.28 * len({(row.case.dtype, row.case.terms) for row in rows}) + 2.2
+    width = max(PANEL_INCHES * len(outputs), 4.5 * len(places), 7.0)
+    figure = Figure(figsize=(width, panels_high + maps_high), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(circumstances.title(), fontsize=10)
-    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.15, 1.0))[0]
+    figure.suptitle(circumstances.title(), fontsize=9, wrap=True)
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=(panels_high, maps_high))[
+        :, 0
+    ]
+    _times(upper, rows, dtypes, outputs)
 
-    heat_maps = left.subplots(1, len(shown), squeeze=False, sharey=True)[0]
-    for axes, size in zip(heat_maps, shown, strict=True):
-        _heat_map(axes, [row for row in rows if row.case.size == size], f"{size:,} elements")
-
-    columns = min(2, len(dtypes))
-    lines = -(-len(dtypes) // columns)
-    panels = right.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
-    for axes, dtype in zip(panels, dtypes, strict=False):
-        _ratios(axes, [row for row in rows if row.case.dtype == dtype], dtype)
-    for axes in panels[len(dtypes) :]:
-        axes.set_visible(False)
-    handles, labels = panels[0].get_legend_handles_labels()
-    right.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    right.suptitle(f"times faster than {PEER} ({_widest_term(rows)})", fontsize=11)
-    left.suptitle("speed as a share of the floor: the bare loop over the same bytes", fontsize=11)
+    lower.suptitle("speed as a share of the floor, the bare loop over the same bytes", fontsize=11)
+    maps = lower.subplots(1, len(places), squeeze=False, sharey=True)[0]
+    for axes, place in zip(maps, places, strict=True):
+        chosen = [row for row in rows if row.case.place == place]
+        title = place if chosen[0].case.model else f"{place} elements"
+        _heat_map(axes, chosen, title)
     figure.savefig(path, dpi=130)
+
+
+def _times(
+    figure: SubFigure, rows: Sequence[Row], dtypes: Sequence[str], outputs: Sequence[str]
+) -> None:
+    """One panel per dtype and output; a line per variant, its quartiles as a band."""
+    term = max((row.case.terms for row in rows), key=len)
+    figure.suptitle(f"time per call, {term}", fontsize=11)
+    panels = figure.subplots(len(dtypes), len(outputs), squeeze=False, sharex=True, sharey=True)
+    names = [name for name in (Floor.name, Fastreg.name, *PEERS) if _measured(rows, name)]
+    colours = {name: f"C{place}" for place, name in enumerate(PEERS)}
+    styles = {
+        Floor.name: {"color": "black", "linestyle": ":", "linewidth": 1.2},
+        Fastreg.name: {"color": "black", "linewidth": 2.2},
+    }
+    lines = {}
+    for (y, x), axes in np.ndenumerate(panels):
+        cell = [
+            row
+            for row in rows
+            if (row.case.dtype, row.case.outputs, row.case.terms) == (dtypes[y], outputs[x], term)
+        ]
+        for name in names:
+            style = styles.get(name, {"color": colours.get(name), "linewidth": 1.2})
+            found = sorted(
+                (
+                    (row.case.size, row.variants[name].seconds, row.case.model)
+                    for row in cell
+                    if name in row.variants
+                ),
+                key=lambda item: item[0],
+            )
+            tensors = [(size, seconds) for size, seconds, model in found if not model]
+            models = [(size, seconds) for size, seconds, model in found if model]
+            (lines[name],) = axes.plot(
+                [size for size, _ in tensors],
+                [seconds.median for _, seconds in tensors],
+                marker="o",
+                markersize=3,
+                label=name,
+                **style,
+            )
+            axes.fill_between(
+                [size for size, _ in tensors],
+                [seconds.low for _, seconds in tensors],
+                [seconds.high for _, seconds in tensors],
+                color=style["color"],
+                alpha=0.15,
+                linewidth=0,
+            )
+            axes.plot(
+                [size for size, _ in models],
+                [seconds.median for _, seconds in models],
+                marker="s",
+                markersize=5,
+                markerfacecolor="none",
+                linestyle="none",
+                color=style["color"],
+            )
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.grid(which="major", alpha=0.3)
+        axes.set_title(f"{dtypes[y]} {outputs[x]}", fontsize=9)
+        axes.set_xlabel("elements")
+        axes.set_ylabel("seconds")
+        axes.label_outer()
+    figure.legend(
+        lines.values(),
+        lines.keys(),
+        loc="outside lower center",
+        ncols=min(len(lines), 6),
+        frameon=False,
+    )
 
 
 def _heat_map(axes: Axes, rows: Sequence[Row], title: str) -> None:
@@ -57,7 +133,7 @@ def _heat_map(axes: Axes, rows: Sequence[Row], title: str) -> None:
     shares = np.full((len(down), len(across)), np.nan)
     for row in rows:
         place = down.index(f"{row.case.dtype} {row.case.terms}"), across.index(row.case.outputs)
-        shares[place] = row.share_of_floor.median
+        shares[place] = row.own.share_of_floor.median
     # one hue from light to dark reads without colour too; the floor is near its dark end
     axes.imshow(shares, cmap="YlGnBu", vmin=0.0, vmax=1.2, aspect="auto")
     for (y, x), share in np.ndenumerate(shares):
@@ -73,34 +149,8 @@ def _heat_map(axes: Axes, rows: Sequence[Row], title: str) -> None:
     axes.set_title(title, fontsize=10)
 
 
-def _ratios(axes: Axes, rows: Sequence[Row], dtype: str) -> None:
-    """One line per output over the size, with its quartiles as a band."""
-    term = _widest_term(rows)
-    for outputs in _in_order(row.case.outputs for row in rows):
-        chosen = [r for r in rows if (r.case.outputs, r.case.terms) == (outputs, term)]
-        chosen = sorted((r for r in chosen if PEER in r.ratio_to_peer), key=lambda r: r.case.size)
-        sizes = [row.case.size for row in chosen]
-        spreads = [row.ratio_to_peer[PEER] for row in chosen]
-        (line,) = axes.plot(
-            sizes, [spread.median for spread in spreads], marker="o", markersize=4, label=outputs
-        )
-        lows, highs = [s.low for s in spreads], [s.high for s in spreads]
-        axes.fill_between(sizes, lows, highs, color=line.get_color(), alpha=0.2, linewidth=0)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}x")
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.axhline(1.0, color="black", linewidth=1)
-    axes.grid(which="major", alpha=0.3)
-    axes.set_title(dtype, fontsize=10)
-    axes.set_xlabel("elements")
-    axes.label_outer()
-
-
-def _widest_term(rows: Sequence[Row]) -> str:
-    """L1L2 where it was measured."""
-    return max((row.case.terms for row in rows), key=len)
+def _measured(rows: Sequence[Row], name: str) -> bool:
+    return name != ONE_TENSOR and any(name in row.variants for row in rows)
 
 
 def _in_order(names: Iterable[str]) -> list[str]:

@@ -4,7 +4,7 @@ Contract: one step of a multilayer perceptron of ``fastreg.layers``, from the ba
 weights, in three variants on the same numbers: without penalties; with L1L2 on the kernels and L1
 on the activities as the layers' regularizers; and with the same penalties written out in NumPy.
 The variants take turns, and a share is taken within each turn: what a variant needs beyond the bare
-step, over its own time.  Nothing is timed before the penalties of both have shown to agree.
+step, over its own time. Nothing is timed before the penalties of both have shown to agree.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from fastreg import regularizers
-from fastreg.bench.cases import L1_STRENGTH, L2_STRENGTH, Array
-from fastreg.bench.measure import Spread, interleave
+from fastreg.bench.cases import L1_STRENGTH, L2_STRENGTH
+from fastreg.bench.measure import interleave
+from fastreg.bench.spread import Spread
+from fastreg.bench.workloads import Array
 from fastreg.layers import Dense
 from fastreg.layers.initializers import GlorotUniform
 
@@ -140,9 +142,9 @@ def measure(repeats: int) -> StepRow:
     }
     samples = interleave(calls, repeats)
     return StepRow(
-        seconds={name: Spread.of(sample) for name, sample in samples.items()},
+        seconds={name: Spread.quartiles(sample) for name, sample in samples.items()},
         share={
-            name: Spread.of(
+            name: Spread.quartiles(
                 [
                     (with_penalty - without) / with_penalty
                     for with_penalty, without in zip(

@@ -1,49 +1,92 @@
-"""The rows of a run as a table for the terminal."""
+"""Rows as tables for the terminal, and what they amount to in words."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from statistics import geometric_mean
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from fastreg.bench.measure import Spread
+from fastreg.bench.peers import Fastreg, Floor
 from fastreg.bench.record import Circumstances
 from fastreg.bench.run import Row
+from fastreg.bench.spread import Spread
 from fastreg.bench.step import TITLE, StepRow
 
 LEGEND = (
-    "all figures: median (quartiles). share: time of the bare loop over the same bytes "
-    "/ time of fastreg. x peer: how many times the peer's time is fastreg's."
+    "time: median (quartiles). share: time of the bare loop over the same bytes / time of the "
+    "variant. times fastreg: how many times fastreg's time the variant takes. Both: median "
+    "(95 % confidence interval) of the turns. errors: against float64, relative; the gradient's "
+    "to the largest gradient."
 )
 
 
 def table(circumstances: Circumstances, rows: Sequence[Row]) -> Table:
-    """One line per row, one section per size and dtype."""
-    peers = list(dict.fromkeys(name for row in rows for name in row.ratio_to_peer))
-    result = Table(title=circumstances.title(), caption=LEGEND, header_style="bold")
-    for heading in ("elements", "dtype", "terms", "outputs"):
-        result.add_column(
-            heading, justify="right" if heading == "elements" else "left", no_wrap=True
-        )
-    for heading in ("time", "GB/s", "share of floor", *(f"x {name}" for name in peers)):
+    """One section per case, one line per variant."""
+    result = Table(
+        title=circumstances.title(), caption=LEGEND, header_style="bold", box=SIMPLE_HEAD
+    )
+    for heading in ("case", "variant"):
+        result.add_column(heading, no_wrap=True)
+    for heading in ("time", "GB/s", "share of floor", "times fastreg", "value error", "grad error"):
         result.add_column(heading, justify="right", overflow="fold")
-
-    ends = [_section(row) != _section(following) for row, following in pairwise(rows)]
-    for row, ends_section in zip(rows, [*ends, True], strict=True):
+    for row in rows:
         case = row.case
-        result.add_row(
-            f"{case.size:,}",
-            case.dtype,
-            case.terms,
-            case.outputs,
-            duration(row.seconds["fastreg"]),
-            f"{row.gb_per_s:.1f}",
-            f"{case.floor} {percentage(row.share_of_floor)}",
-            *(ratio(row.ratio_to_peer.get(name)) for name in peers),
-            end_section=ends_section,
-        )
+        place = case.model or f"{case.size:,} elements"
+        labels = [f"{case.dtype} {case.terms} {case.outputs}", place]
+        lines = [
+            (
+                name,
+                duration(found.seconds),
+                f"{row.gb_per_s(name):.1f}",
+                case.floor if name == Floor.name else percentage(found.share_of_floor),
+                "" if name == Fastreg.name else ratio(found.times_fastreg),
+                _error(found.errors.value),
+                _error(found.errors.gradient),
+            )
+            for name, found in row.variants.items()
+        ]
+        lines += [(name, "-", "", "", "", "", "") for name in row.blanks]
+        labels += [""] * (len(lines) - len(labels))
+        for number, (label, line) in enumerate(zip(labels, lines, strict=True), start=1):
+            result.add_row(label, *line, end_section=number == len(lines))
     return result
+
+
+def summary(rows: Sequence[Row]) -> list[str]:
+    """How fastreg compares with the best peer of each case, and what was left blank.
+
+    The best peer is the one with the smallest median time.
+    """
+    best = {}
+    for row in rows:
+        if row.compared:
+            name, found = min(row.compared.items(), key=lambda item: item[1].seconds.median)
+            best[row.case] = name, found.times_fastreg
+    lines = []
+    if best:
+        mean = geometric_mean(times.median for _, times in best.values())
+        slowest = min(best, key=lambda case: best[case][1].median)
+        name, times = best[slowest]
+        behind = sum(times.median < 1 for _, times in best.values())
+        lines.append(
+            f"against the best peer of each case: geometric mean {mean:.2f} times fastreg's time; "
+            f"least {ratio(times)}, {name} on {slowest}; below 1 in {behind} of {len(best)} cases"
+        )
+    return lines + _blanks(rows)
+
+
+def _blanks(rows: Iterable[Row]) -> list[str]:
+    """The reasons of blanks, each with the number of its cases."""
+    counts: dict[tuple[str, str], int] = {}
+    for row in rows:
+        for blank in row.blanks.items():
+            counts[blank] = counts.get(blank, 0) + 1
+    return [
+        f"blank: {name}, {reason} ({count} {'case' if count == 1 else 'cases'})"
+        for (name, reason), count in counts.items()
+    ]
 
 
 def step_line(row: StepRow) -> str:
@@ -56,8 +99,8 @@ def step_line(row: StepRow) -> str:
     >>> print(step_line(StepRow(seconds, {"fastreg": spread, "by hand": spread})))
     training step: Dense 784-1024-1024-10, batch 64, f32, L1L2 on kernels, L1 on activities
     no penalty 10.0 (10.0-10.0) ms
-    fastreg    10.0 (10.0-10.0) ms, penalties 1 (1-1) % of it
-    by hand    10.0 (10.0-10.0) ms, penalties 1 (1-1) % of it
+    fastreg    10.0 (10.0-10.0) ms, penalties 1.0 (1.0-1.0) % of it
+    by hand    10.0 (10.0-10.0) ms, penalties 1.0 (1.0-1.0) % of it
     """
     lines = [TITLE]
     for name, seconds in row.seconds.items():
@@ -66,10 +109,6 @@ def step_line(row: StepRow) -> str:
             line += f", penalties {percentage(row.share[name])} of it"
         lines.append(line)
     return "\n".join(lines)
-
-
-def _section(row: Row) -> tuple[int, str]:
-    return row.case.size, row.case.dtype
 
 
 def duration(seconds: Spread) -> str:
@@ -95,20 +134,26 @@ def percentage(share: Spread) -> str:
     >>> percentage(Spread(0.97, 0.95, 1.01))
     '97 (95-101) %'
     """
-    return f"{share.median:.0%} ({share.low:.0%}-{share.high:.0%})".replace("%", "") + " %"
+    median, low, high = (
+        f"{100 * part:.{1 if abs(part) < 0.1 else 0}f}"
+        for part in (share.median, share.low, share.high)
+    )
+    return f"{median} ({low}-{high}) %"
 
 
-def ratio(times: Spread | None) -> str:
-    """How many times faster; a dash where the peer does not do the case.
+def ratio(times: Spread) -> str:
+    """A ratio and its bounds.
 
     Examples
     --------
-    >>> ratio(Spread(11.6, 11.2, 12.0)), ratio(None)
-    ('11.6 (11.2-12.0)', '-')
+    >>> ratio(Spread(11.6, 11.2, 12.0))
+    '11.6 (11.2-12.0)'
     """
-    if times is None:
-        return "-"
     return f"{_digits(times.median)} ({_digits(times.low)}-{_digits(times.high)})"
+
+
+def _error(error: float | None) -> str:
+    return "" if error is None else f"{error:.1g}"
 
 
 def _digits(number: float) -> str:

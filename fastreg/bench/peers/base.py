@@ -1,0 +1,63 @@
+"""What a benchmark asks of everyone who takes part.
+
+Contract: a peer has a name, says whether it can run here, and makes for a workload one prepared
+call, or None where it has nothing to measure. The call does the whole work of the case: it gives
+the value where the case has one and leaves the gradients in place, as a training loop wants them.
+Preparation that such a loop does once (choosing a function, compiling it, wrapping strengths,
+making buffers) belongs into ``make``. Nothing is imported before ``session``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, ClassVar
+
+from fastreg.bench.workloads import Array, Workload
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A call to time, and how to see afterwards what it has computed.
+
+    ``call`` gives the value, in the peer's own kind, or something else where the case has none.
+    ``gradients`` gives the gradients after the latest call, as NumPy sees them.
+    """
+
+    call: Callable[[], Any]
+    gradients: Callable[[], Iterable[Array]]
+    value: Callable[[Any], float] = float
+
+
+class Peer(ABC):
+    """One who takes part in a measurement."""
+
+    #: In options, tables and files.
+    name: ClassVar[str]
+    #: What must be installed, by module name; their versions go into the record.
+    modules: ClassVar[tuple[str, ...]] = ()
+    #: What it does, for the help.
+    summary: ClassVar[str]
+    #: Whether making a call takes seconds: then a quick run does without, unless asked.
+    compiles_slowly: ClassVar[bool] = False
+    #: Whether its threads (OpenMP's) keep spinning after a call.
+    spins: ClassVar[bool] = False
+
+    def available(self) -> bool:
+        """Whether what the peer needs is installed."""
+        return all(find_spec(module) is not None for module in self.modules)
+
+    @contextmanager
+    def session(self, threads: int) -> Iterator[int]:
+        """Import what is needed and set its threads for a while.
+
+        Gives the number of threads that the peer's calls may use in truth.
+        """
+        yield 1
+
+    @abstractmethod
+    def make(self, workload: Workload) -> Prepared | None:
+        """The call to time, or None where the peer does not do this case."""
