@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +14,14 @@ import pytest
 for package in ("sklearn", "matplotlib", "rich"):
     pytest.importorskip(package)
 
-DIGITS = Path(__file__).parents[1] / "examples" / "digits.py"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+DIGITS = EXAMPLES / "digits.py"
+LARGE_NORMS = EXAMPLES / "large_norms.py"
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, example: Path = DIGITS) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(DIGITS), *arguments], capture_output=True, text=True, check=False
+        [sys.executable, str(example), *arguments], capture_output=True, text=True, check=False
     )
 
 
@@ -60,3 +64,35 @@ def test_digits_help() -> None:
     done = run("--help")
     assert done.returncode == 0
     assert "--no-picture" in done.stdout
+
+
+def test_large_norms_show_who_is_right() -> None:
+    done = run("--sizes", "1e5,1e6", example=LARGE_NORMS)
+    assert done.returncode == 0, done.stderr
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines()]
+    lines = [line for line in lines if len(line) == 5]
+    starts = [number for number, line in enumerate(lines) if line[0]]
+    assert [lines[n][0] for n in starts] == ["|w|, float32", "w**2, float32", "|w|, float16"]
+
+    own = [line[3:] for line in lines if line[1] == "fastreg"]
+    assert len(own) == 3
+    assert all(abs(float(error)) < 1e-15 for errors in own for error in errors)
+    half = [line for line in lines[starts[2] :] if line[1] != "fastreg"]
+    assert half[0][1:] == ["numpy", "np.abs(w).sum()", "overflow", "overflow"]
+    along = next(line for line in lines if "axis=0" in line[2])
+    assert abs(float(along[4])) > 1e-7
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [(0.54, "-46 %"), (1 - 2e-7, "-2.0e-07"), (1.0, "0"), (math.inf, "overflow")],
+)
+def test_large_norms_print_errors(found: float, text: str) -> None:
+    assert runpy.run_path(str(LARGE_NORMS))["error"](found, 1.0) == text
+
+
+@pytest.mark.parametrize("sizes", ["15", "0", "1e6;1e7"])
+def test_large_norms_refuse_sizes(sizes: str) -> None:
+    done = run("--sizes", sizes, example=LARGE_NORMS)
+    assert done.returncode == 2
+    assert f"--sizes was {sizes}; it must be multiples of 10" in done.stderr
