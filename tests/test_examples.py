@@ -96,3 +96,14 @@ def test_large_norms_refuse_sizes(sizes: str) -> None:
     done = run("--sizes", sizes, example=LARGE_NORMS)
     assert done.returncode == 2
     assert f"--sizes was {sizes}; it must be multiples of 10" in done.stderr
+
+
+def test_inside_jit() -> None:
+    pytest.importorskip("jax")
+    done = run("--sizes", "1000", "--repeats", "1", example=EXAMPLES / "inside_jit.py")
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if "1,000" in line]
+    steps = ("bare step", "gradient inside", "gradient and value inside", "value by fastreg")
+    assert len(lines) == len(steps)
+    assert all(step in line for step, line in zip(steps, lines, strict=True))
+    assert "1.00 (1.00-1.00)" in lines[0]

@@ -129,7 +129,7 @@ def test_quick_is_shorter_but_what_is_given_stays() -> None:
     quick = parsed("--quick", "--sizes", "5")
     assert (quick.sizes, quick.repeats) == ([5], bench_options.QUICK_REPEATS)
     assert (quick.terms, quick.peers) == (["L1L2"], installed(quick=True))
-    assert not {"torch-compile", "numba"} & {*quick.peers}
+    assert not {"torch-compile", "numba", "numba-f32"} & {*quick.peers}
     assert parsed("--quick", "--terms", "L1").terms == ["L1"]
     full = parsed()
     assert (full.sizes, full.repeats) == (list(bench_options.SIZES), 31)

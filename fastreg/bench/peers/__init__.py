@@ -10,7 +10,7 @@ from fastreg.bench.peers.base import Peer, Prepared
 from fastreg.bench.peers.own import Fastreg, Floor
 from fastreg.bench.peers.with_jax import Jax
 from fastreg.bench.peers.with_keras import Keras
-from fastreg.bench.peers.with_numba import Numba
+from fastreg.bench.peers.with_numba import Numba, NumbaSingle
 from fastreg.bench.peers.with_numexpr import Numexpr
 from fastreg.bench.peers.with_numpy import Numpy, NumpyDot
 from fastreg.bench.peers.with_torch import Torch, TorchCompile, TorchForeach
@@ -27,6 +27,7 @@ PEERS: dict[str, Peer] = {
         TorchCompile(),
         Jax(),
         Numba(),
+        NumbaSingle(),
         Numexpr(),
         Keras(),
     )

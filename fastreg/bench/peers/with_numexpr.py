@@ -19,8 +19,8 @@ from fastreg.bench.peers.base import Peer, Prepared
 from fastreg.bench.workloads import Array, Workload
 
 VALUES = {"L1": "l1 * abs(w)", "L2": "l2 * w * w", "L1L2": "l1 * abs(w) + l2 * w * w"}
-SIGN = "where(w > 0, l1, where(w < 0, -l1, 0 * l1))"
-SLOPES = {"L1": SIGN, "L2": "2 * l2 * w", "L1L2": f"{SIGN} + 2 * l2 * w"}
+SLOPES = {"L1": "l1 * sign(w)", "L2": "two_l2 * w", "L1L2": "l1 * sign(w) + two_l2 * w"}
+OPERANDS = ("g", "l1", "l2", "two_l2", "w")
 
 
 class Numexpr(Peer):
@@ -52,18 +52,24 @@ class Numexpr(Peer):
         space = np.zeros(max(w.size for w in tensors.weights), dtype)
 
         def compiled(expression: str) -> Callable[[dict[str, Any], Array], None]:
-            names = [n for n in ("g", "l1", "l2", "w") if re.search(rf"\b{n}\b", expression)]
+            names = [name for name in OPERANDS if re.search(rf"\b{name}\b", expression)]
             run = numexpr.NumExpr(expression, [(name, kind) for name in names]).run
 
             def evaluate(operands: dict[str, Any], out: Array) -> None:
-                run(*[operands[name] for name in names], out=out, ex_uses_vml=False)
+                arguments = [operands[name] for name in names]
+                # its sign() of float32 is float64
+                run(*arguments, out=out, casting="same_kind", ex_uses_vml=False)
 
             return evaluate
 
         value = compiled(VALUES[terms])
         slope = compiled(f"g + {SLOPES[terms]}" if outputs.adds else SLOPES[terms])
         work = [
-            ({"g": g, "l1": l1, "l2": l2, "w": w}, g, space[: w.size].reshape(w.shape))
+            (
+                dict(zip(OPERANDS, (g, l1, l2, 2 * l2, w), strict=True)),
+                g,
+                space[: w.size].reshape(w.shape),
+            )
             for w, g in zip(tensors.weights, tensors.gradients, strict=True)
         ]
 
