@@ -67,6 +67,7 @@ def test_arrays_of_one_tensor(dtype: str) -> None:
     assert weights.shape == gradient.shape == workload.scratch.shape == (100,)
     assert weights.dtype == gradient.dtype == workload.scratch.dtype
     assert weights.itemsize == DTYPES[dtype]
+    assert all(a.ctypes.data % ALIGNMENT == 0 for a in (weights, gradient, workload.scratch))
     assert len(np.unique(weights.astype(np.float64))) > 90
     assert not gradient.any()
 
@@ -76,6 +77,7 @@ def test_arrays_of_a_model(tiny_model: str) -> None:
     weights, gradients = workload.tensors.weights, workload.tensors.gradients
     assert [w.shape for w in weights] == [g.shape for g in gradients] == [(5, 7), (7,), (1,)]
     first = weights[0].ctypes.data
+    assert first % ALIGNMENT == 0
     starts = [w.ctypes.data - first for w in weights]
     assert starts == [0, 3 * ALIGNMENT, 4 * ALIGNMENT]
     (whole,) = workload.as_one.weights
