@@ -1,7 +1,8 @@
 """``python -m fastreg``: what is installed, and how fast it is here.
 
 Contract: results go to standard output, progress and errors to standard error; the exit status is
-0 on success, 2 on a wrong option or a missing extra. Only the command that runs is imported.
+0 on success, 2 on a wrong option or a missing extra, 130 when interrupted. Only the command that
+runs is imported.
 """
 
 from __future__ import annotations
@@ -68,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has gone, as `head` does; nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except bench_options.UsageError as error:
         print(f"{parser.prog} {options.command}: error: {error}", file=sys.stderr)
         return 2

@@ -4,8 +4,8 @@ Contract: weights are drawn from N(0, 0.05), the same ones each time. Cases of o
 share their arrays. Every array starts at a cache line: where NumPy puts it is chance, and worth a
 factor of two to a loop that reads from the cache. The tensors of a model lie in one buffer, in
 order, each at a line; that buffer serves as the one tensor of the same size as well, so that the
-two are measured on the same memory. The floor has a destination of its own, because its sums of raw bytes
-would leave NaN and infinity in a gradient of half precision.
+two are measured on the same memory. The floor has a destination of its own, because its sums of raw
+bytes would leave NaN and infinity in a gradient of half precision.
 """
 
 from __future__ import annotations

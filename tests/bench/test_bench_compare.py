@@ -208,6 +208,18 @@ def test_a_commit_that_does_not_build_leaves_nothing(
     assert len(git(repository, "worktree", "list").splitlines()) == 1
 
 
+def test_an_interrupted_comparison_leaves_nothing(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def build(source: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commits, "build_with_pip", build)
+    assert main(["bench", "compare", "HEAD", "HEAD", *SHORT]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert len(git(repository, "worktree", "list").splitlines()) == 1
+
+
 def test_a_process_that_fails_is_told(
     repository: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
