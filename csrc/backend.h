@@ -17,7 +17,7 @@
 namespace fastreg {
 
 // Changes whenever anything below does: library and core may come from different builds.
-constexpr std::uint32_t backend_version = 2;
+constexpr std::uint32_t backend_version = 3;
 
 enum class BackendStatus : std::int32_t {
   ok,

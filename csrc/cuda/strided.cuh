@@ -11,6 +11,9 @@
 
 namespace fastreg::cuda {
 
+// All need the registers of a gradient, for places rather than for elements.
+constexpr int strided_blocks_per_processor = blocks_per_processor(output_gradient);
+
 struct StridedWork {
   ChunkWork chunks;
   const StridedRow* rows;
@@ -196,7 +199,7 @@ FASTREG_DEVICE void run_strided_chunk(const StridedWork& work, std::int64_t r, c
 
 // All chunks of the strided rows that compute as E does.
 template <class E, unsigned outputs>
-__global__ void FASTREG_BOUNDS(threads_per_block, blocks_per_processor(outputs)) strided_chunks(StridedWork work) {
+__global__ void FASTREG_BOUNDS(threads_per_block, strided_blocks_per_processor) strided_chunks(StridedWork work) {
   FASTREG_SHARED(std::int64_t, starts, warps_per_block* max_axes);
   std::int64_t* own_starts = starts + threadIdx.x / lanes * max_axes;
   for_each_chunk<outputs>(work.chunks, [&]<unsigned terms, unsigned cell>(std::int64_t r, const Coefficients& strengths,

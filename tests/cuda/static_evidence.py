@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
-# As kernel.cuh plans: 32 warps a processor for sums alone, 24 where a gradient is written.
+# As kernel.cuh plans: 32 warps a processor for sums alone, 24 where a gradient is written, and for
+# all strided tensors.
 MOST_REGISTERS = {False: 64, True: 80}
 # Element type -> bytes, the load that fetches one element, and how many a thread has under way.
 ELEMENTS = {
@@ -120,7 +121,7 @@ def faults(kernel: Kernel) -> list[str]:
     dtype, outputs = kernel.cell or ("", 0)
     if kernel.stack or kernel.local:
         found.append(f"{kernel.stack} bytes of stack, {kernel.local} of local memory: spills")
-    most = MOST_REGISTERS[bool(outputs & 2)]
+    most = MOST_REGISTERS[bool(outputs & 2) or kernel.is_strided]
     if not 0 < kernel.registers <= most:
         found.append(f"{kernel.registers} registers, of at most {most}")
     for name in kernel.instructions:
