@@ -35,7 +35,7 @@ import gpu_peers
 
 import fastreg
 from fastreg.bench.cases import DTYPES, L1_STRENGTH, L2_STRENGTH, OUTPUTS, TERMS, Case
-from fastreg.bench.measure import Spread
+from fastreg.bench.spread import Spread
 from fastreg.regularizers import L1L2
 
 SCHEMA = 1
@@ -205,9 +205,9 @@ def measure(bench: Bench, case: Case, peers: Sequence[str]) -> dict[str, Any]:
         "bytes": case.bytes,
         "floor": case.floor,
         "samples": len(own),
-        "seconds": {name: asdict(Spread.of(taken)) for name, taken in samples.items()},
-        "gb_per_s": case.bytes / Spread.of(own).median / 1e9,
-        "copy_gb_per_s": copied / Spread.of(samples["copy"]).median / 1e9,
+        "seconds": {name: asdict(Spread.quartiles(taken)) for name, taken in samples.items()},
+        "gb_per_s": case.bytes / Spread.quartiles(own).median / 1e9,
+        "copy_gb_per_s": copied / Spread.quartiles(samples["copy"]).median / 1e9,
         "share_of_copy": asdict(share_of_copy),
         "share_of_floor": asdict(Spread.of_ratio(samples[case.floor], own)),
         "ratio_to_peer": {
@@ -251,7 +251,7 @@ def launch_costs(bench: Bench, peers: Sequence[str], size: int = 4096) -> list[d
                 "outputs": outputs,
                 "elements": size,
                 "host_seconds_per_call": {
-                    name: asdict(Spread.of(taken)) for name, taken in samples.items()
+                    name: asdict(Spread.quartiles(taken)) for name, taken in samples.items()
                 },
                 "failures": failures,
             }
@@ -300,8 +300,8 @@ def many_tensors(
         "tensors": len(shapes),
         "elements": elements,
         "bytes": moved,
-        "wall_seconds": {key: asdict(Spread.of(taken)) for key, taken in wall.items()},
-        "gb_per_s": moved / Spread.of(wall["fastreg"]).median / 1e9,
+        "wall_seconds": {key: asdict(Spread.quartiles(taken)) for key, taken in wall.items()},
+        "gb_per_s": moved / Spread.quartiles(wall["fastreg"]).median / 1e9,
         "ratio_to_peer": {
             key: asdict(Spread.of_ratio(wall[key], wall["fastreg"])) for key in list(variants)[1:]
         },
