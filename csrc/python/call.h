@@ -3,6 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <exception>
 #include <memory>
 #include <vector>
 
@@ -23,7 +24,7 @@ struct Rule {
 };
 
 // Thrown where an operand lies on a device and not all is as plain as Call has it: the call is fastreg._device's.
-struct OnDevice {};
+struct OnDevice : std::exception {};
 
 class Call {
  public:

@@ -309,6 +309,7 @@ class DeviceTensors {
   std::size_t size() const { return items_.size(); }
   std::vector<std::pair<std::uint32_t, int>> coefficient_types() const {
     std::vector<std::pair<std::uint32_t, int>> types;
+    types.reserve(items_.size());
     for (const DeviceItem& item : items_) {
       types.emplace_back(item.strengths, static_cast<int>(item.dtype));
     }

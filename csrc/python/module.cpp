@@ -46,9 +46,9 @@ PyObject* on_host_or_device(const char* function, PyObject* const* arguments, Py
     try {
       return body();
     } catch (const OnDevice&) {
+      const py::object target = py::module_::import("fastreg._device").attr(function);
+      return PyObject_Vectorcall(target.ptr(), arguments, static_cast<std::size_t>(count), nullptr);
     }
-    const py::object target = py::module_::import("fastreg._device").attr(function);
-    return PyObject_Vectorcall(target.ptr(), arguments, static_cast<std::size_t>(count), nullptr);
   });
 }
 
