@@ -50,7 +50,7 @@ def check_targets(targets: Sequence[Any], names: Sequence[str]) -> None:
     torch: Any = sys.modules["torch"]
     if torch.is_grad_enabled():
         for target, name in zip(targets, names, strict=True):
-            if getattr(target, "requires_grad", False):
+            if getattr(target, "requires_grad", False):  # the name is made only where it is needed
                 checked_target(target, f"grads[{name!r}]")
 
 
@@ -62,11 +62,12 @@ def checked_target(target: Any, name: str) -> Any:
     TypeError
         For a torch tensor that requires a gradient while torch records gradients.
     """
+    if not getattr(target, "requires_grad", False):
+        return target
     torch: Any = sys.modules.get("torch")
     tensor: Any = getattr(torch, "Tensor", ())
     if (
         isinstance(target, tensor)
-        and target.requires_grad
         and torch.is_grad_enabled()
         # A lazy parameter is refused later, for having no elements.
         and not isinstance(target, torch.nn.parameter.UninitializedTensorMixin)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import _backend, _callables, _checks, _device, _results
-from .._device import recording as _recording
+from .._device.recording import claim, unclaimed
 from .._penalty import ADD, VALUE
 from .plan import Arrays, Plan
 from .rules import called, rule_name
@@ -46,8 +46,8 @@ def total(
         grad_scale,
         False,
     )
-    if _recording.unclaimed:
-        _recording.claim(plan.strengths)
+    if unclaimed:
+        claim(plan.strengths)
     return result
 
 

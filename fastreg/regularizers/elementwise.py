@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import _backend, _checks, _results
-from .._device import recording as _recording
+from .._device.recording import claim, unclaimed
 from .._penalty import GRADIENT, VALUE, VALUE_AND_ADD, VALUE_AND_GRADIENT
 from .base import Configured
 
@@ -63,8 +63,8 @@ class Elementwise(Configured):
             return _backend.evaluate_one(VALUE, w, None, self._l1, self._l2, scale, 1.0)
         _results.refuse_lost_gradient(w, "w")
         value = _backend.evaluate_one(VALUE, w, None, self._l1, self._l2, scale, 1.0)
-        if _recording.unclaimed:
-            _recording.claim(self._strengths)
+        if unclaimed:
+            claim(self._strengths)
         return _results.wrap_value(value, w)
 
     def gradient(
@@ -166,8 +166,8 @@ class Elementwise(Configured):
             _results.checked_target(grad, "grad")
         value = _backend.evaluate_one(VALUE_AND_ADD, w, grad, self._l1, self._l2, scale, grad_scale)
         if foreign:
-            if _recording.unclaimed:
-                _recording.claim(self._strengths)
+            if unclaimed:
+                claim(self._strengths)
             _results.written(grad)
         return value
 
@@ -184,8 +184,8 @@ class Elementwise(Configured):
 
     def _made(self, result: Any, w: Any, out: Any) -> Any:
         """Give a gradient that was made, in the kind of `w` if it is new."""
-        if _recording.unclaimed:
-            _recording.claim(self._strengths)
+        if unclaimed:
+            claim(self._strengths)
         return _results.wrap_gradient(result, w) if out is None else _results.written(out)
 
 
