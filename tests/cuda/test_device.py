@@ -775,6 +775,28 @@ def test_jax_on_the_stream_of_another(runtime: Runtime, jax: Any) -> None:
         assert out.host().tobytes() == RULE.gradient(w).tobytes()
 
 
+# ------------------------------------------------------------------------------------ Keras
+
+
+def test_variables_of_keras(runtime: Runtime, cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Variable:
+        def __init__(self, value: Any) -> None:
+            self.value = value
+
+    keras = types.SimpleNamespace(Variable=Variable, KerasTensor=())
+    monkeypatch.setitem(sys.modules, "keras", keras)
+    w, g = numbers(500, np.float32), numbers(500, np.float32, 1)
+    weight, grad = Variable(cupy.array(w)), Variable(cupy.array(g))
+    value = RULE.accumulate(weight, grad)
+    assert type(value) is cupy.ndarray
+    assert float(value) == RULE.accumulate(w, g)
+    assert grad.value.host().tobytes() == g.tobytes()
+    assert RULE.gradient(weight).host().tobytes() == RULE.gradient(w).tobytes()
+    assert float(fastreg.attach([weight], RULE).value()) == RULE(w)
+    with pytest.raises(TypeError, match=r"^grad is in host memory, but w is on CUDA"):
+        RULE.accumulate(weight, Variable(w.copy()))
+
+
 # ----------------------------------------------------------------------------- CUDA graphs
 
 
