@@ -37,9 +37,9 @@ FASTREG_INLINE void prefetch(const void* address) {
   // As an integer: the place may lie past the array's end, where a pointer must not be formed.
   const auto here = reinterpret_cast<std::uintptr_t>(address);
   constexpr int into_l2 = 2;
-  for (std::uintptr_t line = here; line < here + bytes; line += line_bytes) {
-    __builtin_prefetch(reinterpret_cast<const void*>(line + prefetch_distance));
-    __builtin_prefetch(reinterpret_cast<const void*>(line + far_prefetch_distance), 0, into_l2);
+  for (std::uintptr_t line = 0; line < bytes; line += line_bytes) {
+    __builtin_prefetch(reinterpret_cast<const void*>(here + line + prefetch_distance));
+    __builtin_prefetch(reinterpret_cast<const void*>(here + line + far_prefetch_distance), 0, into_l2);
   }
 }
 
