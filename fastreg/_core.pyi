@@ -217,7 +217,7 @@ class DeviceMemory:
     ) -> Any:
         """Make a DLPack capsule that keeps the memory."""
 
-Strides = Sequence[int]
+_Strides = Sequence[int]
 
 class DeviceTensors:
     """The tensors of a call, described and judged.
@@ -237,7 +237,9 @@ class DeviceTensors:
         self,
         device: int,
         stream: int,
-        tensors: Sequence[tuple[int, int, int, int, int, tuple[Strides, Strides, Strides] | None]],
+        tensors: Sequence[
+            tuple[int, int, int, int, int, tuple[_Strides, _Strides, _Strides] | None]
+        ],
     ) -> None: ...
     @property
     def device(self) -> int: ...
