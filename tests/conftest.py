@@ -4,6 +4,9 @@ import pytest
 
 from fastreg import _backend
 
+# Several directories have a conftest.py; as modules with doctests they would be one.
+collect_ignore_glob = ["*conftest.py"]
+
 
 def _available():
     before = _backend.name
