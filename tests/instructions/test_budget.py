@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from pathlib import Path
 
 import budget as gate
@@ -186,3 +187,21 @@ def test_committed_budget_has_every_cell() -> None:
         for function in ("evaluate_one", "evaluate_many")
         for outputs in ("V", "VGA")
     }
+
+
+def test_table_without_rich(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    findings = [Finding(CELL, WORK, 226510, 220000), Finding(CELL, "400 tensors", 400, 400)]
+    gate.show("avx2", findings)
+    assert capsys.readouterr().out == (
+        "\navx2\n"
+        "instructions for   32 elements  a tensor of 64\n"
+        "    f32 L1L2 VGA  110.6  +3.0%        1  +0.0%\n"
+    )
+
+
+def test_tool_that_is_missing_is_said() -> None:
+    with pytest.raises(gate.CannotCountError, match="there is no a-tool"):
+        gate.run(["a-tool"])
