@@ -240,8 +240,9 @@ def test_outside_a_checkout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["bench", "compare", "main", "HEAD", *SHORT]) == 2
-    assert f"{tmp_path} is in no checkout of fastreg" in capsys.readouterr().err
+    if shutil.which("git") is not None:
+        assert main(["bench", "compare", "main", "HEAD", *SHORT]) == 2
+        assert f"{tmp_path} is in no checkout of fastreg" in capsys.readouterr().err
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(UsageError, match="needs git"):
         commits.checkout()
