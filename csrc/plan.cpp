@@ -22,7 +22,7 @@ constexpr std::int64_t tasks_per_thread = 8;
 // Waking a sleeping thread took 30 to 80 us where this was measured, so that two threads draw level with one at this
 // many elements, of whatever type: in the caches the float64 additions are the limit, and they are the same for all.
 constexpr std::int64_t elements_worth_waking = std::int64_t{1} << 18;
-// A thread that is awake takes its part within three.
+// A thread that is awake takes its part within 3 us.
 constexpr std::int64_t elements_worth_sharing = std::int64_t{1} << 16;
 // A gradient that is only written goes past the caches from this size on: below it, whoever reads it next (an
 // optimizer) finds it in a cache.
