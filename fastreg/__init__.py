@@ -32,11 +32,14 @@ __all__ = [
     "cuda",
     "get_instruction_set",
     "get_num_threads",
+    "jax",
+    "keras",
     "layers",
     "models",
     "regularizers",
     "set_instruction_set",
     "set_num_threads",
+    "torch",
 ]
 
 try:
@@ -45,7 +48,7 @@ except PackageNotFoundError:  # run from a checkout
     __version__ = "0.0.0+source"
 
 # What most users of the penalties alone never touch is imported at its first use.
-_LAZY = ("backend", "cuda", "layers", "models")
+_LAZY = ("backend", "cuda", "jax", "keras", "layers", "models", "torch")
 
 
 def __getattr__(name: str) -> Any:

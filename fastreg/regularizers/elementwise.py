@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _backend, _checks, _results
+from .. import _adapters, _backend, _checks, _results
 from .._device.recording import claim, unclaimed
 from .._penalty import GRADIENT, VALUE, VALUE_AND_ADD, VALUE_AND_GRADIENT
 from .base import Configured
@@ -61,7 +61,9 @@ class Elementwise(Configured):
         """
         if type(w) is _ndarray:
             return _backend.evaluate_one(VALUE, w, None, self._l1, self._l2, scale, 1.0)
-        _results.refuse_lost_gradient(w, "w")
+        adapter = _adapters.following(w)
+        if adapter is not None:
+            return adapter.total((w,), self._strengths(), (0,), scale)
         value = _backend.evaluate_one(VALUE, w, None, self._l1, self._l2, scale, 1.0)
         if unclaimed:
             claim(self._strengths)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import _checks, _dtypes, _results
+from .. import _adapters, _checks, _dtypes, _results
 from .._penalty import VALUE, VALUE_AND_ADD, VALUE_AND_GRADIENT
 from .base import Configured
 
@@ -75,7 +75,9 @@ class OrthogonalRegularizer(Configured):
 
     def __call__(self, w: Any, *, scale: float = 1.0) -> Any:
         """Give the penalty of a matrix; arguments and result are as for :class:`L1`."""
-        _results.refuse_lost_gradient(w, "w")
+        adapter = _adapters.following(w)
+        if adapter is not None:
+            return adapter.orthogonal(w, self._factor * scale, self._mode)
         value, _ = self._evaluate(VALUE, w, None, scale, 1.0)
         return _results.wrap_value(value, w)
 
