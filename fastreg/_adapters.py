@@ -2,20 +2,27 @@
 
 Contract
 --------
-- Autograd, a trace and a sharded array see only what goes through their framework.  For an array
-  that one of them follows, :func:`following` gives the adapter, and the regularizers and penalties
-  hand the call over; for all others it gives None, and the core reads their elements.
+- Autograd and a trace see only what goes through their framework.  For an array that one of them
+  follows the regularizers and penalties hand the call over to the adapter; of all others the core
+  reads the elements.
+- A value is handed over where anything follows the array (:func:`following`), a gradient only where
+  the array has no elements to read (:func:`tracing`): one that autograd follows has them.
 - An adapter is imported at the first array that needs it: only where its framework is loaded.
 - Each is a module with the functions of :class:`Adapter`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import Any, Protocol, cast
 
+import numpy as np
+
+from . import _errors
 from ._frameworks import framework
+
+_NUMPY = frozenset((np.ndarray,))
 
 
 class Adapter(Protocol):
@@ -50,15 +57,70 @@ class Adapter(Protocol):
         """Give the penalty of ``OrthogonalRegularizer``, 0-d."""
 
 
+def are_numpy(arrays: Iterable[Any]) -> bool:
+    """Say whether all arrays are plain ones of NumPy, which no framework follows."""
+    return _NUMPY.issuperset(map(type, arrays))
+
+
 def following(x: Any) -> Adapter | None:
-    """Give the adapter that has to compute what is asked of `x`; None where the core can."""
+    """Give the adapter that has to compute the value of `x`; None where the core can."""
+    return _adapter_of(x, True)
+
+
+def tracing(x: Any) -> Adapter | None:
+    """Give the adapter of an array that has no elements now; None where the core can read them."""
+    return _adapter_of(x, False)
+
+
+def of_any(
+    find: Callable[[Any], Adapter | None], arrays: Sequence[Any], names: Sequence[str]
+) -> Adapter | None:
+    """Give what `find` gives for the first array that has an adapter; None where none has.
+
+    Raises
+    ------
+    TypeError
+        When there is an adapter, and arrays of other frameworks as well.
+    """
+    if are_numpy(arrays):
+        return None
+    for array, name in zip(arrays, names, strict=True):
+        adapter = find(array)
+        if adapter is not None:
+            _require_one_framework(arrays, names, framework(array)[0], name)
+            return adapter
+    return None
+
+
+def _adapter_of(x: Any, is_followed_by_autograd: bool) -> Adapter | None:
     kind, module, x = framework(x)
-    if kind == "torch" and _is_followed_by_torch(module, x):
-        return cast(Adapter, import_module("fastreg.torch.differentiable"))
-    if kind == "jax" and isinstance(x, module.core.Tracer):
+    if kind == "torch":
+        if _has_no_elements(module, x) or (
+            is_followed_by_autograd and x.requires_grad and module.is_grad_enabled()
+        ):
+            return cast(Adapter, import_module("fastreg.torch.differentiable"))
+    elif kind == "jax" and isinstance(x, module.core.Tracer):
         return cast(Adapter, import_module("fastreg.jax.traced"))
     return None
 
 
-def _is_followed_by_torch(torch: Any, x: Any) -> bool:
-    return bool(x.requires_grad and torch.is_grad_enabled())
+def _has_no_elements(torch: Any, x: Any) -> bool:
+    """Say whether torch is compiling or transforming a function, and `x` stands for its tensor."""
+    if torch.compiler.is_compiling():
+        return True
+    kind = type(x)
+    if kind is torch.Tensor or kind is torch.nn.Parameter:
+        return bool(torch._C._functorch.is_functorch_wrapped_tensor(x))
+    return kind.__name__ == "FakeTensor"
+
+
+def _require_one_framework(
+    arrays: Sequence[Any], names: Sequence[str], wanted: str, first: str
+) -> None:
+    for array, name in zip(arrays, names, strict=True):
+        if framework(array)[0] != wanted:
+            raise TypeError(
+                f"tensors[{name!r}] is {_errors.described(array)}, but {wanted} follows "
+                f"tensors[{first!r}] to differentiate or trace it; pass all tensors as arrays of "
+                f"{wanted}"
+            )

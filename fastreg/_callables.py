@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,25 @@ def number(value: Any, name: str) -> float:
     except (TypeError, ValueError):
         raise _errors.number_error(value, name) from None
     return float(_dtypes.to_float64(view, dtype).reshape(()))
+
+
+def followed_number(value: Any, name: str) -> Any:
+    """Give the penalty of the tensor `name` that a callable gave, 0-d, as its framework follows it.
+
+    Raises
+    ------
+    TypeError
+        For an array of several numbers.
+    """
+    shape = tuple(getattr(value, "shape", ()))
+    if math.prod(shape) != 1:
+        raise _errors.number_error(value, penalty_label(name))
+    return value.reshape(()) if shape else value
+
+
+def penalty_label(name: str) -> str:
+    """Give what messages call the penalty that a callable gave for the tensor `name`."""
+    return f"the penalty that the rule of tensors[{name!r}] gives"
 
 
 def slope_of(gradient: Any, w: Any, name: str) -> npt.NDArray[np.float64]:

@@ -135,12 +135,3 @@ def recorded_target_error(name: str) -> TypeError:
         "into it would make those gradients wrong; pass a tensor that does not require one (as "
         "parameter.grad is), or call this under torch.no_grad()"
     )
-
-
-def needs_gradient_error(name: str) -> TypeError:
-    """Build the error for a torch tensor whose gradient a plain number would lose."""
-    return TypeError(
-        f"{name} is a torch tensor that requires a gradient, which the penalty as a plain number "
-        "would silently lose; use accumulate(...) on the gradients after backward(), "
-        "gradient(...), or call this under torch.no_grad()"
-    )

@@ -25,26 +25,6 @@ def torch_is_loaded() -> bool:
     return "torch" in sys.modules
 
 
-def refuse_lost_gradient(w: Any, name: str) -> None:
-    """Refuse a torch tensor whose gradient a plain number would silently lose.
-
-    Raises
-    ------
-    TypeError
-        When `w` requires a gradient and torch records gradients now.
-    """
-    kind, torch, x = framework(w)
-    if kind == "torch" and x.requires_grad and torch.is_grad_enabled():
-        raise _errors.needs_gradient_error(name)
-
-
-def refuse_lost_gradients(arrays: Sequence[Any], names: Sequence[str]) -> None:
-    """Do what :func:`refuse_lost_gradient` does for the tensors of many names."""
-    if sys.modules["torch"].is_grad_enabled():
-        for array, name in zip(arrays, names, strict=True):
-            refuse_lost_gradient(array, f"tensors[{name!r}]")
-
-
 def check_targets(targets: Sequence[Any], names: Sequence[str]) -> None:
     """Do what :func:`checked_target` does for the gradients of many names."""
     torch: Any = sys.modules["torch"]

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from .. import _results
-from .._penalty import GRADIENT, VALUE, VALUE_AND_ADD, VALUE_AND_GRADIENT
+from .. import _adapters, _results
+from .._penalty import GRADIENT, VALUE_AND_ADD, VALUE_AND_GRADIENT
 from . import evaluation
 from .names import names_of
 from .plan import Arrays, Plan, resolve, share_address
 from .report import Report, make_report
 from .rules import checked_rules
-
-_ONLY_NUMPY = frozenset((np.ndarray,))
 
 
 def attach(tensors: Any, rules: Any) -> Penalties:
@@ -99,13 +95,14 @@ class Penalties:
         Returns
         -------
         float
-            The canonical sum of the tensors' penalties; on a CUDA device 0-d, see above.
+            The canonical sum of the tensors' penalties; on a CUDA device 0-d, see above.  Where
+            torch or JAX follows a tensor to differentiate or trace it, 0-d and differentiable: the
+            sum of what the core computes, plus what callables give.
 
         Raises
         ------
         TypeError
-            For a torch tensor that requires a gradient while torch records gradients, and for
-            what is no array.
+            For what is no array, and for arrays of several frameworks where one follows them.
         ValueError
             When a strength times `scale` is not finite, or names and rules do not fit.
 
@@ -116,9 +113,7 @@ class Penalties:
         0.03
         """
         plan, weights = self._ready(tensors)
-        if _results.torch_is_loaded() and not _ONLY_NUMPY.issuperset(map(type, weights)):
-            _results.refuse_lost_gradients(weights, plan.names)
-        return evaluation.total(VALUE, plan, weights, None, scale, 1.0)
+        return evaluation.value(plan, weights, scale)
 
     def gradient(
         self, *, tensors: Any = None, scale: float = 1.0, grad_scale: float = 1.0
@@ -213,7 +208,7 @@ class Penalties:
         """
         plan, weights = self._ready(tensors)
         gradients = plan.gradients(grads)
-        foreign = _results.torch_is_loaded() and not _ONLY_NUMPY.issuperset(map(type, gradients))
+        foreign = _results.torch_is_loaded() and not _adapters.are_numpy(gradients)
         if foreign:
             _results.check_targets(gradients, plan.names)
         total = evaluation.total(VALUE_AND_ADD, plan, weights, gradients, scale, grad_scale)

@@ -6,16 +6,26 @@ written.
 
 from __future__ import annotations
 
+import functools
+import operator
 from itertools import compress
 from typing import Any
 
 import numpy as np
 
-from .. import _backend, _callables, _checks, _device, _results
+from .. import _adapters, _backend, _callables, _checks, _device, _results
 from .._device.recording import claim, unclaimed
 from .._penalty import ADD, VALUE
 from .plan import Arrays, Plan
 from .rules import called, rule_name
+
+
+def value(plan: Plan, weights: Arrays, scale: float) -> Any:
+    """Give the canonical sum of the penalties, as :func:`total` does or differentiable."""
+    adapter = _adapters.of_any(_adapters.following, weights, plan.names)
+    if adapter is None:
+        return total(VALUE, plan, weights, None, scale, 1.0)
+    return _followed_value(adapter, plan, weights, scale)
 
 
 def total(
@@ -80,6 +90,10 @@ def new_gradients(
 ) -> tuple[Any, dict[str, Any]]:
     """Give what :func:`total` gives, and new gradients by name in the kinds of the tensors."""
     _require_gradients(plan)
+    adapter = _adapters.of_any(_adapters.tracing, weights, plan.names)
+    if adapter is not None:
+        penalty = _followed_value(adapter, plan, weights, scale) if outputs & VALUE else 0.0
+        return penalty, _traced_gradients(adapter, plan, weights, scale, grad_scale)
     gradients = tuple(
         np.empty_like(weight)
         if type(weight) is np.ndarray
@@ -91,6 +105,33 @@ def new_gradients(
         name: gradient if type(weight) is np.ndarray else _results.wrap_gradient(gradient, weight)
         for name, weight, gradient in zip(plan.names, weights, gradients, strict=True)
     }
+
+
+def _followed_value(adapter: Any, plan: Plan, weights: Arrays, scale: float) -> Any:
+    """Give the sum of the penalties as a framework follows it: the fused ones, then callables."""
+    fused = tuple(compress(weights, plan.fused))
+    terms = [adapter.total(fused, plan.strengths(), plan.which, scale)] if fused else []
+    terms += [
+        _callables.followed_number(plan.rules[name](weight), name) * scale
+        for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True)
+        if not is_fused
+    ]
+    return functools.reduce(operator.add, terms)
+
+
+def _traced_gradients(
+    adapter: Any, plan: Plan, weights: Arrays, scale: float, grad_scale: float
+) -> dict[str, Any]:
+    """Give new gradients by name of arrays that have no elements now."""
+    strengths, which = plan.strengths(), iter(plan.which)
+    gradients = {}
+    for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True):
+        if is_fused:
+            l1, l2 = strengths[next(which)]
+            gradients[name] = adapter.gradient(weight, l1 * scale, l2 * scale, grad_scale)
+        else:
+            gradients[name] = plan.rules[name].gradient(weight) * (scale * grad_scale)
+    return gradients
 
 
 def _with_callables(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from itertools import compress
 from typing import Any
 
-from .. import _backend, _device, _errors, _memory
+from .. import _adapters, _backend, _device, _errors, _memory
 from ..regularizers.elementwise import Elementwise, is_fused
 from .names import Names, is_mapping, names_of, require_strings
 from .rules import Rules, match, same_rule
@@ -207,7 +207,9 @@ def share_address(weights: Arrays) -> bool:
         return _backend.shares_address(weights)
     except (TypeError, ValueError, BufferError):
         # A callable may take it, and what nothing takes is refused by its name later.
-        return _backend.shares_address(tuple(filter(_device.is_readable, weights)))
+        readable = tuple(filter(_device.is_readable, weights))
+        traced = [id(weight) for weight in weights if _adapters.tracing(weight) is not None]
+        return _backend.shares_address(readable) or len(set(traced)) < len(traced)
 
 
 def _ties(arrays: Mapping[str, Any]) -> dict[str, str]:
@@ -216,10 +218,16 @@ def _ties(arrays: Mapping[str, Any]) -> dict[str, str]:
     tied: dict[str, str] = {}
     for name, array in arrays.items():
         # No two devices have an address in common, nor have a device and the host.
-        view, dtype = _device.any_view(array, f"tensors[{name!r}]")
-        if view.size == 0:
-            continue
-        place = dtype, _memory.elements(view)
+        try:
+            view, dtype = _device.any_view(array, f"tensors[{name!r}]")
+        except TypeError:
+            if _adapters.tracing(array) is None:
+                raise
+            place: Any = id(array)  # what is traced has no address
+        else:
+            if view.size == 0:
+                continue
+            place = dtype, _memory.elements(view)
         if seen.setdefault(place, name) != name:
             tied[name] = seen[place]
     return tied

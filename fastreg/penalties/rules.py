@@ -99,4 +99,4 @@ def rule_name(rule: Any) -> str:
 
 def called(rule: Any, name: str, weight: Any) -> float:
     """Call a rule that is a callable of one array."""
-    return _callables.number(rule(weight), f"the penalty that the rule of tensors[{name!r}] gives")
+    return _callables.number(rule(weight), _callables.penalty_label(name))

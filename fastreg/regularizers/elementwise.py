@@ -38,16 +38,15 @@ class Elementwise(Configured):
         float, torch.Tensor, jax.Array, cupy.ndarray or DeviceValue
             Computed in float64, summed in the fixed order of the numerics contract.  A float for
             NumPy and other host arrays; 0-d for torch and JAX (float64 for float64 input, else
-            float32).  On a CUDA device the penalty stays there, and nothing waits for it: 0-d in
-            the kind of `w` (float64 for CuPy), for other kinds an object with ``__dlpack__`` and
-            ``__cuda_array_interface__`` whose ``float()`` copies it.
+            float32), and differentiable where the framework follows `w`.  On a CUDA device the
+            penalty stays there, and nothing waits for it: 0-d in the kind of `w` (float64 for
+            CuPy), for other kinds an object with ``__dlpack__`` and ``__cuda_array_interface__``
+            whose ``float()`` copies it.
 
         Raises
         ------
         TypeError
-            For what is no array of numbers in host memory or on a CUDA device, and for a torch
-            tensor that requires a gradient while torch records gradients: use :meth:`accumulate`
-            or :meth:`gradient`.
+            For what is no array of numbers in host memory or on a CUDA device.
         ValueError
             When a strength times `scale` is not finite.
 
@@ -100,6 +99,10 @@ class Elementwise(Configured):
         >>> L1L2(l1=0.5, l2=0.25).gradient(numpy.array([1.0, -2.0, 0.0]))
         array([ 1. , -1.5,  0. ])
         """
+        if type(w) is not _ndarray and out is None:
+            adapter = _adapters.tracing(w)
+            if adapter is not None:
+                return self._traced_gradient(adapter, w, scale, grad_scale)
         result = out if type(out) is _ndarray else self._target(w, out)
         _backend.evaluate_one(GRADIENT, w, result, self._l1, self._l2, scale, grad_scale)
         return result if type(result) is type(w) is _ndarray else self._made(result, w, out)
@@ -122,6 +125,11 @@ class Elementwise(Configured):
         >>> L2(0.5).value_and_grad(numpy.array([1.0, -2.0]))
         (2.5, array([ 1., -2.]))
         """
+        if type(w) is not _ndarray and out is None:
+            adapter = _adapters.tracing(w)
+            if adapter is not None:
+                value = adapter.total((w,), self._strengths(), (0,), scale)
+                return value, self._traced_gradient(adapter, w, scale, grad_scale)
         result = out if type(out) is _ndarray else self._target(w, out)
         value = _backend.evaluate_one(
             VALUE_AND_GRADIENT, w, result, self._l1, self._l2, scale, grad_scale
@@ -176,6 +184,9 @@ class Elementwise(Configured):
     def _strengths(self) -> tuple[tuple[float, float], ...]:
         """Read the strengths of this moment, as the core takes them."""
         return ((self._l1, self._l2),)
+
+    def _traced_gradient(self, adapter: Any, w: Any, scale: float, grad_scale: float) -> Any:
+        return adapter.gradient(w, self._l1 * scale, self._l2 * scale, grad_scale)
 
     @staticmethod
     def _target(w: Any, out: Any) -> Any:
