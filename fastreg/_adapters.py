@@ -98,19 +98,21 @@ def _adapter_of(x: Any, is_followed_by_autograd: bool) -> Adapter | None:
         if _has_no_elements(module, x) or (
             is_followed_by_autograd and x.requires_grad and module.is_grad_enabled()
         ):
-            return cast(Adapter, import_module("fastreg.torch.differentiable"))
+            from .torch import differentiable  # torch.compile can trace no import_module
+
+            return cast(Adapter, differentiable)
     elif kind == "jax" and isinstance(x, module.core.Tracer):
         return cast(Adapter, import_module("fastreg.jax.traced"))
     return None
 
 
 def _has_no_elements(torch: Any, x: Any) -> bool:
-    """Say whether torch is compiling or transforming a function, and `x` stands for its tensor."""
+    """Say whether `x` only stands for a tensor: torch compiles or transforms a function."""
     if torch.compiler.is_compiling():
         return True
     kind = type(x)
     if kind is torch.Tensor or kind is torch.nn.Parameter:
-        return bool(torch._C._functorch.is_functorch_wrapped_tensor(x))
+        return bool(x.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(x))
     return kind.__name__ == "FakeTensor"
 
 

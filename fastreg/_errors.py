@@ -135,3 +135,10 @@ def recorded_target_error(name: str) -> TypeError:
         "into it would make those gradients wrong; pass a tensor that does not require one (as "
         "parameter.grad is), or call this under torch.no_grad()"
     )
+
+
+def matrix_error(shape: tuple[int, ...]) -> ValueError:
+    """Build the error for what has no rows and columns to be orthogonal."""
+    return ValueError(
+        f"w must have 2 axes for OrthogonalRegularizer, not shape {shape}; pass w.reshape(...)"
+    )

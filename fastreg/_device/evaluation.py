@@ -34,10 +34,13 @@ def evaluate_many(
     scale: Any,
     grad_scale: Any,
     per_tensor: bool,
+    *,
+    into: Any = None,
 ) -> Any:
     """Do on the device what the entry point of the same name does on the host.
 
-    The total stays on the device.  With `per_tensor` the values are copied to the host.
+    The total stays on the device.  With `per_tensor` the values are copied to the host, or stay on
+    the device in `into`, a torch tensor of float64.
     """
     operands = _Operands(outputs, names, weights, gradients)
     views, targets = _checks.checked_views(
@@ -66,6 +69,7 @@ def evaluate_many(
             per_tensor,
             gradients,
             capsules,
+            into,
         )
     except ValueError as error:
         raise ValueError(
@@ -93,12 +97,15 @@ def evaluate_described(
     per_tensor: bool,
     gradients: Sequence[Any] | None,
     capsules: Sequence[Any] = (),
+    into: Any = None,
 ) -> Any:
     """Make a call of tensors that have been described and judged."""
     scale, grad_scale = float(scale), float(grad_scale)
     device, stream = tensors.device, tensors.stream
     values = total = None
-    if outputs & VALUE and per_tensor:
+    if into is not None:
+        values = core().DeviceMemory(device, stream, into.data_ptr(), into)
+    elif outputs & VALUE and per_tensor:
         values = core().DeviceMemory(device, stream, 8 * max(len(tensors), 1))
     elif outputs & VALUE:
         total = results.new_total(weights[0], device, stream)
@@ -126,6 +133,8 @@ def evaluate_described(
         )
     elif capsules:
         results.hold(core().StreamMark(device, stream), capsules)
+    if into is not None:
+        return into
     if values is not None:
         copied = core().cuda_copy(device, stream, values.address, 8 * len(tensors))
         return np.frombuffer(copied).tolist()

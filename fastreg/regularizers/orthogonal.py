@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import _adapters, _checks, _dtypes, _results
+from .. import _adapters, _checks, _dtypes, _errors, _results
 from .._penalty import VALUE, VALUE_AND_ADD, VALUE_AND_GRADIENT
 from .base import Configured
 
@@ -124,10 +124,7 @@ class OrthogonalRegularizer(Configured):
         )
         view, dtype = views[0]
         if view.ndim != 2:
-            raise ValueError(
-                f"w must have 2 axes for OrthogonalRegularizer, not shape {view.shape}; pass "
-                "w.reshape(...)"
-            )
+            raise _errors.matrix_error(view.shape)
         matrix = _dtypes.to_float64(view, dtype)
         if self._mode == "columns":
             matrix = matrix.T

@@ -1,0 +1,1 @@
+"""Penalties for PyTorch: differentiable, compiled and transformed."""

@@ -1,0 +1,190 @@
+"""The two operators of torch that reach the core: penalties of a list of tensors, and gradients.
+
+Contract
+--------
+- Strengths are numbers, l1 and l2 of each rule in turn, scaled already; or, in a compiled graph,
+  where numbers are constants, a float64 tensor of them in host memory.  `which` has the index of a
+  rule for each weight.
+- The operators know nothing of autograd and of ``torch.func``: ``differentiable`` does.
+- What has no elements gets shapes and dtypes alone.  Tensors that torch hands to a kernel for all
+  other devices and layouts are refused by the core, as anywhere.
+- On a CUDA device nothing is copied to the host, and nothing waits.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .. import _backend, _device
+from .._penalty import GRADIENT, VALUE
+
+_HALF = (torch.float16, torch.bfloat16)
+_LARGEST = torch.finfo(torch.float32).max
+
+_torch_library: Any = torch.library  # which has no types
+_library = _torch_library.Library("fastreg", "DEF")  # what it defines lives as long as this object
+_library.define(
+    "penalty(Tensor[] weights, float[] numbers, Tensor? strengths, int[] which, bool per_tensor)"
+    " -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.define(
+    "penalty_gradient(Tensor[] weights, Tensor upstream, float[] numbers, Tensor? strengths,"
+    " int[] which) -> Tensor[]",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+penalty = torch.ops.fastreg.penalty.default
+"""Give the canonical sum of the weights' penalties, 0-d, or `per_tensor` each, of shape (n,).
+
+It is float64 where one weight is, else float32.
+"""
+penalty_gradient = torch.ops.fastreg.penalty_gradient.default
+"""Give each weight's gradient, times the upstream gradient, 0-d for all or of shape (n,)."""
+
+
+def value_dtype(weights: Sequence[torch.Tensor]) -> torch.dtype:
+    """Give the dtype of a penalty."""
+    return torch.float64 if torch.float64 in [w.dtype for w in weights] else torch.float32
+
+
+# ------------------------------------------------------------------------------------- the kernels
+
+
+def _penalty_of(
+    weights: Sequence[torch.Tensor],
+    numbers: Sequence[float],
+    strengths: torch.Tensor | None,
+    which: Sequence[int],
+    per_tensor: bool,
+) -> torch.Tensor:
+    pairs, dtype, device = _pairs(numbers, strengths), value_dtype(weights), weights[0].device
+    if per_tensor and weights[0].is_cuda:
+        into = torch.empty(len(weights), dtype=torch.float64, device=device)
+        names = _names(len(weights))
+        _device.evaluate_many(VALUE, names, weights, None, pairs, which, 1.0, 1.0, True, into=into)
+        return into.to(dtype)
+    value = _evaluate(VALUE, weights, None, pairs, which, 1.0, per_tensor)
+    if isinstance(value, torch.Tensor):  # on a device
+        return value.to(dtype)
+    if per_tensor:
+        return torch.tensor(value, dtype=dtype, device=device)
+    return torch.scalar_tensor(value, dtype=dtype, device=device)  # three times as fast
+
+
+def _gradients_of(
+    weights: Sequence[torch.Tensor],
+    upstream: torch.Tensor,
+    numbers: Sequence[float],
+    strengths: torch.Tensor | None,
+    which: Sequence[int],
+) -> list[torch.Tensor]:
+    pairs = _pairs(numbers, strengths)
+    if upstream.is_cpu:
+        factors = upstream.tolist()
+        if isinstance(factors, list):
+            rules = [pairs[rule] for rule in which]
+            products = [(l1 * f, l2 * f) for (l1, l2), f in zip(rules, factors, strict=True)]
+        else:
+            products = [(l1 * factors, l2 * factors) for l1, l2 in pairs]
+        # What does not fit the arithmetic of a gradient makes infinities and NaN, as for any
+        # operator of torch, which a GradScaler looks for.
+        if all([abs(l1) <= _LARGEST and abs(l2) <= 0.5 * _LARGEST for l1, l2 in products]):
+            if isinstance(factors, list):
+                return _new_gradients(weights, products, range(len(weights)), 1.0)
+            return _new_gradients(weights, pairs, which, factors)
+    wide = [w.float() if w.dtype in _HALF else w for w in weights]
+    gradients = _new_gradients(wide, pairs, which, 1.0)
+    return [
+        gradient.mul_(factor).to(w.dtype)
+        for w, gradient, factor in zip(
+            weights, gradients, upstream.expand(len(weights)).unbind(), strict=True
+        )
+    ]
+
+
+def _new_gradients(
+    weights: Sequence[torch.Tensor],
+    pairs: Sequence[tuple[float, float]],
+    which: Sequence[int],
+    grad_scale: float,
+) -> list[torch.Tensor]:
+    gradients = [torch.empty_like(w) for w in weights]
+    _evaluate(GRADIENT, weights, gradients, pairs, which, grad_scale, False)
+    return gradients
+
+
+def _evaluate(
+    outputs: int,
+    weights: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor] | None,
+    pairs: Sequence[tuple[float, float]],
+    which: Sequence[int],
+    grad_scale: float,
+    per_tensor: bool,
+) -> Any:
+    if len(weights) == 1:  # for the messages, which then call it "w"
+        gradient = None if gradients is None else gradients[0]
+        l1, l2 = pairs[which[0]]
+        value = _backend.evaluate_one(outputs, weights[0], gradient, l1, l2, 1.0, grad_scale)
+        return [value] if per_tensor else value
+    return _backend.evaluate_many(
+        outputs,
+        _names(len(weights)),
+        tuple(weights),
+        None if gradients is None else tuple(gradients),
+        tuple(pairs),
+        tuple(which),
+        1.0,
+        grad_scale,
+        per_tensor,
+    )
+
+
+def _pairs(
+    numbers: Sequence[float], strengths: torch.Tensor | None
+) -> tuple[tuple[float, float], ...]:
+    if strengths is not None:
+        numbers = strengths.tolist()
+    return tuple(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+@functools.lru_cache(maxsize=16)
+def _names(count: int) -> tuple[str, ...]:
+    """Give what messages call the tensors of a list."""
+    return tuple(map(str, range(count)))
+
+
+# -------------------------------------------------------------------------- without any elements
+
+
+def _fake_penalty(
+    weights: Sequence[torch.Tensor],
+    numbers: Sequence[float],
+    strengths: torch.Tensor | None,
+    which: Sequence[int],
+    per_tensor: bool,
+) -> torch.Tensor:
+    shape = (len(weights),) if per_tensor else ()
+    return weights[0].new_empty(shape, dtype=value_dtype(weights))
+
+
+def _fake_gradients(
+    weights: Sequence[torch.Tensor],
+    upstream: torch.Tensor,
+    numbers: Sequence[float],
+    strengths: torch.Tensor | None,
+    which: Sequence[int],
+) -> list[torch.Tensor]:
+    return [torch.empty_like(w) for w in weights]
+
+
+for _name, _kernel, _fake in (
+    ("penalty", _penalty_of, _fake_penalty),
+    ("penalty_gradient", _gradients_of, _fake_gradients),
+):
+    _torch_library.impl(_library, _name, "CompositeExplicitAutograd")(_kernel)
+    _torch_library.register_fake(f"fastreg::{_name}", lib=_library)(_fake)
