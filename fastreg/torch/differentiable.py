@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from .. import _checks, _errors
+from .. import _arrays, _checks, _errors
 from .._frameworks import framework
 from . import operators
 
@@ -59,12 +59,16 @@ def orthogonal(w: Any, factor: Any, mode: str) -> Any:
 
     Raises
     ------
+    TypeError
+        For a sparse, nested or complex tensor.
     ValueError
         When `w` is no matrix, or `factor` is not finite.
     """
     w = _tensor(w)
     if w.dim() != 2:
         raise _errors.matrix_error(tuple(w.shape))
+    if w.dtype.is_complex:
+        raise _errors.dtype_error("w", w.dtype, "pass w.abs() or torch.view_as_real")
     if not isinstance(factor, torch.Tensor):
         if not torch.compiler.is_compiling():
             factor = _checks.multiplier(factor, "factor")
@@ -105,8 +109,16 @@ def _penalty(
 
 
 def _tensor(weight: Any) -> torch.Tensor:
-    """Give the tensor that a keras.Variable wraps, or the tensor itself."""
+    """Give the tensor that a keras.Variable wraps, or the tensor itself.
+
+    Raises
+    ------
+    TypeError
+        For a sparse or nested tensor.
+    """
     tensor: torch.Tensor = weight if isinstance(weight, torch.Tensor) else framework(weight)[2]
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        _arrays.require_plain_torch(torch, tensor, "w")
     return tensor
 
 

@@ -58,7 +58,7 @@ def install(*, has_table: bool) -> Any:
 
         __torch_dispatch__ = None
         layout = "torch.strided"
-        is_nested = is_quantized = False
+        is_meta = is_nested = is_quantized = False
 
         def __init__(
             self,
@@ -165,6 +165,7 @@ def install(*, has_table: bool) -> Any:
     vars(torch).update(dtypes)
     torch.Tensor = Tensor
     torch.strided = Tensor.layout
+    torch.compiler = types.SimpleNamespace(is_compiling=lambda: False)
     torch.version = types.SimpleNamespace(hip=None)
     torch.nn = types.SimpleNamespace(
         Parameter=Parameter, parameter=types.SimpleNamespace(UninitializedTensorMixin=Uninitialized)

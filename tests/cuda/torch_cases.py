@@ -160,12 +160,7 @@ def test_other_layouts_and_integers(runtime: Runtime, judged: list[int]) -> None
 def test_autograd_is_heeded_as_on_the_host(runtime: Runtime) -> None:
     w = numbers(50, np.float32)
     weight, grad = torch.nn.Parameter(w), torch.Tensor(w)
-    words = "torch tensor that requires a gradient, which the penalty as a plain number"
-    with pytest.raises(TypeError, match=f"^w is a {words}"):
-        RULE(weight)
     penalties = fastreg.attach({"a": weight}, "l2")
-    with pytest.raises(TypeError, match=rf"^tensors\['a'\] is a {words}"):
-        penalties.value()
     words = "torch tensor that requires a gradient while torch records gradients"
     with pytest.raises(TypeError, match=f"^grad is a {words}"):
         RULE.accumulate(weight, weight)

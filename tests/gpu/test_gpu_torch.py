@@ -63,14 +63,38 @@ def test_values_are_tensors_of_the_device(maker: Any, dtype: str) -> None:
     assert value.dtype == wanted
 
 
-def test_a_lost_gradient_is_refused(maker: Any) -> None:
-    weight = maker.torch.nn.Parameter(maker.make(numbers(100, "f32")))
-    with pytest.raises(TypeError, match="requires a gradient"):
-        RULES["L2"](weight)
-    with pytest.raises(TypeError, match=r"tensors\['kernel'\] is a torch tensor that requires"):
-        fastreg.attach({"kernel": weight}, "l2").value()
+def test_penalties_are_differentiable(maker: Any, dtype: str) -> None:
+    w = numbers((300, 41), dtype)
+    weight = maker.torch.nn.Parameter(maker.make(w))
+    bias = maker.torch.nn.Parameter(maker.make(w[0]))
+    value = RULES["L1L2"](weight)
+    assert value.device == weight.device
+    assert same_value(value.detach(), RULES["L1L2"](w))
+    value.backward()
+    assert same_bits(maker.host(weight.grad), RULES["L1L2"].gradient(w))
+    penalties = fastreg.attach({"weight": weight, "bias": bias}, RULES["L1L2"])
+    weight.grad = None
+    total = penalties.value()
+    total.backward()
+    host = fastreg.attach({"weight": w, "bias": w[0]}, RULES["L1L2"])
+    assert same_value(total.detach(), host.value())
+    assert same_bits(maker.host(bias.grad), RULES["L1L2"].gradient(w[0]))
     with maker.torch.no_grad():
-        assert same_value(RULES["L2"](weight), RULES["L2"](numbers(100, "f32")))
+        assert same_value(RULES["L1L2"](weight), RULES["L1L2"](w))
+
+
+def test_penalties_of_a_list_stay_on_the_device(maker: Any) -> None:
+    from fastreg.torch import differentiable
+
+    arrays = [numbers(n, "f32", n) for n in (1, 5000, 70)]
+    weights = [maker.torch.nn.Parameter(maker.make(w)) for w in arrays]
+    values = differentiable.values(weights, ((0.25, 0.5), (0.0, 1.0)), (0, 1, 0), 1.0)
+    rules = L1L2(0.25, 0.5), L2(1.0), L1L2(0.25, 0.5)
+    for value, rule, w in zip(values, rules, arrays, strict=True):
+        assert value.device == weights[0].device
+        assert same_value(value.detach(), rule(w))
+    values[1].backward()
+    assert same_bits(maker.host(weights[1].grad), L2(1.0).gradient(arrays[1]))
 
 
 def test_a_target_that_autograd_follows_is_refused(maker: Any) -> None:
