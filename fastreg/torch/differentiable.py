@@ -219,7 +219,7 @@ class _Penalty(torch.autograd.Function):
         if len(needed) < len(weights):
             weights, which = [weights[i] for i in needed], tuple([which[i] for i in needed])
             upstream = upstream[needed] if upstream.dim() else upstream
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
             made = iter(_apply_gradient(upstream, strengths, which, *weights))
         else:
             numbers = _as_arguments(strengths)

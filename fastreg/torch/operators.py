@@ -22,6 +22,7 @@ import torch
 from .. import _backend, _device
 from .._penalty import GRADIENT, VALUE
 
+_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 _HALF = (torch.float16, torch.bfloat16)
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -37,18 +38,42 @@ _library.define(
     " int[] which) -> Tensor[]",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-penalty = torch.ops.fastreg.penalty.default
-"""Give the canonical sum of the weights' penalties, 0-d, or `per_tensor` each, of shape (n,).
-
-It is float64 where one weight is, else float32.
-"""
-penalty_gradient = torch.ops.fastreg.penalty_gradient.default
-"""Give each weight's gradient, times the upstream gradient, 0-d for all or of shape (n,)."""
 
 
 def value_dtype(weights: Sequence[torch.Tensor]) -> torch.dtype:
     """Give the dtype of a penalty."""
     return torch.float64 if torch.float64 in [w.dtype for w in weights] else torch.float32
+
+
+def penalty(
+    weights: Sequence[torch.Tensor],
+    numbers: Sequence[float],
+    strengths: torch.Tensor | None,
+    which: Sequence[int],
+    per_tensor: bool,
+) -> torch.Tensor:
+    """Give the canonical sum of the penalties, 0-d, or `per_tensor` each, of shape (n,)."""
+    run = _penalty_of if _are_plain(weights) else torch.ops.fastreg.penalty.default
+    return run(weights, numbers, strengths, which, per_tensor)
+
+
+def penalty_gradient(
+    weights: Sequence[torch.Tensor],
+    upstream: torch.Tensor,
+    numbers: Sequence[float],
+    strengths: torch.Tensor | None,
+    which: Sequence[int],
+) -> list[torch.Tensor]:
+    """Give each weight's gradient, times the upstream gradient, 0-d for all or of shape (n,)."""
+    run = _gradients_of if _are_plain(weights) else torch.ops.fastreg.penalty_gradient.default
+    return run(weights, upstream, numbers, strengths, which)
+
+
+def _are_plain(weights: Sequence[torch.Tensor]) -> bool:
+    """Say whether torch would do no more than call the kernel, which takes it 5 us."""
+    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+        return False
+    return all([type(w) in _PLAIN and (w.is_cpu or w.is_cuda) for w in weights])
 
 
 # ------------------------------------------------------------------------------------- the kernels
