@@ -95,9 +95,10 @@ def _penalty_of(
     value = _evaluate(VALUE, weights, None, pairs, which, 1.0, per_tensor)
     if isinstance(value, torch.Tensor):  # on a device
         return value.to(dtype)
-    if per_tensor:
-        return torch.tensor(value, dtype=dtype, device=device)
-    return torch.scalar_tensor(value, dtype=dtype, device=device)  # three times as fast
+    # Three times as fast, but it refuses what becomes an infinity.
+    is_small = not per_tensor and abs(value) <= _LARGEST
+    make = torch.scalar_tensor if is_small else torch.tensor
+    return make(value, dtype=dtype, device=device)
 
 
 def _gradients_of(
