@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from .. import _backend, _device
+from .._device.recording import claim, unclaimed
 from .._penalty import GRADIENT, VALUE
 
 _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
@@ -87,12 +88,10 @@ def _penalty_of(
     per_tensor: bool,
 ) -> torch.Tensor:
     pairs, dtype, device = _pairs(numbers, strengths), value_dtype(weights), weights[0].device
+    into = None
     if per_tensor and weights[0].is_cuda:
         into = torch.empty(len(weights), dtype=torch.float64, device=device)
-        names = _names(len(weights))
-        _device.evaluate_many(VALUE, names, weights, None, pairs, which, 1.0, 1.0, True, into=into)
-        return into.to(dtype)
-    value = _evaluate(VALUE, weights, None, pairs, which, 1.0, per_tensor)
+    value = _evaluate(VALUE, weights, None, pairs, which, 1.0, per_tensor, into)
     if isinstance(value, torch.Tensor):  # on a device
         return value.to(dtype)
     # Three times as fast, but it refuses what becomes an infinity.
@@ -139,7 +138,7 @@ def _new_gradients(
     grad_scale: float,
 ) -> list[torch.Tensor]:
     gradients = [torch.empty_like(w) for w in weights]
-    _evaluate(GRADIENT, weights, gradients, pairs, which, grad_scale, False)
+    _evaluate(GRADIENT, weights, gradients, pairs, which, grad_scale)
     return gradients
 
 
@@ -150,24 +149,35 @@ def _evaluate(
     pairs: Sequence[tuple[float, float]],
     which: Sequence[int],
     grad_scale: float,
-    per_tensor: bool,
+    per_tensor: bool = False,
+    into: torch.Tensor | None = None,
 ) -> Any:
-    if len(weights) == 1:  # for the messages, which then call it "w"
+    """Call the core; the values of a list stay on the device in `into`."""
+    names = _names(len(weights))
+    if into is not None:
+        value = _device.evaluate_many(
+            outputs, names, weights, None, pairs, which, 1.0, grad_scale, per_tensor, into=into
+        )
+    elif len(weights) == 1:  # for the messages, which then call it "w"
         gradient = None if gradients is None else gradients[0]
         l1, l2 = pairs[which[0]]
         value = _backend.evaluate_one(outputs, weights[0], gradient, l1, l2, 1.0, grad_scale)
-        return [value] if per_tensor else value
-    return _backend.evaluate_many(
-        outputs,
-        _names(len(weights)),
-        tuple(weights),
-        None if gradients is None else tuple(gradients),
-        tuple(pairs),
-        tuple(which),
-        1.0,
-        grad_scale,
-        per_tensor,
-    )
+        value = [value] if per_tensor else value
+    else:
+        value = _backend.evaluate_many(
+            outputs,
+            names,
+            tuple(weights),
+            None if gradients is None else tuple(gradients),
+            tuple(pairs),
+            tuple(which),
+            1.0,
+            grad_scale,
+            per_tensor,
+        )
+    if unclaimed:  # captured into a CUDA graph: no regularizer is known here, so strengths stay
+        claim(None)
+    return value
 
 
 def _pairs(

@@ -22,6 +22,7 @@ torch: Any = install(has_table=HAS_TABLE)
 import fastreg  # noqa: E402
 from fastreg import _backend  # noqa: E402
 from fastreg._device import evaluation  # noqa: E402
+from fastreg._penalty import VALUE  # noqa: E402
 from fastreg.regularizers import L1L2, L2  # noqa: E402
 
 RULE = L1L2(0.01, 0.3)
@@ -181,6 +182,19 @@ def test_autograd_is_heeded_as_on_the_host(runtime: Runtime) -> None:
         assert float(RULE(weight)) == np.float32(RULE(w))
         RULE.accumulate(weight, weight)
     assert weight._version == 1
+
+
+def test_values_that_stay_on_the_device(runtime: Runtime) -> None:
+    arrays = [numbers(count, np.float32) for count in (5000, 1, 70)]
+    weights = tuple(torch.Tensor(w) for w in arrays)
+    into = torch.empty(3, dtype=torch.float64, device=weights[0].device)
+    strengths, which = ((0.25, 0.5), (0.0, 1.0)), (0, 1, 0)
+    values = evaluation.evaluate_many(
+        VALUE, ("a", "b", "c"), weights, None, strengths, which, 2.0, 1.0, True, into=into
+    )
+    assert values is into
+    expected = [L1L2(*strengths[i])(w, scale=2.0) for i, w in zip(which, arrays, strict=True)]
+    assert into.host().tolist() == expected
 
 
 def refused(error: type[Exception], match: str, weight: Any, grad: Any) -> None:
