@@ -7,6 +7,7 @@ Contract
   reads the elements.
 - A value is handed over where anything follows the array (:func:`following`), a gradient only where
   the array has no elements to read (:func:`tracing`): one that autograd follows has them.
+- An array of JAX has none, either, where it is sharded, or on a device that the core cannot use.
 - An adapter is imported at the first array that needs it: only where its framework is loaded.
 - Each is a module with the functions of :class:`Adapter`.
 """
@@ -20,6 +21,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from . import _errors
+from ._device.library import why_off
 from ._frameworks import framework
 
 _NUMPY = frozenset((np.ndarray,))
@@ -101,9 +103,26 @@ def _adapter_of(x: Any, is_followed_by_autograd: bool) -> Adapter | None:
             from .torch import differentiable  # torch.compile can trace no import_module
 
             return cast(Adapter, differentiable)
-    elif kind == "jax" and isinstance(x, module.core.Tracer):
+    elif kind == "jax" and _is_left_to_jax(module, x):
         return cast(Adapter, import_module("fastreg.jax.traced"))
     return None
+
+
+def of_strengths(*strengths: Any) -> Adapter | None:
+    """Give the adapter of strengths that are traced: JAX puts tracers there (``fastreg.jax``)."""
+    if all(type(strength) is float for strength in strengths):
+        return None
+    return next(filter(None, map(tracing, strengths)), None)
+
+
+def _is_left_to_jax(jax: Any, x: Any) -> bool:
+    if isinstance(x, jax.core.Tracer):
+        return True
+    devices = x.sharding.device_set
+    if len(devices) != 1:
+        return True
+    (device,) = devices
+    return device.platform != "cpu" and (device.platform != "gpu" or bool(why_off()))
 
 
 def _has_no_elements(torch: Any, x: Any) -> bool:

@@ -284,3 +284,14 @@ def cuda_set_strengths(
 
 def cuda_forget(recording: int) -> None:
     """Give back what a captured call needs, once its graph has been replayed for the last time."""
+
+def xla_handler(platform: str) -> Any:
+    """Give the function that XLA calls on a platform, "cpu" or "CUDA", for JAX to register.
+
+    It evaluates the penalties of many tensors; csrc/jax/request.h says how it is called.
+
+    Returns
+    -------
+    capsule
+        Of a handler of XLA's typed FFI.
+    """

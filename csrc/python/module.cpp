@@ -13,6 +13,7 @@
 #include "../cpu/dispatch.h"
 #include "../cpu/float_environment.h"
 #include "../cpu/pool.h"
+#include "../jax/capsules.h"
 #include "call.h"
 #include "device.h"
 #include "tensor.h"
@@ -284,6 +285,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   });
 
   add_device_functions(m);
+  add_jax_functions(m);
 
   m.def(
       "floor_read",

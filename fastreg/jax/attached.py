@@ -1,0 +1,251 @@
+"""Penalties on a tree of parameters, by the names of its leaves."""
+
+from __future__ import annotations
+
+from itertools import compress
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .. import _adapters, _results
+from .._penalty import VALUE
+from ..penalties import evaluation
+from ..penalties.plan import Plan
+from ..penalties.rules import Rules, checked_rules, match
+from . import traced
+from .pytrees import REGISTERED
+
+
+def attach(params: Any, rules: Any) -> TreePenalties:
+    """Put penalties on the leaves of a tree, by name.
+
+    Parameters
+    ----------
+    params : pytree of arrays
+        Its structure counts, and not its arrays: every method is given the parameters anew.  A
+        leaf's name is its path, joined by "/": "dense/kernel", "layers/0/bias".
+    rules : mapping, or what ``fastreg.regularizers.get`` takes
+        As for ``fastreg.attach``: globs over names, of which the first that matches wins, each with
+        a regularizer or None; or one regularizer for all leaves.
+
+    Returns
+    -------
+    TreePenalties
+
+    Raises
+    ------
+    TypeError
+        When a rule is no regularizer.
+    ValueError
+        When a rule never wins.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp
+    >>> import fastreg.jax
+    >>> params = {"dense": {"kernel": jnp.asarray([1.0, -2.0]), "bias": jnp.asarray([3.0])}}
+    >>> penalties = fastreg.jax.attach(params, {"*kernel": "l2"})
+    >>> value, grads = jax.jit(jax.value_and_grad(penalties.value))(params)
+    >>> float(value)
+    0.05000000074505806
+    >>> grads["dense"]["bias"]
+    Array([0.], dtype=float32)
+    """
+    return TreePenalties(params, rules)
+
+
+class TreePenalties:
+    """Penalties on a tree of parameters; made by :func:`attach`.
+
+    Every method is a pure function of the parameters, to be used inside jit, grad and vmap.  It is
+    itself a pytree, whose leaves are the strengths of its rules: given to a compiled function as an
+    argument, ``step(params, penalties)``, it takes schedules without compiling anew.
+
+    A rule may be any function of one array that JAX can trace, and that gives a 0-d array.
+
+    Leaves that are one array twice are two parameters, as they are for ``jax.grad``.
+    """
+
+    __slots__ = ("_plan", "_rules", "_treedef")
+
+    def __init__(self, params: Any, rules: Any) -> None:
+        self._rules = checked_rules(rules)
+        self._treedef = jax.tree_util.tree_structure(params)
+        self._plan = _make_plan(params, self._rules)
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """The regularizers by glob; set their strengths to change penalties."""
+        return dict(self._rules.by_glob)
+
+    def __repr__(self) -> str:
+        return f"<TreePenalties on {len(self._plan.names)} of {self._treedef.num_leaves} leaves>"
+
+    def value(
+        self, params: Any, *, scale: Any = 1.0, mesh: Any = None, specs: Any = None
+    ) -> jax.Array:
+        """Give the penalty of all leaves.
+
+        Parameters
+        ----------
+        params : pytree of arrays
+            With the structure that was attached; another is matched against the rules anew.
+        scale : float or jax.Array, optional
+            A factor.
+        mesh, specs : optional
+            For sharded parameters, as for :func:`sharded_penalty`.
+
+        Returns
+        -------
+        jax.Array
+            0-d; float64 if a leaf is, else float32.
+
+        Raises
+        ------
+        TypeError
+            For leaves that are no arrays of numbers.
+        ValueError
+            When names and rules do not fit, or a strength is not finite after scaling.
+        """
+        plan, weights = self._ready(params)
+        if mesh is None and not _is_followed(plan, weights, scale):
+            return _results.wrap_value(
+                evaluation.total(VALUE, plan, weights, None, scale, 1.0), _widest(weights)
+            )
+        placed = () if mesh is None else _leaf_specs(specs, params)
+        fused = tuple(compress(weights, plan.fused))
+        total = traced.total(
+            fused,
+            plan.strengths(),
+            plan.which,
+            scale,
+            mesh=mesh,
+            specs=[placed[name] for name in compress(plan.names, plan.fused)] if placed else (),
+        )
+        for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True):
+            if not is_fused:
+                total = total + plan.rules[name](weight) * scale
+        return total
+
+    def gradient(self, params: Any, *, scale: Any = 1.0, grad_scale: Any = 1.0) -> Any:
+        """Give the gradient as a tree like `params`, zeros where there is no penalty.
+
+        Parameters
+        ----------
+        params : pytree of arrays
+        scale, grad_scale : float or jax.Array, optional
+            Factors.
+
+        Returns
+        -------
+        pytree of jax.Array
+            Of the shapes and dtypes of `params`.
+
+        Raises
+        ------
+        TypeError
+            For leaves of integers that have a penalty.
+        """
+        plan, weights = self._ready(params)
+        strengths, which = plan.strengths(), iter(plan.which)
+        gradients = {}
+        for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True):
+            if is_fused:
+                l1, l2 = strengths[next(which)]
+                gradients[name] = traced.gradient(weight, l1 * scale, l2 * scale, grad_scale)
+            else:
+                gradients[name] = jax.grad(plan.rules[name])(weight) * (scale * grad_scale)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: gradients.get(_name(path), jnp.zeros_like(leaf)), params
+        )
+
+    def value_and_grad(
+        self, params: Any, *, scale: Any = 1.0, grad_scale: Any = 1.0
+    ) -> tuple[jax.Array, Any]:
+        """Give what :meth:`value` and :meth:`gradient` give."""
+        return self.value(params, scale=scale), self.gradient(
+            params, scale=scale, grad_scale=grad_scale
+        )
+
+    def _ready(self, params: Any) -> tuple[Plan, tuple[Any, ...]]:
+        plan = self._plan
+        if jax.tree_util.tree_structure(params) != self._treedef:
+            plan = _make_plan(params, self._rules)
+        leaves = jax.tree_util.tree_leaves(params)
+        return plan, plan.source(leaves)
+
+
+def _name(path: Any) -> str:
+    return str(jax.tree_util.keystr(path, simple=True, separator="/"))
+
+
+def _make_plan(params: Any, rules: Rules) -> Plan:
+    names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    rule_of, _ = match(names, rules)
+    return Plan(
+        names, {name: rule for name, rule in rule_of.items() if rule is not None}, (), rule_of
+    )
+
+
+def _leaf_specs(specs: Any, params: Any) -> dict[str, Any]:
+    """Give the spec of each leaf by name, from a tree that may be a prefix of theirs."""
+
+    def is_spec(x: Any) -> bool:
+        return isinstance(x, jax.sharding.PartitionSpec)
+
+    whole = jax.tree_util.tree_map(
+        lambda spec, part: jax.tree_util.tree_map(lambda _: spec, part),
+        specs,
+        params,
+        is_leaf=is_spec,
+    )
+    leaves = jax.tree_util.tree_leaves_with_path(whole, is_leaf=is_spec)
+    return {_name(path): spec for path, spec in leaves}
+
+
+def _is_followed(plan: Plan, weights: tuple[Any, ...], scale: Any) -> bool:
+    numbers = [scale, *(number for pair in plan.strengths() for number in pair)]
+    return (
+        plan.others
+        or not weights
+        or any(type(number) is not float for number in numbers)
+        or any(_adapters.following(w) is not None for w in weights)
+    )
+
+
+def _widest(weights: tuple[Any, ...]) -> Any:
+    return next((w for w in weights if w.dtype == jnp.float64), weights[0])
+
+
+# ---- as a pytree: the strengths of the rules are the leaves
+
+
+def _flatten(penalties: TreePenalties) -> tuple[tuple[Any, ...], Any]:
+    by_glob = penalties._rules.by_glob
+    leaves = tuple(rule for rule in by_glob.values() if type(rule) in REGISTERED)
+    static = tuple(
+        (glob, None if type(rule) in REGISTERED else (rule,)) for glob, rule in by_glob.items()
+    )
+    names = tuple(penalties._plan.source.names)
+    return leaves, (static, penalties._rules.for_all, penalties._treedef, names)
+
+
+def _unflatten(aux: Any, leaves: Any) -> TreePenalties:
+    static, for_all, treedef, names = aux
+    of_leaves = iter(leaves)
+    by_glob = {glob: next(of_leaves) if rule is None else rule[0] for glob, rule in static}
+    penalties = object.__new__(TreePenalties)
+    penalties._rules = Rules(by_glob, for_all)
+    penalties._treedef = treedef
+    rule_of, _ = match(list(names), penalties._rules)
+    penalties._plan = Plan(
+        list(names),
+        {name: rule for name, rule in rule_of.items() if rule is not None},
+        (),
+        rule_of,
+    )
+    return penalties
+
+
+jax.tree_util.register_pytree_node(TreePenalties, _flatten, _unflatten)

@@ -1,0 +1,173 @@
+"""Values of penalties inside a program of JAX, with their derivatives.
+
+Contract
+--------
+- One call of the core per program and evaluation, whatever the number of tensors, where the program
+  runs on a platform that the core serves; ``jax.numpy`` elsewhere, with the same meaning: an
+  absent term adds nothing even at NaN, NaN propagates, half precision is computed in float32.
+- Reverse mode is a ``custom_vjp`` whose backward pass is elementwise and XLA's alone (``slope``):
+  it is fused with the update, and stays where the weights are.  Backward passes can be
+  differentiated again, in either mode; the forward pass refuses forward mode, as every
+  ``custom_vjp`` does.
+- Strengths that a trace follows have gradients as well.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import handler, slope
+from .strengths import TERM_L1, TERM_L2, as_reals, coefficients, make_rule, real
+
+
+class Form(NamedTuple):
+    """All of a call but its arrays: what a program is compiled for."""
+
+    which: tuple[int, ...]
+    terms: tuple[int | None, ...]
+    constants: tuple[float, ...]
+    """Strengths in pairs, for platforms where operands are not at hand; else empty."""
+    dtype: Any
+    """Of the results."""
+    platforms: tuple[str, ...]
+    """On which the core is called."""
+    mesh: Any = None
+    """Where the tensors are sharded, and how; None where XLA knows or nothing is."""
+    specs: tuple[Any, ...] = ()
+
+
+def evaluated(
+    form: Form, weights: tuple[Any, ...], operands: tuple[Any, ...], slopes: tuple[Any, ...]
+) -> tuple[Any, Any]:
+    """Give each tensor's value, and their canonical sum."""
+    result: tuple[Any, Any] = _evaluated(form, weights, operands, slopes)
+    return result
+
+
+def _evaluated_fwd(form: Form, weights: Any, operands: Any, slopes: Any) -> Any:
+    return _forward(form, weights, operands, slopes), (weights, operands, slopes)
+
+
+def _evaluated_bwd(form: Form, residuals: Any, cotangents: Any) -> Any:
+    weights, operands, slopes = residuals
+    values_bar, total_bar = cotangents
+    upstream = values_bar + total_bar
+    weights_bar = tuple(
+        _weight_bar(form, weights, operands, slopes, upstream, index)
+        for index in range(len(weights))
+    )
+    operands_bar = [np.zeros(np.shape(operand), jax.dtypes.float0) for operand in operands]
+    if None in form.terms:
+        sums = _unit_sums(form, weights)
+        for rule, terms in enumerate(form.terms):
+            if terms is None:
+                mine = np.asarray([which == rule for which in form.which])
+                operands_bar[rule] = jnp.stack(
+                    [jnp.where(mine, upstream * each, 0).sum() for each in sums]
+                ).astype(operands[rule].dtype)
+    return weights_bar, tuple(operands_bar), jax.tree_util.tree_map(jnp.zeros_like, slopes)
+
+
+def _weight_bar(
+    form: Form, weights: Any, operands: Any, slopes: Any, upstream: Any, index: int
+) -> Any:
+    w, rule = weights[index], form.which[index]
+    if not jnp.issubdtype(w.dtype, jnp.floating):
+        return np.zeros(w.shape, jax.dtypes.float0)
+    both = coefficients(operands[rule], slopes[rule])
+    return slope.compiled(w, form.terms[rule], both, upstream[index])
+
+
+def _unit_sums(form: Form, weights: Any) -> tuple[Any, Any]:
+    """Give the sums of abs(w) and of w*w of each tensor: what strengths are multiplied with."""
+    sums = []
+    for pair in ((1.0, 0.0), (0.0, 1.0)):
+        unit = make_rule(*pair, 1.0, ())
+        unit_form = form._replace(
+            which=(0,) * len(weights),
+            terms=(unit.terms,),
+            constants=unit.constants if form.constants else (),
+        )
+        sums.append(_forward(unit_form, weights, (unit.operand,), (unit.slopes,))[0])
+    return sums[0], sums[1]
+
+
+def _forward_jvp(form: Form, primals: Any, tangents: Any) -> Any:
+    # Only where a forward or backward pass is itself differentiated.
+    weights, operands, slopes = primals
+    weights_dot, operands_dot, _ = tangents
+    dots = []
+    sums = _unit_sums(form, weights) if None in form.terms else None
+    one = jnp.ones((), form.dtype)
+    for index, (w, w_dot) in enumerate(zip(weights, weights_dot, strict=True)):
+        rule = form.which[index]
+        dot = jnp.zeros((), form.dtype)
+        if jnp.issubdtype(w.dtype, jnp.floating):
+            both = coefficients(operands[rule], slopes[rule])
+            gradient = slope.compiled(w.astype(form.dtype), form.terms[rule], both, one)
+            dot = dot + (gradient * w_dot.astype(form.dtype)).sum()
+        if sums is not None and form.terms[rule] is None:
+            for each, strength_dot in zip(sums, operands_dot[rule], strict=True):
+                dot = dot + (each[index] * strength_dot).astype(form.dtype)
+        dots.append(dot)
+    values_dot = jnp.stack(dots)
+    return _forward(form, weights, operands, slopes), (values_dot, values_dot.sum())
+
+
+def _program(form: Form, weights: Any, operands: Any, slopes: Any) -> tuple[Any, Any]:
+    if form.mesh is None:
+        return local(form, weights, operands, slopes)
+    from .sharding import summed_over_shards
+
+    return summed_over_shards(form, weights, operands, slopes)
+
+
+# Compiled for calls that no program of the caller's has in it, such as grad without jit.
+_forward: Any = jax.custom_jvp(jax.jit(_program, static_argnums=0), nondiff_argnums=(0,))
+_forward.defjvp(_forward_jvp)
+_evaluated: Any = jax.custom_vjp(_forward, nondiff_argnums=(0,))
+_evaluated.defvjp(_evaluated_fwd, _evaluated_bwd)
+
+
+def local(form: Form, weights: Any, operands: Any, slopes: Any) -> tuple[Any, Any]:
+    """Compute one device's program: by the core on the platforms that it serves."""
+
+    def core(platform: str) -> Any:
+        return lambda weights, operands, slopes: handler.call(
+            platform, weights, operands, form.which, form.constants, form.dtype
+        )
+
+    def plain(weights: Any, operands: Any, slopes: Any) -> tuple[Any, Any]:
+        return _plain(form, weights, operands, slopes)
+
+    if not form.platforms:
+        return plain(weights, operands, slopes)
+    branches = {platform: core(platform) for platform in form.platforms}
+    result: tuple[Any, Any] = jax.lax.platform_dependent(
+        weights, operands, slopes, default=plain, **branches
+    )
+    return result
+
+
+def _plain(form: Form, weights: Any, operands: Any, slopes: Any) -> tuple[Any, Any]:
+    values = []
+    for w, rule in zip(weights, form.which, strict=True):
+        terms = form.terms[rule]
+        strengths = as_reals(operands[rule], slopes[rule])
+        x = w.astype(real())
+        value = jnp.zeros((), real())
+        for term, strength, power in (
+            (TERM_L1, strengths[0], jnp.abs),
+            (TERM_L2, strengths[1], jnp.square),
+        ):
+            if terms is None:
+                value += jnp.where(strength != 0, strength * power(x).sum(), 0)
+            elif terms & term:
+                value += strength * power(x).sum()
+        values.append(value)
+    stacked = jnp.stack(values)
+    return stacked.astype(form.dtype), stacked.sum().astype(form.dtype)

@@ -1,0 +1,98 @@
+"""The compiled core as a function that XLA calls: registration, and the call itself.
+
+Contract
+--------
+- Nothing is registered before the first call that could use it; what stands against it is kept as
+  :data:`reason`, and the caller computes with ``jax.numpy`` then.
+- ``csrc/jax/request.h`` says what operands, attributes and results mean.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from .. import _backend
+
+TARGET = "fastreg_penalties"
+
+reason: str | None = None
+"""Why the core is not registered with XLA; None where it is, or nobody has asked yet."""
+
+
+def platforms() -> tuple[str, ...]:
+    """Give the platforms of JAX whose programs can call the core now: "cpu", also "cuda"."""
+    if _backend.name != "native":
+        return ()
+    return _registered()
+
+
+@functools.cache
+def _registered() -> tuple[str, ...]:
+    global reason
+    try:
+        from .. import _core
+
+        jax.ffi.register_ffi_target(TARGET, _core.xla_handler("cpu"), platform="cpu")
+        if not _core.cuda_state()[0] or jax.default_backend() != "gpu":
+            return ("cpu",)
+        jax.ffi.register_ffi_target(TARGET, _core.xla_handler("CUDA"), platform="CUDA")
+    except (ImportError, AttributeError, RuntimeError, ValueError) as error:
+        # The core is missing or older than this file, or XLA refuses the interface's version.
+        reason = f"{type(error).__name__}: {error}"
+        return ()
+    return ("cpu", "cuda")
+
+
+def call(
+    platform: str,
+    weights: Sequence[Any],
+    operands: Sequence[Any],
+    which: Sequence[int],
+    constants: Sequence[float],
+    dtype: Any,
+) -> tuple[Any, Any]:
+    """Give each tensor's value and their canonical sum, of `dtype`, from one call of the core."""
+    attributes: dict[str, Any] = {"which": np.asarray(which, np.int64)}
+    if platform == "cuda":
+        attributes["constants"] = np.asarray(constants, np.float64)
+    as_bits = platform == "cuda" and dtype != np.float64
+    results = (
+        jax.ShapeDtypeStruct(
+            (len(weights), 2) if as_bits else (len(weights),), _kind(as_bits, dtype)
+        ),
+        jax.ShapeDtypeStruct((2,) if as_bits else (), _kind(as_bits, dtype)),
+    )
+    called = jax.ffi.ffi_call(TARGET, results, vmap_method="expand_dims")
+    values, total = called(*weights, *operands, **attributes)
+    return (to_float32(values), to_float32(total)) if as_bits else (values, total)
+
+
+def _kind(as_bits: bool, dtype: Any) -> Any:
+    return np.uint32 if as_bits else dtype
+
+
+def to_float32(bits: Any) -> Any:
+    """Round float64, given as the bits of its two halves (low, high), to the nearest float32.
+
+    For programs without float64.  What is subnormal as float32 becomes a zero.
+    """
+    low, high = bits[..., 0], bits[..., 1]
+    u32 = np.uint32
+    exponent = (high >> u32(20)) & u32(0x7FF)
+    kept = ((high & u32(0xFFFFF)) << u32(3)) | (low >> u32(29))
+    rest = low & u32(0x1FFFFFFF)
+    half = u32(0x10000000)
+    up = (rest > half) | ((rest == half) & (kept & u32(1) == u32(1)))
+    # A carry out of the fraction goes to the exponent, where it belongs.
+    finite = ((exponent - u32(1023 - 127)) << u32(23)) + kept + up.astype(np.uint32)
+    missing = (exponent == u32(0x7FF)) & ((kept | rest) != u32(0))
+    infinity = u32(0x7F800000)
+    magnitude = jax.numpy.where(exponent < u32(1023 - 126), u32(0), finite)
+    magnitude = jax.numpy.where(exponent > u32(1023 + 127), infinity, magnitude)
+    magnitude = jax.numpy.where(missing, u32(0x7FC00000), magnitude)
+    return jax.lax.bitcast_convert_type(magnitude | (high & u32(0x80000000)), np.float32)

@@ -1,0 +1,135 @@
+"""What ``fastreg._adapters`` asks of JAX: penalties of arrays that a trace follows.
+
+Contract
+--------
+- The functions of ``fastreg._adapters.Adapter``; they can be traced, differentiated in reverse and
+  mapped by ``vmap``.
+- Concrete arrays that are sharded over several devices are computed where their shards are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import _dtypes, _errors
+from .._frameworks import framework
+from . import handler, slope
+from . import orthogonal as _orthogonal
+from . import strengths as _strengths
+from .evaluated import Form, evaluated
+
+
+def total(
+    weights: Sequence[Any],
+    strengths: Sequence[tuple[Any, Any]],
+    which: Sequence[int],
+    scale: Any,
+    *,
+    mesh: Any = None,
+    specs: Sequence[Any] = (),
+) -> jax.Array:
+    """Give the penalty of all tensors, 0-d; float64 if one of them is, else float32."""
+    result: jax.Array = _evaluate(weights, strengths, which, scale, mesh, specs)[1]
+    return result
+
+
+def values(
+    weights: Sequence[Any],
+    strengths: Sequence[tuple[Any, Any]],
+    which: Sequence[int],
+    scale: Any,
+    *,
+    mesh: Any = None,
+    specs: Sequence[Any] = (),
+) -> tuple[jax.Array, ...]:
+    """Give the penalty of each tensor, 0-d each, from one call of the core."""
+    result, _ = _evaluate(weights, strengths, which, scale, mesh, specs)
+    dtypes = [np.float64 if w.dtype == np.float64 else np.float32 for w in map(_array, weights)]
+    return tuple(result[index].astype(dtype) for index, dtype in enumerate(dtypes))
+
+
+def gradient(w: Any, l1: Any, l2: Any, factor: Any) -> jax.Array:
+    """Give ``factor * (l1 * sign(w) + 2 * l2 * w)`` as a new array, in the dtype of `w`."""
+    w = _array(w)
+    dtype = _dtype_of(w, "w")
+    if dtype not in _dtypes.FLOATS:
+        raise TypeError(
+            f"w has dtype {w.dtype}, for which there is no gradient; pass for example "
+            "w.astype(numpy.float32)"
+        )
+    rule = _strengths.make_rule(l1, l2, factor, (dtype,))
+    both = _strengths.coefficients(rule.operand, rule.slopes)
+    result: jax.Array = slope.compiled(w, rule.terms, both, jnp.ones((), w.dtype))
+    return result
+
+
+def orthogonal(w: Any, factor: Any, mode: str) -> jax.Array:
+    """Give the penalty of ``OrthogonalRegularizer``, 0-d."""
+    w = _array(w)
+    _dtype_of(w, "w")
+    result: jax.Array = _orthogonal.penalty(w, factor, mode)
+    return result
+
+
+def _array(w: Any) -> Any:
+    return framework(w)[2]
+
+
+def _dtype_of(w: Any, name: str) -> str:
+    """Give the short name of an array's dtype; TypeError where it has no penalty."""
+    if w.dtype == jnp.bfloat16:
+        return "bf16"
+    known = _dtypes.NAMES.get(w.dtype)
+    if known is None:
+        raise _errors.dtype_error(name, w.dtype)
+    return known
+
+
+def _evaluate(
+    weights: Sequence[Any],
+    strengths: Sequence[tuple[Any, Any]],
+    which: Sequence[int],
+    scale: Any,
+    mesh: Any,
+    specs: Sequence[Any],
+) -> Any:
+    arrays = tuple(jnp.asarray(_array(w)) for w in weights)
+    dtypes = [_dtype_of(w, "w") for w in arrays]
+    dtype = np.dtype(np.float64 if "f64" in dtypes else np.float32)
+    if not arrays:
+        return jnp.zeros((0,), dtype), jnp.zeros((), dtype)
+    # A coefficient too large for float32 is refused where a gradient is asked for by name; a
+    # gradient that JAX takes is infinite then.
+    rules = [_strengths.make_rule(l1, l2, scale, ()) for l1, l2 in strengths]
+    platforms = handler.platforms()
+    if mesh is None and not isinstance(arrays[0], jax.core.Tracer):
+        mesh, specs = _placement(arrays)
+        if mesh is None and any(len(w.sharding.device_set) > 1 for w in arrays):
+            platforms = ()  # XLA divides its own sums among devices, and calls of the core not
+    form = Form(
+        tuple(which),
+        tuple(rule.terms for rule in rules),
+        tuple(x for rule in rules for x in rule.constants) if "cuda" in platforms else (),
+        dtype,
+        platforms,
+        mesh,
+        tuple(specs),
+    )
+    operands = tuple(rule.operand for rule in rules)
+    return evaluated(form, arrays, operands, tuple(rule.slopes for rule in rules))
+
+
+def _placement(arrays: Sequence[Any]) -> tuple[Any, tuple[Any, ...]]:
+    """Give the mesh and specs of concrete arrays that are sharded over one mesh; else None."""
+    placed: list[Any] = [getattr(w, "sharding", None) for w in arrays]
+    if any(not isinstance(sharding, jax.sharding.NamedSharding) for sharding in placed):
+        return None, ()
+    meshes = {sharding.mesh for sharding in placed}
+    if len(meshes) != 1 or all(len(sharding.device_set) == 1 for sharding in placed):
+        return None, ()
+    return placed[0].mesh, tuple(sharding.spec for sharding in placed)
