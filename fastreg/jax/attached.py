@@ -163,9 +163,22 @@ class TreePenalties:
     def value_and_grad(
         self, params: Any, *, scale: Any = 1.0, grad_scale: Any = 1.0
     ) -> tuple[jax.Array, Any]:
-        """Give what :meth:`value` and :meth:`gradient` give."""
-        return self.value(params, scale=scale), self.gradient(
-            params, scale=scale, grad_scale=grad_scale
+        """Give what :meth:`value` and :meth:`gradient` give, from one call of the core."""
+        plan, weights = self._ready(params)
+        for name, weight in zip(plan.names, weights, strict=True):
+            if not jnp.issubdtype(weight.dtype, jnp.floating):
+                raise TypeError(
+                    f"params[{name!r}] has dtype {weight.dtype}, for which there is no gradient; "
+                    "give it the rule None"
+                )
+        value, pull_back = jax.vjp(lambda tree: self.value(tree, scale=scale), params)
+        (gradients,) = pull_back(jnp.asarray(grad_scale, value.dtype))
+        return value, jax.tree_util.tree_map(
+            lambda gradient, leaf: (
+                jnp.zeros_like(leaf) if gradient.dtype == jax.dtypes.float0 else gradient
+            ),
+            gradients,
+            params,
         )
 
     def _ready(self, params: Any) -> tuple[Plan, tuple[Any, ...]]:

@@ -61,19 +61,32 @@ def call(
     if platform == "cuda":
         attributes["constants"] = np.asarray(constants, np.float64)
     as_bits = platform == "cuda" and dtype != np.float64
-    results = (
-        jax.ShapeDtypeStruct(
-            (len(weights), 2) if as_bits else (len(weights),), _kind(as_bits, dtype)
-        ),
-        jax.ShapeDtypeStruct((2,) if as_bits else (), _kind(as_bits, dtype)),
-    )
+    kind = np.uint32 if as_bits else dtype
+    shapes = ((len(weights), 2), (2,)) if as_bits else ((len(weights),), ())
+    results = tuple(jax.ShapeDtypeStruct(shape, kind) for shape in shapes)
     called = jax.ffi.ffi_call(TARGET, results, vmap_method="expand_dims")
-    values, total = called(*weights, *operands, **attributes)
+    arrays = (*weights, *operands)
+    axes = frozenset().union(*map(_varying_axes, arrays))
+    made = called(*(_varied(x, axes) for x in arrays), **attributes)
+    values, total = (_varied(x, axes) for x in made)
     return (to_float32(values), to_float32(total)) if as_bits else (values, total)
 
 
-def _kind(as_bits: bool, dtype: Any) -> Any:
-    return np.uint32 if as_bits else dtype
+def _varying_axes(x: Any) -> frozenset[Any]:
+    """Give the axes of the ``shard_map`` around that an array varies over, as far as JAX says."""
+    aval = getattr(x, "aval", None)
+    kind = getattr(aval, "manual_axis_type", None)
+    return frozenset(getattr(kind, "varying", None) or getattr(aval, "vma", None) or ())
+
+
+def _varied(x: Any, axes: frozenset[Any]) -> Any:
+    """Let an array vary over these axes; a foreign call says of its results that they do not."""
+    missing = tuple(axes - _varying_axes(x))
+    if not missing:
+        return x
+    if hasattr(jax.lax, "pcast"):
+        return jax.lax.pcast(x, missing, to="varying")
+    return jax.lax.pvary(x, missing)  # JAX 0.6 to 0.8
 
 
 def to_float32(bits: Any) -> Any:

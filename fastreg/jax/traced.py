@@ -107,9 +107,9 @@ def _evaluate(
     # gradient that JAX takes is infinite then.
     rules = [_strengths.make_rule(l1, l2, scale, ()) for l1, l2 in strengths]
     platforms = handler.platforms()
-    if mesh is None and not isinstance(arrays[0], jax.core.Tracer):
+    if mesh is None:
         mesh, specs = _placement(arrays)
-        if mesh is None and any(len(w.sharding.device_set) > 1 for w in arrays):
+        if mesh is None and _is_spread(arrays):
             platforms = ()  # XLA divides its own sums among devices, and calls of the core not
     form = Form(
         tuple(which),
@@ -125,11 +125,27 @@ def _evaluate(
 
 
 def _placement(arrays: Sequence[Any]) -> tuple[Any, tuple[Any, ...]]:
-    """Give the mesh and specs of concrete arrays that are sharded over one mesh; else None."""
-    placed: list[Any] = [getattr(w, "sharding", None) for w in arrays]
+    """Give the mesh and the specs of arrays that are known to be sharded over one; else None.
+
+    Of concrete arrays this is always known, inside programs only for a mesh of explicit axes.
+    """
+    placed: list[Any] = [_sharding(w) for w in arrays]
     if any(not isinstance(sharding, jax.sharding.NamedSharding) for sharding in placed):
         return None, ()
     meshes = {sharding.mesh for sharding in placed}
-    if len(meshes) != 1 or all(len(sharding.device_set) == 1 for sharding in placed):
+    specs = tuple(sharding.spec for sharding in placed)
+    if len(meshes) != 1 or not any(entry is not None for spec in specs for entry in spec):
         return None, ()
-    return placed[0].mesh, tuple(sharding.spec for sharding in placed)
+    return placed[0].mesh, specs
+
+
+def _sharding(w: Any) -> Any:
+    if isinstance(w, jax.core.Tracer):
+        return getattr(w.aval, "sharding", None)
+    return w.sharding
+
+
+def _is_spread(arrays: Sequence[Any]) -> bool:
+    return any(
+        not isinstance(w, jax.core.Tracer) and len(w.sharding.device_set) > 1 for w in arrays
+    )
