@@ -190,7 +190,15 @@ class TreePenalties:
 
 
 def _name(path: Any) -> str:
-    return str(jax.tree_util.keystr(path, simple=True, separator="/"))
+    # What keystr(path, simple=True, separator="/") gives, which JAX 0.5 does not have.
+    return "/".join(str(_of_key(key)) for key in path)
+
+
+def _of_key(key: Any) -> Any:
+    for attribute in ("key", "idx", "name"):
+        if hasattr(key, attribute):
+            return getattr(key, attribute)
+    return key
 
 
 def _make_plan(params: Any, rules: Rules) -> Plan:

@@ -148,7 +148,8 @@ def _program(form: Form, weights: Any, operands: Any, slopes: Any) -> tuple[Any,
 
 
 # Compiled for calls that no program of the caller's has in it, such as grad without jit.
-_forward: Any = jax.custom_jvp(jax.jit(_program, static_argnums=0), nondiff_argnums=(0,))
+_compiled: Any = jax.jit(_program, static_argnums=0)
+_forward: Any = jax.custom_jvp(_compiled, nondiff_argnums=(0,))
 _forward.defjvp(_forward_jvp)
 _evaluated: Any = jax.custom_vjp(_forward, nondiff_argnums=(0,))
 _evaluated.defvjp(_evaluated_fwd, _evaluated_bwd)

@@ -34,7 +34,7 @@ def penalty(w: Any, factor: Any, mode: str) -> Any:
     scaled = matrix / jnp.where(largest == 0, 1, largest)
     squares = jnp.square(scaled).sum(axis=1, keepdims=True)
     # The root has no derivative at 0, so it is not asked for it.
-    units = scaled / jnp.sqrt(jnp.where(squares == 0, 1, squares))
+    units = jnp.where(squares == 0, 0, scaled / jnp.sqrt(jnp.where(squares == 0, 1, squares)))
     cosines = jnp.matmul(units, units.T, precision=jax.lax.Precision.HIGHEST)
     off_diagonal = jnp.where(jnp.eye(rows, dtype=bool), 0, cosines)
     value = jnp.asarray(factor, dtype) / pairs * (0.5 * jnp.abs(off_diagonal).sum())

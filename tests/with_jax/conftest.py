@@ -1,0 +1,48 @@
+"""Fixtures of the tests with JAX: who computes the value, and whether JAX has float64."""
+
+import pytest
+
+from fastreg import _backend
+
+jax = pytest.importorskip("jax")
+
+
+def _engines():
+    before = _backend.name
+    _backend.select("native")
+    try:
+        _backend.instruction_sets()
+        return ["native", "numpy"]
+    except RuntimeError:  # no compiled core in this installation
+        return ["numpy"]
+    finally:
+        _backend.select(before)
+
+
+@pytest.fixture(params=_engines())
+def engine(request):
+    """Who computes values in programs: "native" for the compiled core, "numpy" for XLA."""
+    before = _backend.name
+    _backend.select(request.param)
+    yield request.param
+    _backend.select(before)
+
+
+@pytest.fixture
+def core(request):
+    """The compiled core in use; a skip where there is none."""
+    if "native" not in _engines():
+        pytest.skip("no compiled core in this installation")
+    before = _backend.name
+    _backend.select("native")
+    yield
+    _backend.select(before)
+
+
+@pytest.fixture
+def double():
+    """JAX with float64."""
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", before)

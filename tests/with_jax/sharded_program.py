@@ -1,0 +1,83 @@
+"""What the tests of sharding look at, from one process with four devices: printed as JSON."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as Spec
+
+from fastreg.jax import sharded_penalty
+from fastreg.regularizers import L1L2
+
+BOTH = L1L2(0.3, 0.7)
+COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
+
+
+def facts(dtype):
+    rng = np.random.default_rng(0)
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "model"))
+    specs = {"kernel": Spec("data", None), "both": Spec(None, ("data", "model")), "bias": Spec()}
+    host = {
+        "kernel": rng.standard_normal((512, 64)).astype(dtype),
+        "both": rng.standard_normal((3, 64)).astype(dtype),
+        "bias": rng.standard_normal(64).astype(dtype),
+    }
+    params = {
+        name: jax.device_put(array, NamedSharding(mesh, specs[name]))
+        for name, array in host.items()
+    }
+    expected = sum(BOTH(array.astype(np.float64)) for array in host.values())
+    program = jax.jit(jax.value_and_grad(sharded_penalty(mesh, specs, BOTH)))
+    value, gradients = program(params)
+    text = program.lower(params).compile().as_text()
+    kernel = params["kernel"]
+    inside = jax.jit(
+        getattr(jax, "shard_map")(  # noqa: B009
+            lambda w: jax.lax.psum(BOTH(w), "data"),
+            mesh=mesh,
+            in_specs=Spec("data", None),
+            out_specs=Spec(),
+        )
+    )
+    one = float(BOTH(host["kernel"]))
+    explicit_mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    explicit = jax.device_put(host["kernel"], NamedSharding(explicit_mesh, Spec("data", None)))
+    with jax.set_mesh(explicit_mesh):
+        plainly = jax.jit(jax.value_and_grad(BOTH))
+        explicit_text = plainly.lower(explicit).compile().as_text()
+        explicit_value, explicit_gradient = plainly(explicit)
+    whole = jax.device_put(host["kernel"], NamedSharding(mesh, Spec()))
+    return {
+        "value": [float(value), expected],
+        "dtype": str(value.dtype),
+        "collectives": {name: text.count(f" {name}(") for name in COLLECTIVES},
+        "calls": text.count(" custom-call("),
+        "gradient_keeps_bits": all(
+            np.asarray(gradients[name]).tobytes() == BOTH.gradient(array).tobytes()
+            for name, array in host.items()
+        ),
+        "gradient_keeps_sharding": all(
+            gradients[name].sharding.is_equivalent_to(params[name].sharding, array.ndim)
+            for name, array in host.items()
+        ),
+        "eager": [float(BOTH(kernel)), one],
+        "eager_gradient_keeps_sharding": BOTH.gradient(kernel).sharding.is_equivalent_to(
+            kernel.sharding, 2
+        ),
+        "replicated": [float(BOTH(whole)), one],
+        "shard_map": [float(inside(kernel)), one],
+        "explicit": [float(explicit_value), one],
+        "explicit_collectives": {name: explicit_text.count(f" {name}(") for name in COLLECTIVES},
+        "explicit_gradient_is_sharded": explicit_gradient.sharding.is_equivalent_to(
+            explicit.sharding, 2
+        ),
+    }
+
+
+if __name__ == "__main__":
+    results = {"float32": facts("float32")}
+    jax.config.update("jax_enable_x64", True)
+    results |= {"float32_with_float64": facts("float32"), "float64": facts("float64")}
+    json.dump(results, sys.stdout)

@@ -1,0 +1,162 @@
+"""Penalties on trees of parameters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fastreg.jax
+from fastreg.jax import attach
+from fastreg.regularizers import L1, L1L2, OrthogonalRegularizer
+
+RULES = {"*kernel": L1L2(0.3, 0.7), "head/*": None, "*bias": "l2"}
+
+
+def make_params():
+    rng = np.random.default_rng(0)
+    return {
+        "layers": [
+            {"kernel": jnp.asarray(rng.standard_normal((7, 5)), jnp.float32), "bias": jnp.ones(5)},
+            {"kernel": jnp.asarray(rng.standard_normal((5, 3)), jnp.bfloat16), "bias": jnp.ones(3)},
+        ],
+        "head": (jnp.ones(4), None),
+        "steps": jnp.arange(3),
+    }
+
+
+def expected_value(params):
+    kernels = sum(float(L1L2(0.3, 0.7)(layer["kernel"])) for layer in params["layers"])
+    return kernels + 0.01 * 8
+
+
+def test_names_values_and_gradients(engine):
+    params = make_params()
+    penalties = attach(params, RULES)
+    assert repr(penalties) == "<TreePenalties on 4 of 6 leaves>"
+    value = jax.jit(penalties.value)(params)
+    assert value.dtype == jnp.float32
+    assert float(value) == pytest.approx(expected_value(params), rel=1e-6)
+    assert float(penalties.value(params)) == pytest.approx(float(value), rel=1e-6)
+    for gradients in (
+        jax.jit(penalties.gradient)(params),
+        penalties.gradient(params),
+        jax.jit(penalties.value_and_grad)(params)[1],
+    ):
+        assert jax.tree_util.tree_structure(gradients) == jax.tree_util.tree_structure(params)
+        jax.tree_util.tree_map(
+            lambda g, p: (g.shape, g.dtype) == (p.shape, p.dtype) or 1 / 0, gradients, params
+        )
+        for layer, slopes in zip(params["layers"], gradients["layers"], strict=True):
+            expected = L1L2(0.3, 0.7).gradient(np.asarray(layer["kernel"]))
+            assert np.asarray(slopes["kernel"]).tobytes() == expected.tobytes()
+        assert not gradients["head"][0].any()
+        assert not gradients["steps"].any()
+    scaled = penalties.gradient(params, scale=0.5, grad_scale=4.0)
+    assert scaled["layers"][0]["bias"].tolist() == pytest.approx([0.04] * 5)
+    assert penalties.value_and_grad(params, grad_scale=2.0)[1]["layers"][0]["bias"][
+        0
+    ] == pytest.approx(0.04)
+
+
+def test_the_value_has_the_bits_of_the_core_by_one_call(core):
+    params = make_params()
+    penalties = attach(params, RULES)
+    program = jax.jit(jax.value_and_grad(penalties.value, allow_int=True))
+    assert program.lower(params).compile().as_text().count(" custom-call(") == 1
+    assert program(params)[0] == penalties.value(params)
+
+
+def test_schedules_by_the_penalties_as_an_argument(engine):
+    params, traces = make_params(), []
+    penalties = attach(params, RULES)
+
+    @jax.jit
+    def value(penalties, params):
+        traces.append(None)
+        return penalties.value(params)
+
+    for l1 in (0.3, 0.1, 0.0):
+        penalties.rules["*kernel"].l1 = l1
+        assert float(value(penalties, params)) == pytest.approx(float(penalties.value(params)))
+    assert len(traces) == 1
+    penalties.rules["*kernel"].l1 = 0.3
+
+
+def test_another_structure_is_matched_anew():
+    params = make_params()
+    penalties = attach(params, {"*kernel": "l2"})
+    part = {"kernel": jnp.ones(3)}
+    assert float(penalties.value(part)) == pytest.approx(0.03)
+    with pytest.raises(ValueError, match=r"rules\['\*kernel'\] matches no tensor"):
+        penalties.value({"bias": jnp.ones(3)})
+    with pytest.raises(ValueError, match=r"rules\['\*kernle'\] matches no tensor"):
+        attach(params, {"*kernle": "l2"})
+
+
+def test_rules_that_are_functions(engine):
+    params = make_params()
+    rules = {"*0/kernel": OrthogonalRegularizer(0.5), "*bias": lambda w: jnp.abs(w).max()}
+    penalties = attach(params, rules)
+    kernel = params["layers"][0]["kernel"]
+    expected = float(rules["*0/kernel"](np.asarray(kernel))) + 2.0
+    for value in (penalties.value, jax.jit(penalties.value)):
+        assert float(value(params)) == pytest.approx(expected, rel=1e-5)
+    gradients = penalties.gradient(params)
+    expected = rules["*0/kernel"].gradient(np.asarray(kernel))
+    np.testing.assert_allclose(gradients["layers"][0]["kernel"], expected, atol=1e-6)
+    assert gradients["layers"][1]["bias"].sum() == pytest.approx(1.0)
+    passed = jax.jit(lambda penalties, params: penalties.value(params))(penalties, params)
+    assert passed == jax.jit(penalties.value)(params)
+
+
+def test_one_regularizer_for_all_and_none():
+    params = {"a": jnp.ones(3), "b": jnp.ones(2)}
+    assert float(attach(params, L1(0.5)).value(params)) == 2.5
+    assert jax.jit(attach(params, None).value)(params) == 0.0
+    assert attach({}, "l2").value({}) == 0.0
+    assert float(attach(jnp.ones(3), L1(0.5)).value(jnp.ones(3))) == 1.5
+
+
+def test_integers_have_values_and_no_gradient(engine):
+    params = {"a": jnp.arange(4), "b": jnp.ones(2)}
+    penalties = attach(params, L1(0.5))
+    assert float(jax.jit(penalties.value)(params)) == 4.0
+    with pytest.raises(TypeError, match=r"int32, for which there is no gradient"):
+        penalties.gradient(params)
+    with pytest.raises(TypeError, match=r"params\['a'\] has dtype int32"):
+        penalties.value_and_grad(params)
+
+
+def test_scales_and_strengths_that_are_traced(engine):
+    params = {"a": jnp.ones(4)}
+    penalties = attach(params, L1(0.5))
+    value = jax.jit(lambda params, scale: penalties.value(params, scale=scale))
+    assert [float(value(params, scale)) for scale in (1.0, 0.5)] == [2.0, 1.0]
+    gradient = jax.jit(lambda params, scale: penalties.gradient(params, scale=scale))
+    assert gradient(params, 0.5)["a"].tolist() == [0.25] * 4
+
+
+def test_mixed_precision(double, engine):
+    params = {"a": jnp.full(3, 0.1, "float64"), "b": jnp.full(3, 0.1, "float32")}
+    penalties = attach(params, L1(0.5))
+    value = jax.jit(penalties.value)(params)
+    assert value.dtype == jnp.float64 == penalties.value(params).dtype
+    assert float(value) == pytest.approx(0.15 + 0.15000000223517418, rel=1e-15)
+
+
+def test_without_jax_the_import_says_what_to_install(monkeypatch):
+    import importlib
+    import sys
+
+    from fastreg.jax import _require
+
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "jax", None)
+        with pytest.raises(ImportError, match=r"install fastreg-kernels\[jax\]"):
+            importlib.reload(_require)
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "__version_info__", (0, 4, 38))
+        with pytest.raises(ImportError, match=r"JAX 0\.5 or later"):
+            importlib.reload(_require)
+    importlib.reload(_require)
+    assert fastreg.jax.attach is attach

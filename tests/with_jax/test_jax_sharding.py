@@ -1,0 +1,55 @@
+"""Penalties of sharded arrays, on four devices of the host in a process of their own."""
+
+import json
+from pathlib import Path
+
+import interpreter
+import pytest
+
+PROGRAM = Path(__file__).with_name("sharded_program.py")
+CASES = ("float32", "float32_with_float64", "float64")
+
+
+@pytest.fixture(scope="module")
+def facts():
+    printed = interpreter.runs(
+        f"import runpy; runpy.run_path({str(PROGRAM)!r}, run_name='__main__')",
+        XLA_FLAGS="--xla_force_host_platform_device_count=4",
+        JAX_PLATFORMS="cpu",
+    )
+    return json.loads(printed)
+
+
+def same(pair, tolerance):
+    value, expected = pair
+    return value == pytest.approx(expected, rel=tolerance)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_sharded_parameters(facts, case):
+    found = facts[case]
+    # One device gives the same: to the last digits of what JAX sums in, and of the result.
+    assert same(found["value"], 1e-12 if case == "float64" else 2e-7)
+    assert found["dtype"] == ("float64" if case == "float64" else "float32")
+    assert found["collectives"] == dict.fromkeys(found["collectives"], 0) | {"all-reduce": 1}
+    assert found["gradient_keeps_bits"]
+    assert found["gradient_keeps_sharding"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_sharded_arrays_outside_of_programs(facts, case):
+    found = facts[case]
+    assert same(found["eager"], 1e-12 if case == "float64" else 2e-7)
+    assert same(found["replicated"], 1e-12 if case == "float64" else 2e-7)
+    assert found["eager_gradient_keeps_sharding"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_inside_a_shard_map_and_on_explicit_axes(facts, case):
+    found = facts[case]
+    tolerance = 1e-12 if case == "float64" else 2e-7
+    assert same(found["shard_map"], tolerance)
+    assert same(found["explicit"], tolerance)
+    collectives = found["explicit_collectives"]
+    assert collectives == dict.fromkeys(collectives, 0) | {"all-reduce": 1}
+    assert found["explicit_gradient_is_sharded"]
