@@ -315,7 +315,7 @@ def test_jax_arrays_are_never_written(backend):
 
 def test_jax_arrays_that_are_refused(backend):
     with pytest.raises(TypeError, match="w is a JAX tracer"):
-        jax.jit(lambda w: L1(0.5)(w))(jnp.ones(3))
+        jax.jit(lambda w: L1(0.5).accumulate(w, np.zeros(3)))(jnp.ones(3))
     deleted = jnp.ones(3) + 1
     deleted.delete()
     with pytest.raises(ValueError, match="deleted"):
