@@ -14,6 +14,7 @@ Contract
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import Any, Protocol, cast
@@ -105,6 +106,8 @@ def _adapter_of(x: Any, is_followed_by_autograd: bool) -> Adapter | None:
             return cast(Adapter, differentiable)
     elif kind == "jax" and _is_left_to_jax(module, x):
         return cast(Adapter, import_module("fastreg.jax.traced"))
+    elif kind == "other" and _is_followed_by_keras(x):
+        return cast(Adapter, import_module("fastreg.keras.expression"))
     return None
 
 
@@ -133,6 +136,16 @@ def _has_no_elements(torch: Any, x: Any) -> bool:
     if kind is torch.Tensor or kind is torch.nn.Parameter:
         return bool(x.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(x))
     return kind.__name__ == "FakeTensor"
+
+
+def _is_followed_by_keras(x: Any) -> bool:
+    """Say whether `x` is symbolic, or a tensor of a backend that has no adapter of its own."""
+    keras: Any = sys.modules.get("keras")
+    if keras is None or type(x) is np.ndarray or not hasattr(keras, "KerasTensor"):
+        return False
+    return isinstance(x, keras.KerasTensor) or bool(
+        keras.backend.backend() in ("tensorflow", "openvino") and keras.ops.is_tensor(x)
+    )
 
 
 def _require_one_framework(

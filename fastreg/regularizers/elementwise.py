@@ -337,11 +337,15 @@ class L1L2(Elementwise):
         return {"l1": self._l1, "l2": self._l2}
 
 
+#: What ``__call__`` may be where the core computes the penalty.
+SAME_PENALTY: set[Any] = {Elementwise.__call__}
+
+
 def is_fused(rule: Any) -> bool:
     """Say whether the core can evaluate a rule: it must not be a subclass with its own penalty."""
     kind = type(rule)
     return (
         isinstance(rule, Elementwise)
-        and kind.__call__ is Elementwise.__call__
+        and kind.__call__ in SAME_PENALTY
         and kind.gradient is Elementwise.gradient
     )

@@ -236,7 +236,10 @@ def deserialize(config: Any, custom_objects: Mapping[str, Any] | None = None) ->
             found = custom[key]
             break
     else:
-        if name in _CLASSES and (registered is None or ">" not in registered):
+        # "fastreg>L1" is how Keras saves a regularizer where fastreg.keras is imported.
+        if name in _CLASSES and (
+            registered is None or ">" not in registered or registered.startswith("fastreg>")
+        ):
             found = _CLASSES[name]
         else:
             found = _custom(registered or name, custom)

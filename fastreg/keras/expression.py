@@ -1,0 +1,115 @@
+"""The adapter for arrays that Keras itself follows: the penalties as expressions of ``keras.ops``.
+
+Contract
+--------
+- It serves ``KerasTensor``, whose penalty is one operation of the symbolic model and runs as any
+  call of a regularizer once the model has arrays, and backends for which fastreg has no adapter
+  (TensorFlow), where it is computed by that backend.
+- There, too, half precision and integers are computed in float32, a term of strength 0 is absent,
+  and the result is float64 for float64, else float32.  The order of the sum is the backend's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .. import regularizers
+from ._framework import keras
+
+_ops = keras.ops
+
+
+@keras.saving.register_keras_serializable(package="fastreg")
+class Penalty(keras.Operation):  # type: ignore[misc]
+    """A regularizer, called on a tensor of a symbolic model."""
+
+    def __init__(self, regularizer: Any, scale: float = 1.0, name: str | None = None) -> None:
+        super().__init__(name=name)
+        self.regularizer = regularizer
+        self.scale = scale
+
+    def call(self, w: Any) -> Any:
+        return self.regularizer(w, scale=self.scale)
+
+    def compute_output_spec(self, w: Any) -> Any:
+        return keras.KerasTensor((), _result_dtype(w))
+
+    def get_config(self) -> dict[str, Any]:
+        saved = regularizers.serialize(self.regularizer)
+        return {"regularizer": saved, "scale": self.scale, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Penalty:
+        return cls(**{**config, "regularizer": regularizers.deserialize(config["regularizer"])})
+
+
+def total(
+    weights: Sequence[Any],
+    strengths: Sequence[tuple[Any, Any]],
+    which: Sequence[int],
+    scale: Any,
+) -> Any:
+    """Give the penalty of all tensors, 0-d."""
+    first, *others = values(weights, strengths, which, scale)
+    for other in others:
+        first = first + other
+    return first
+
+
+def values(
+    weights: Sequence[Any],
+    strengths: Sequence[tuple[Any, Any]],
+    which: Sequence[int],
+    scale: Any,
+) -> list[Any]:
+    """Give the penalty of each tensor, 0-d each."""
+    return [_value(w, *strengths[place], scale) for w, place in zip(weights, which, strict=True)]
+
+
+def gradient(w: Any, l1: Any, l2: Any, factor: Any) -> Any:
+    """Give ``factor * (l1 * sign(w) + 2 * l2 * w)`` in the dtype of `w`."""
+    x = _ops.cast(w, _result_dtype(w))
+    slope = _ops.zeros_like(x)
+    if l1 * factor != 0.0:
+        slope = slope + l1 * factor * _ops.sign(x)
+    if l2 * factor != 0.0:
+        slope = slope + 2.0 * l2 * factor * x
+    return _ops.cast(slope, w.dtype)
+
+
+def orthogonal(w: Any, factor: Any, mode: str) -> Any:
+    """Give the penalty of ``OrthogonalRegularizer``, 0-d."""
+    if len(w.shape) != 2:
+        raise ValueError(
+            f"w must have 2 axes for OrthogonalRegularizer, not shape {tuple(w.shape)}; reshape it"
+        )
+    if isinstance(w, keras.KerasTensor):
+        return Penalty(regularizers.OrthogonalRegularizer(factor, mode))(w)
+    x = _ops.cast(w, _result_dtype(w))
+    if mode == "columns":
+        x = _ops.transpose(x)
+    rows = int(x.shape[0])
+    if rows < 2 or factor == 0.0:
+        return _ops.zeros((), x.dtype)
+    # As in fastreg.regularizers, rows keep their direction however short they are.
+    largest = _ops.max(_ops.abs(x), axis=1, keepdims=True)
+    x = _ops.divide_no_nan(x, largest)
+    x = _ops.divide_no_nan(x, _ops.sqrt(_ops.sum(_ops.square(x), axis=1, keepdims=True)))
+    cosines = _ops.matmul(x, _ops.transpose(x)) * (1.0 - _ops.eye(rows, dtype=x.dtype))
+    return factor / (rows * (rows - 1)) * _ops.sum(_ops.abs(cosines))
+
+
+def _value(w: Any, l1: Any, l2: Any, scale: Any) -> Any:
+    if isinstance(w, keras.KerasTensor):
+        return Penalty(regularizers.L1L2(l1, l2), scale)(w)
+    x = _ops.cast(w, _result_dtype(w))
+    value = _ops.zeros((), x.dtype)
+    for strength, term in ((l1 * scale, _ops.abs), (l2 * scale, _ops.square)):
+        if strength != 0.0:
+            value = value + strength * _ops.sum(term(x))
+    return value
+
+
+def _result_dtype(w: Any) -> str:
+    return "float64" if keras.backend.standardize_dtype(w.dtype) == "float64" else "float32"

@@ -1,0 +1,160 @@
+"""The classes: a regularizer of fastreg and one of Keras in one object.
+
+Contract
+--------
+- Strengths, checks, gradients and ``attach`` are those of ``fastreg.regularizers``: the classes
+  derive from it, and hold no state of their own.
+- They derive from the class of ``keras.regularizers`` with the same name, too, so that
+  ``isinstance`` finds it there.  None of its code runs.
+- A call gives a tensor of the backend, also where fastreg alone gives a float.
+- Saved as "fastreg>L1" and so on, with the class names and configurations of Keras: where
+  ``fastreg.keras`` is imported this class is loaded, elsewhere the layers of Keras load Keras' own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import regularizers
+from ..regularizers.elementwise import SAME_PENALTY, Elementwise
+from ._framework import keras
+
+_theirs: Any = keras.regularizers
+
+
+def _tensor(value: Any, w: Any) -> Any:
+    """Give the penalty of `w` as a tensor of the backend; it is a float where `w` is NumPy's."""
+    if not isinstance(value, float):
+        return value
+    double = str(getattr(w, "dtype", "")) == "float64"
+    return keras.ops.convert_to_tensor(value, "float64" if double else "float32")
+
+
+def _call(self: Elementwise, w: Any, *, scale: float = 1.0) -> Any:
+    return _tensor(Elementwise.__call__(self, w, scale=scale), w)
+
+
+_call.__doc__ = Elementwise.__call__.__doc__
+SAME_PENALTY.add(_call)
+
+
+class L1(regularizers.L1, _theirs.L1):  # type: ignore[misc]
+    """The penalty ``l1 * sum(abs(w))``, for the layers of Keras.
+
+    Parameters
+    ----------
+    l1 : float, optional
+        Strength, finite and >= 0; Python or NumPy number.  None means the default, 0.01.  May be
+        set between calls.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When `l1` is not such a number.
+
+    Examples
+    --------
+    >>> import keras
+    >>> layer = keras.layers.Dense(3, kernel_initializer="ones", kernel_regularizer=L1(0.5))
+    >>> layer.build((None, 4))
+    >>> [float(term) for term in layer.losses]
+    [6.0]
+    """
+
+    __call__ = _call
+
+
+class L2(regularizers.L2, _theirs.L2):  # type: ignore[misc]
+    """The penalty ``l2 * sum(w**2)``, for the layers of Keras: no half, no root.
+
+    Parameters
+    ----------
+    l2 : float, optional
+        Strength, finite and >= 0; Python or NumPy number.  None means the default, 0.01.  May be
+        set between calls.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When `l2` is not such a number.
+
+    Examples
+    --------
+    >>> import keras
+    >>> float(L2(0.5)(keras.ops.convert_to_tensor([3.0, -4.0])))
+    12.5
+    >>> isinstance(L2(), keras.regularizers.L2)
+    True
+    """
+
+    __call__ = _call
+
+
+class L1L2(regularizers.L1L2, _theirs.L1L2):  # type: ignore[misc]
+    """The penalty ``l1 * sum(abs(w)) + l2 * sum(w**2)``, for the layers of Keras.
+
+    Parameters
+    ----------
+    l1, l2 : float, optional
+        Strengths, finite and >= 0; Python or NumPy numbers.  None means the default, 0.0.  A term
+        of strength 0 is absent: it gives nothing even at NaN.  May be set between calls.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When a strength is not such a number.
+
+    Examples
+    --------
+    >>> import keras
+    >>> layer = keras.layers.Dense(3, kernel_regularizer=L1L2(l1=1e-5, l2=1e-4))
+    >>> keras.layers.Dense.from_config(layer.get_config()).kernel_regularizer
+    L1L2(l1=1e-05, l2=0.0001)
+    """
+
+    __call__ = _call
+
+
+class OrthogonalRegularizer(
+    regularizers.OrthogonalRegularizer,
+    _theirs.OrthogonalRegularizer,  # type: ignore[misc]
+):
+    """Push the rows (or columns) of a matrix to be orthogonal, for the layers of Keras.
+
+    Parameters
+    ----------
+    factor : float, optional
+        Strength, finite and >= 0.
+    mode : {"rows", "columns"}, optional
+        What is to be orthogonal.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When an argument does not fit; in a call, for what does not have two axes.
+
+    Examples
+    --------
+    >>> import keras
+    >>> regularizer = OrthogonalRegularizer(factor=1.0)
+    >>> w = keras.ops.convert_to_tensor([[1.0, 0.0], [3.0, 4.0]])
+    >>> round(float(regularizer(w)), 6)
+    0.6
+    """
+
+    # Named again beside __call__: a class that redefines only that one has lost its gradient.
+    gradient = regularizers.OrthogonalRegularizer.gradient
+
+    def __call__(self, w: Any, *, scale: float = 1.0) -> Any:
+        """Give the penalty of a matrix, as a tensor of the backend."""
+        return _tensor(regularizers.OrthogonalRegularizer.__call__(self, w, scale=scale), w)
+
+
+_register = keras.saving.register_keras_serializable(package="fastreg")
+for _class in (L1, L2, L1L2, OrthogonalRegularizer):
+    # The class of fastreg.regularizers is saved under the same name, and loaded as the class here,
+    # which is one of those as well: the later registration is the one that is found.
+    _register(getattr(regularizers, _class.__name__))
+    _class.__module__ = __package__
+    _register(_class)
+del _class

@@ -1,0 +1,140 @@
+"""Fused penalties on PyTorch: their gradients are added after backward, in one call.
+
+Contract
+--------
+- In a training step of Keras' own the penalties are numbers beside the autograd graph, and their
+  gradients are added in place to those that Keras gives its optimizer: the optimizer gets what it
+  would have got, before it clips, accumulates or averages them.
+- That is so where the gradient of the loss by a penalty is known to be 1 and the core can write:
+  with Keras' ``train_step`` and ``compute_loss``, without loss scaling and ``torch.compile``, for
+  weights in host memory.  In all other cases the penalties are part of the graph.
+- A step of Keras' own has one entry for all fused penalties, which only its sum reads.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, cast
+
+from .. import _backend, _results
+from .._adapters import Adapter
+from .._penalty import ADD, GRADIENT, VALUE
+from ._framework import keras
+from .strengths import Pair
+
+torch: Any = import_module("torch")
+_adapter: Adapter = cast(Any, import_module("fastreg.torch.differentiable"))
+
+
+class _Step:
+    """The step of Keras that runs: whose it is, and the penalties whose gradients it needs."""
+
+    def __init__(self, model: Any, outside_of_graph: bool) -> None:
+        self.model = model
+        self.outside_of_graph = outside_of_graph
+        self.variables: Sequence[Any] = ()
+        self.weights: tuple[Any, ...] = ()
+        self.pairs: tuple[Pair, ...] = ()
+
+    def loss(self, variables: Sequence[Any], pairs: tuple[Pair, ...]) -> Any:
+        """Give the sum of the penalties."""
+        weights = tuple(variable.value for variable in variables)
+        which = tuple(range(len(weights)))
+        if not (self.outside_of_graph and all(map(_is_writable, weights))):
+            return _adapter.total(weights, pairs, which, 1.0)
+        self.variables, self.weights, self.pairs = variables, weights, pairs
+        names = tuple(variable.path for variable in variables)
+        value = _backend.evaluate_many(VALUE, names, weights, None, pairs, which, 1.0, 1.0, False)
+        return _results.wrap_value(value, weights[0])
+
+    def add_gradients(self, gradients: list[Any], variables: Sequence[Any]) -> None:
+        """Add the gradients of the penalties to those that backward gave, in place."""
+        if not self.variables:
+            return
+        places = {id(variable): place for place, variable in enumerate(variables)}
+        chosen = [places[id(variable)] for variable in self.variables]
+        for place, weight in zip(chosen, self.weights, strict=True):
+            if gradients[place] is None:  # no part of the loss but of its penalty
+                gradients[place] = torch.zeros_like(weight)
+        names = tuple(variable.path for variable in self.variables)
+        targets = tuple(gradients[place] for place in chosen)
+        which = tuple(range(len(chosen)))
+        _backend.evaluate_many(
+            GRADIENT | ADD, names, self.weights, targets, self.pairs, which, 1.0, 1.0, False
+        )
+        _results.all_written(targets)
+
+
+_now = threading.local()
+
+
+def make(model: Any, which: str, original: Callable[..., Any]) -> None:
+    """Have Keras make a function of the model's step, and run the step with fused penalties."""
+    original(force=True)
+    if model.jit_compile or not _is_left_to_keras(model, which):
+        return
+    name = f"{which}_function"
+    function = getattr(model, name)
+
+    def in_step(data: Any) -> Any:
+        before = getattr(_now, "step", None)
+        optimizer = model.optimizer
+        apart = which == "train" and _leaves_losses_unscaled(optimizer)
+        _now.step = step = _Step(model, apart)
+        if not apart:
+            try:
+                return function(data)
+            finally:
+                _now.step = before
+        apply = optimizer.apply
+        replaced = vars(optimizer).get("apply")
+
+        def apply_with_penalties(gradients: Any, variables: Any = None) -> Any:
+            gradients = list(gradients)
+            step.add_gradients(gradients, variables)
+            return apply(gradients, variables)
+
+        vars(optimizer)["apply"] = apply_with_penalties
+        try:
+            return function(data)
+        finally:
+            _now.step = before
+            if replaced is None:
+                del vars(optimizer)["apply"]
+            else:
+                vars(optimizer)["apply"] = replaced
+
+    setattr(model, name, in_step)
+
+
+def losses(model: Any, variables: Sequence[Any], pairs: tuple[Pair, ...]) -> Sequence[Any]:
+    """Give the penalty of each variable from one call; their sum alone in a step of Keras' own."""
+    step: _Step | None = getattr(_now, "step", None)
+    if step is not None and step.model is model:
+        return [step.loss(variables, pairs)]
+    weights = [variable.value for variable in variables]
+    return _adapter.values(weights, pairs, tuple(range(len(weights))), 1.0)
+
+
+def _is_left_to_keras(model: Any, which: str) -> bool:
+    """Say whether nothing but Keras' sum reads the losses in a step of the model."""
+    names = (f"{which}_step", "compute_loss", "_compute_loss", "_aggregate_additional_loss")
+    return all(
+        getattr(getattr(model, name), "__func__", None) is getattr(keras.Model, name)
+        for name in names
+    )
+
+
+def _leaves_losses_unscaled(optimizer: Any) -> bool:
+    return (
+        optimizer is not None
+        and type(optimizer).scale_loss is keras.optimizers.Optimizer.scale_loss
+        and optimizer.loss_scale_factor is None
+    )
+
+
+def _is_writable(weight: Any) -> bool:
+    """Say whether the core reads and writes tensors like this one: no device, shard or subclass."""
+    return type(weight) is torch.nn.Parameter and weight.device.type == "cpu"

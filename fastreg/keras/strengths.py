@@ -1,0 +1,50 @@
+"""What the core needs to know of a regularizer: its two strengths at this moment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..regularizers.base import Configured
+from ..regularizers.elementwise import is_fused
+from ._framework import keras
+
+Pair = tuple[float, float]
+
+_theirs = keras.regularizers
+
+
+def strengths_of(rule: Any) -> Pair | None:
+    """Read l1 and l2 of a regularizer that the core can evaluate; None for all others.
+
+    L1, L2 and L1L2 of Keras are among those as long as their strengths are constants: someone may
+    have put a variable there.
+    """
+    if is_fused(rule):
+        return rule._l1, rule._l2
+    kind = type(rule)
+    if kind is _theirs.L1:
+        pair = rule.l1, 0.0
+    elif kind is _theirs.L2:
+        pair = 0.0, rule.l2
+    elif kind is _theirs.L1L2:
+        pair = rule.l1, rule.l2
+    else:
+        return None
+    if any(isinstance(strength, keras.Variable) for strength in pair):
+        return None
+    return float(pair[0]), float(pair[1])
+
+
+def snapshot(rule: Any) -> Any:
+    """Give something that differs once the strengths of a regularizer do; its id, if it has none.
+
+    It is hashable.
+    """
+    if isinstance(rule, Configured) or type(rule) in (
+        _theirs.L1,
+        _theirs.L2,
+        _theirs.L1L2,
+        _theirs.OrthogonalRegularizer,
+    ):
+        return type(rule).__name__, *rule.get_config().values()
+    return id(rule)
