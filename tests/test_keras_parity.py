@@ -159,9 +159,10 @@ def test_keras_variables_are_arrays():
     assert variable.value.grad.tolist() == [0.5, -0.5]
 
 
-def test_symbolic_tensors_are_refused():
-    with pytest.raises(TypeError, match="KerasTensor"):
-        regularizers.L1(0.5)(keras.KerasTensor((3,)))
+def test_symbolic_tensors_give_symbolic_penalties():
+    penalty = regularizers.L1(0.5)(keras.KerasTensor((3,)))
+    assert isinstance(penalty, keras.KerasTensor)
+    assert penalty.shape == ()
 
 
 def test_regularizers_of_keras_are_taken_as_fastregs():

@@ -17,7 +17,7 @@ from typing import Any
 
 from .. import regularizers
 from ..regularizers.elementwise import SAME_PENALTY, Elementwise
-from ._framework import keras
+from ._framework import backend, keras
 
 _theirs: Any = keras.regularizers
 
@@ -26,7 +26,7 @@ def _tensor(value: Any, w: Any) -> Any:
     """Give the penalty of `w` as a tensor of the backend; it is a float where `w` is NumPy's."""
     if not isinstance(value, float):
         return value
-    double = str(getattr(w, "dtype", "")) == "float64"
+    double = backend != "jax" and str(getattr(w, "dtype", "")) == "float64"
     return keras.ops.convert_to_tensor(value, "float64" if double else "float32")
 
 
