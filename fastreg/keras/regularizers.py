@@ -31,10 +31,10 @@ def _tensor(value: Any, w: Any) -> Any:
 
 
 def _call(self: Elementwise, w: Any, *, scale: float = 1.0) -> Any:
+    """Give the penalty of `w`, times `scale`, as a 0-d tensor of the backend."""
     return _tensor(Elementwise.__call__(self, w, scale=scale), w)
 
 
-_call.__doc__ = Elementwise.__call__.__doc__
 SAME_PENALTY.add(_call)
 
 
@@ -57,7 +57,7 @@ class L1(regularizers.L1, _theirs.L1):  # type: ignore[misc]
     >>> import keras
     >>> layer = keras.layers.Dense(3, kernel_initializer="ones", kernel_regularizer=L1(0.5))
     >>> layer.build((None, 4))
-    >>> [float(term) for term in layer.losses]
+    >>> [keras.ops.convert_to_numpy(term).item() for term in layer.losses]
     [6.0]
     """
 
