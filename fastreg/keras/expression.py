@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .. import regularizers
+from .. import _errors, regularizers
 from ._framework import keras
 
 _ops = keras.ops
@@ -81,9 +81,7 @@ def gradient(w: Any, l1: Any, l2: Any, factor: Any) -> Any:
 def orthogonal(w: Any, factor: Any, mode: str) -> Any:
     """Give the penalty of ``OrthogonalRegularizer``, 0-d."""
     if len(w.shape) != 2:
-        raise ValueError(
-            f"w must have 2 axes for OrthogonalRegularizer, not shape {tuple(w.shape)}; reshape it"
-        )
+        raise _errors.matrix_error(tuple(w.shape))
     if isinstance(w, keras.KerasTensor):
         return Penalty(regularizers.OrthogonalRegularizer(factor, mode))(w)
     x = _ops.cast(w, _result_dtype(w))
