@@ -373,6 +373,23 @@ def case_strengths_set_between_epochs():
         assert model.evaluate(X, Y, verbose=0) < loss - 0.01, name
 
 
+def case_strengths_of_weights_alone():
+    """On JAX no other change makes Keras compile the step again: they must be its arguments."""
+    model = fastreg.keras.fuse(functional(fastreg.keras))
+    fitted(model, epochs=1)
+    rule, _ = rules_of_first_layer(model)
+    kernel = keras.ops.convert_to_numpy(model.trainable_weights[0])
+    before, loss = rule(kernel), model.evaluate(X, Y, verbose=0)
+    rule.l1, rule.l2 = 0.5, 0.0
+    added = model.evaluate(X, Y, verbose=0) - loss
+    expected = numbers([rule(kernel)])[0] - numbers([before])[0]
+    np.testing.assert_allclose(added, expected, rtol=1e-5)
+    other = functional(fastreg.keras)
+    rules_of_first_layer(other)[0].l1, rules_of_first_layer(other)[0].l2 = 0.5, 0.0
+    other.set_weights(model.get_weights())
+    same(model, other=other, epochs=1)
+
+
 def case_weight_strengths_compile_nothing_again():
     if backend != "jax":
         return
