@@ -26,6 +26,8 @@ INSTRUCTION_SETS = ("portable", "avx2", "avx512", "neon")
 ENTRY_POINTS = (
     "evaluate_one",
     "evaluate_many",
+    "accumulate_parameters",
+    "have_members",
     "canonical_sum",
     "shares_address",
     "set_num_threads",
@@ -43,6 +45,8 @@ reason: str | None = None
 
 evaluate_one: Callable[..., Any]
 evaluate_many: Callable[..., Any]
+accumulate_parameters: Callable[..., Any]
+have_members: Callable[..., bool]
 canonical_sum: Callable[..., float]
 shares_address: Callable[..., bool]
 set_num_threads: Callable[[int], None]

@@ -96,6 +96,49 @@ def evaluate_many(
         As for `evaluate_one`; the messages name the tensor.
     """
 
+def accumulate_parameters(
+    outputs: int,
+    names: tuple[str, ...],
+    parameters: tuple[Any, ...],
+    others: tuple[Any, ...],
+    frozen: tuple[Any, ...],
+    strengths: tuple[tuple[float, float], ...],
+    which: tuple[int, ...],
+    scale: float,
+    grad_scale: float,
+    may_be_recorded: bool,
+    /,
+) -> Any:
+    """Add the gradients of penalties to the ``grad`` of torch's parameters, where all is plain.
+
+    Parameters
+    ----------
+    outputs, names, strengths, which, scale, grad_scale
+        As for `evaluate_many`; outputs 6 or 7.
+    parameters
+        The penalised ones.
+    others
+        Tensors that must not begin where one of them, or a parameter, does.
+    frozen
+        Parameters that must not require a gradient.
+    may_be_recorded
+        Whether gradients that require a gradient are written all the same.
+
+    Returns
+    -------
+    float, None or NotImplemented
+        What `evaluate_many` gives. NotImplemented, with nothing written, for what has to go a
+        longer way: subclasses, a missing gradient, a condition that is not met.
+
+    Raises
+    ------
+    TypeError, ValueError, BufferError, MemoryError
+        As for `evaluate_many`.
+    """
+
+def have_members(dicts: tuple[dict[str, Any], ...], members: tuple[Any, ...], /) -> bool:
+    """Say whether the values of dicts, one dict after the other, are these very objects."""
+
 def shares_address(weights: Sequence[Any], /) -> bool:
     """Say whether two of the arrays have the same lowest address. Empty ones do not count."""
 

@@ -13,7 +13,8 @@ Contract
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -291,6 +292,17 @@ def evaluate_many(
     if not outputs & VALUE:
         return None
     return values if per_tensor else canonical_sum(values)
+
+
+def accumulate_parameters(*_: Any) -> Any:
+    """Leave torch's parameters to the caller, who has a longer way for the same result."""
+    return NotImplemented
+
+
+def have_members(dicts: Sequence[dict[str, Any]], members: Sequence[Any]) -> bool:
+    """Say whether the values of dicts, one dict after the other, are these very objects."""
+    values = [*chain.from_iterable(map(dict.values, dicts))]
+    return len(values) == len(members) and all(map(is_, values, members))
 
 
 def shares_address(weights: Sequence[Any]) -> bool:

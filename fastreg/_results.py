@@ -67,7 +67,12 @@ def written(target: Any) -> Any:
 def all_written(targets: Sequence[Any]) -> None:
     """Do what :func:`written` does for many."""
     torch: Any = sys.modules["torch"]
-    tensors = [target for target in targets if isinstance(target, torch.Tensor)]
+    torch_written([target for target in targets if isinstance(target, torch.Tensor)])
+
+
+def torch_written(tensors: Sequence[Any]) -> None:
+    """Do what :func:`written` does for many tensors of torch."""
+    torch: Any = sys.modules["torch"]
     try:
         torch.autograd.graph.increment_version(tensors)
     except TypeError:  # an older torch, which takes one at a time

@@ -44,6 +44,39 @@ py::object convert(PyObject* object, const char* argument, bool writable, ArrayV
   return pair;
 }
 
+// Adds the lowest addresses of objects that are not empty.
+void add_lowest_addresses(PyObject* const* objects, std::size_t count, std::vector<std::uintptr_t>& addresses) {
+  for (std::size_t i = 0; i < count; ++i) {
+    ArrayView view;
+    int device = on_host;  // no two devices have an address in common
+    py::object kept;
+    if (!describe(objects[i], view, device)) {
+      if (is_on_cuda(objects[i])) {
+        throw OnDevice{};
+      }
+      kept = convert(objects[i], "w", false, view);
+    }
+    if (view.count != 0) {
+      addresses.push_back(extent_of(view).low);
+    }
+  }
+}
+
+// As in spans_are_disjoint: a training loop asks about the same addresses at every step.
+bool has_duplicate(const std::vector<std::uintptr_t>& addresses) {
+  static thread_local std::vector<std::uintptr_t> known_distinct;
+  if (addresses == known_distinct) {
+    return false;
+  }
+  std::vector<std::uintptr_t> sorted = addresses;
+  std::sort(sorted.begin(), sorted.end());
+  if (std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end()) {
+    return true;
+  }
+  known_distinct = addresses;
+  return false;
+}
+
 bool fits_f32(double x) { return std::isfinite(static_cast<float>(x)); }
 
 }  // namespace
@@ -160,6 +193,18 @@ void Call::require_safe() const {
   }
 }
 
+bool Call::shares_address(PyObject* const* others, std::size_t count) const {
+  std::vector<std::uintptr_t> addresses;
+  addresses.reserve(added_ + count);
+  for (std::size_t i = 0; i < added_; ++i) {
+    if (slots_.items[i].count != 0) {
+      addresses.push_back(reinterpret_cast<std::uintptr_t>(slots_.items[i].weights));
+    }
+  }
+  add_lowest_addresses(others, count, addresses);
+  return has_duplicate(addresses);
+}
+
 void Call::run() {
   if (bytes_ >= bytes_worth_releasing) {
     const py::gil_scoped_release release;
@@ -172,32 +217,8 @@ void Call::run() {
 bool shares_address(PyObject* const* objects, std::size_t count) {
   std::vector<std::uintptr_t> addresses;
   addresses.reserve(count);
-  for (std::size_t i = 0; i < count; ++i) {
-    ArrayView view;
-    int device = on_host;  // no two devices have an address in common
-    py::object kept;
-    if (!describe(objects[i], view, device)) {
-      if (is_on_cuda(objects[i])) {
-        throw OnDevice{};
-      }
-      kept = convert(objects[i], "w", false, view);
-    }
-    if (view.count != 0) {
-      addresses.push_back(extent_of(view).low);
-    }
-  }
-  // As in memory_is_disjoint: a training loop asks about the same addresses at every step.
-  static thread_local std::vector<std::uintptr_t> known_distinct;
-  if (addresses == known_distinct) {
-    return false;
-  }
-  std::vector<std::uintptr_t> sorted = addresses;
-  std::sort(sorted.begin(), sorted.end());
-  if (std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end()) {
-    return true;
-  }
-  known_distinct = std::move(addresses);
-  return false;
+  add_lowest_addresses(objects, count, addresses);
+  return has_duplicate(addresses);
 }
 
 }  // namespace fastreg::python

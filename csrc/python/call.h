@@ -53,6 +53,10 @@ class Call {
   const Item* items() const { return slots_.items; }
   std::size_t size() const { return added_; }
 
+  // True if two of the weights and the other objects, of those that are not empty, begin at the same address. The
+  // weights are torch's, which has no negative strides.
+  bool shares_address(PyObject* const* others, std::size_t count) const;
+
   // Writes the gradients and the values. The operands are on the host.
   void run();
 

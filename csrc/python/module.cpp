@@ -142,73 +142,181 @@ PyObject* evaluate_one(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
   });
 }
 
+// The arguments of a call of many tensors, in tuples of one length; `gradients` may be None where none is written.
+struct Many {
+  unsigned outputs;
+  PyObject* names;
+  PyObject* weights;
+  PyObject* gradients;
+  PyObject* strengths;
+  PyObject* which;
+  PyObject* scale;
+  PyObject* grad_scale;
+  bool per_tensor;
+};
+
+void require_tuples(const char* function, PyObject* const* arguments, std::initializer_list<int> places) {
+  for (const int place : places) {
+    if (!PyTuple_Check(arguments[place])) {
+      throw py::type_error(std::string(function) + " takes tuples of names, tensors, strengths and which");
+    }
+  }
+}
+
+// Null, and no error, where `others` is not null and one of its objects begins where another or a weight does.
+PyObject* evaluate(const Many& many, PyObject* others) {
+  const Py_ssize_t tensors = PyTuple_GET_SIZE(many.weights);
+  const bool writes = (many.outputs & output_gradient) != 0;
+  if (PyTuple_GET_SIZE(many.names) != tensors || PyTuple_GET_SIZE(many.which) != tensors ||
+      (writes && (!PyTuple_Check(many.gradients) || PyTuple_GET_SIZE(many.gradients) != tensors))) {
+    throw std::invalid_argument("names, weights, gradients and which must be of one length");
+  }
+  const double scale = to_scale(many.scale, "scale");
+  const double grad_scale = to_scale(many.grad_scale, "grad_scale");
+  std::vector<Rule> rules;
+  for (const py::handle pair : py::reinterpret_borrow<py::tuple>(many.strengths)) {
+    const auto both = py::cast<py::tuple>(pair);
+    rules.emplace_back(to_double(py::object(both[0]).ptr()), to_double(py::object(both[1]).ptr()), scale, grad_scale);
+  }
+
+  const auto check_all = [&](const Call& call) {
+    check(call, many.outputs, py::reinterpret_borrow<py::object>(many.names),
+          py::reinterpret_borrow<py::tuple>(many.weights), py::reinterpret_borrow<py::object>(many.gradients),
+          py::reinterpret_borrow<py::tuple>(many.strengths), py::reinterpret_borrow<py::tuple>(many.which), many.scale,
+          many.grad_scale);
+  };
+  const auto size = static_cast<std::size_t>(tensors);
+  std::vector<Item> items(size);
+  std::vector<double> values(size);
+  Call call(many.outputs, {items.data(), values.data(), size});
+  try {
+    for (Py_ssize_t i = 0; i < tensors; ++i) {
+      const std::size_t rule = PyLong_AsSize_t(PyTuple_GET_ITEM(many.which, i));
+      if (rule >= rules.size()) {
+        PyErr_Clear();
+        throw std::invalid_argument("which must hold indices into strengths");
+      }
+      call.add(PyTuple_GET_ITEM(many.weights, i), writes ? PyTuple_GET_ITEM(many.gradients, i) : nullptr, "grads",
+               rules[rule]);
+    }
+  } catch (py::error_already_set&) {
+    check_all(call);  // the same refusal, with the name of the tensor
+    throw;
+  }
+  if (others != nullptr &&
+      call.shares_address(PySequence_Fast_ITEMS(others), static_cast<std::size_t>(PyTuple_GET_SIZE(others)))) {
+    return nullptr;
+  }
+  if (call.device() > on_host) {
+    return evaluate_described(call, many.outputs, many.which, py::reinterpret_borrow<py::tuple>(many.weights),
+                              py::reinterpret_borrow<py::object>(many.gradients),
+                              py::reinterpret_borrow<py::tuple>(many.strengths), many.scale, many.grad_scale,
+                              many.per_tensor);
+  }
+  if (!call.is_plainly_right()) {
+    check_all(call);
+  }
+  call.run();
+  if ((many.outputs & output_value) == 0) {
+    Py_RETURN_NONE;
+  }
+  if (many.per_tensor) {
+    return py::cast(values).release().ptr();
+  }
+  return PyFloat_FromDouble(canonical_sum_in_place(values.data(), static_cast<std::int64_t>(values.size())));
+}
+
 PyObject* evaluate_many(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return on_host_or_device("evaluate_many", arguments, count, [&]() -> PyObject* {
     require_arguments("evaluate_many", count, 9);
     const unsigned outputs = to_outputs(arguments[0]);
-    for (const int argument : {1, 2, 4, 5}) {
-      if (!PyTuple_Check(arguments[argument])) {
-        throw py::type_error("evaluate_many takes tuples of names, weights, gradients, strengths and which");
-      }
-    }
-    PyObject* names = arguments[1];
-    PyObject* weights = arguments[2];
-    PyObject* gradients = arguments[3];
-    PyObject* which = arguments[5];
-    const Py_ssize_t tensors = PyTuple_GET_SIZE(weights);
-    const bool writes = (outputs & output_gradient) != 0;
-    if (PyTuple_GET_SIZE(names) != tensors || PyTuple_GET_SIZE(which) != tensors ||
-        (writes && (!PyTuple_Check(gradients) || PyTuple_GET_SIZE(gradients) != tensors))) {
-      throw std::invalid_argument("names, weights, gradients and which must be of one length");
-    }
-    const double scale = to_scale(arguments[6], "scale");
-    const double grad_scale = to_scale(arguments[7], "grad_scale");
-    std::vector<Rule> rules;
-    for (const py::handle pair : py::reinterpret_borrow<py::tuple>(arguments[4])) {
-      const auto both = py::cast<py::tuple>(pair);
-      rules.emplace_back(to_double(py::object(both[0]).ptr()), to_double(py::object(both[1]).ptr()), scale, grad_scale);
-    }
+    require_tuples("evaluate_many", arguments, {1, 2, 4, 5});
+    return evaluate({outputs, arguments[1], arguments[2], arguments[3], arguments[4], arguments[5], arguments[6],
+                     arguments[7], PyObject_IsTrue(arguments[8]) != 0},
+                    nullptr);
+  });
+}
 
-    const auto check_all = [&](const Call& call) {
-      check(call, outputs, py::reinterpret_borrow<py::object>(names), py::reinterpret_borrow<py::tuple>(weights),
-            py::reinterpret_borrow<py::object>(gradients), py::reinterpret_borrow<py::tuple>(arguments[4]),
-            py::reinterpret_borrow<py::tuple>(which), arguments[6], arguments[7]);
-    };
-    const auto size = static_cast<std::size_t>(tensors);
-    std::vector<Item> items(size);
-    std::vector<double> values(size);
-    Call call(outputs, {items.data(), values.data(), size});
-    try {
-      for (Py_ssize_t i = 0; i < tensors; ++i) {
-        const std::size_t rule = PyLong_AsSize_t(PyTuple_GET_ITEM(which, i));
-        if (rule >= rules.size()) {
-          PyErr_Clear();
-          throw std::invalid_argument("which must hold indices into strengths");
+// The gradients of parameters; none where not all are plain torch parameters that require one and have it, and where
+// one of them is part of a graph but may not be.
+py::object gradients_of(PyObject* parameters, bool may_be_recorded) {
+  const Py_ssize_t count = PyTuple_GET_SIZE(parameters);
+  py::tuple gradients(count);
+  ParameterState state;
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    if (!read_parameter(PyTuple_GET_ITEM(parameters, i), state) || !state.requires_grad || state.grad.is_none() ||
+        (!may_be_recorded && requires_gradient(state.grad.ptr()))) {
+      return {};
+    }
+    PyTuple_SET_ITEM(gradients.ptr(), i, state.grad.release().ptr());
+  }
+  return gradients;
+}
+
+bool are_frozen(PyObject* parameters) {
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(parameters); ++i) {
+    if (requires_gradient(PyTuple_GET_ITEM(parameters, i))) {
+      return false;
+    }
+  }
+  return true;
+}
+
+PyObject* accumulate_parameters(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  return translate_exceptions([&]() -> PyObject* {
+    require_arguments("accumulate_parameters", count, 10);
+    const unsigned outputs = to_outputs(arguments[0]);
+    require_tuples("accumulate_parameters", arguments, {1, 2, 3, 4, 5, 6});
+    PyObject* result = nullptr;
+    const py::object gradients =
+        are_frozen(arguments[4]) ? gradients_of(arguments[2], PyObject_IsTrue(arguments[9]) != 0) : py::object();
+    if (gradients) {
+      try {
+        result = evaluate({outputs, arguments[1], arguments[2], gradients.ptr(), arguments[5], arguments[6],
+                           arguments[7], arguments[8], false},
+                          arguments[3]);
+        if (result == nullptr && PyErr_Occurred() != nullptr) {
+          throw py::error_already_set();
         }
-        call.add(PyTuple_GET_ITEM(weights, i), writes ? PyTuple_GET_ITEM(gradients, i) : nullptr, "grads", rules[rule]);
+      } catch (const OnDevice&) {
+        result = nullptr;
       }
-    } catch (py::error_already_set&) {
-      check_all(call);  // the same refusal, with the name of the tensor
-      throw;
     }
-    const bool per_tensor = PyObject_IsTrue(arguments[8]) != 0;
-    if (call.device() > on_host) {
-      return evaluate_described(call, outputs, which, py::reinterpret_borrow<py::tuple>(weights),
-                                py::reinterpret_borrow<py::object>(gradients),
-                                py::reinterpret_borrow<py::tuple>(arguments[4]), arguments[6], arguments[7],
-                                per_tensor);
+    if (result == nullptr) {
+      Py_RETURN_NOTIMPLEMENTED;
     }
-    if (!call.is_plainly_right()) {
-      check_all(call);
+    const py::object owned = py::reinterpret_steal<py::object>(result);
+    py::module_::import("fastreg._results").attr("torch_written")(gradients);
+    return owned.inc_ref().ptr();
+  });
+}
+
+PyObject* have_members(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  return translate_exceptions([&]() -> PyObject* {
+    require_arguments("have_members", count, 2);
+    require_tuples("have_members", arguments, {0, 1});
+    const Py_ssize_t total = PyTuple_GET_SIZE(arguments[1]);
+    Py_ssize_t seen = 0;
+    bool same = true;
+    for (Py_ssize_t i = 0; same && i < PyTuple_GET_SIZE(arguments[0]); ++i) {
+      PyObject* dict = PyTuple_GET_ITEM(arguments[0], i);
+      if (!PyDict_Check(dict)) {
+        throw py::type_error("have_members takes a tuple of dicts");
+      }
+#ifdef Py_BEGIN_CRITICAL_SECTION
+      Py_BEGIN_CRITICAL_SECTION(dict);
+#endif
+      Py_ssize_t position = 0;
+      PyObject* value = nullptr;
+      while (same && PyDict_Next(dict, &position, nullptr, &value) != 0) {
+        same = seen < total && PyTuple_GET_ITEM(arguments[1], seen) == value;
+        ++seen;
+      }
+#ifdef Py_BEGIN_CRITICAL_SECTION
+      Py_END_CRITICAL_SECTION();
+#endif
     }
-    call.run();
-    if ((outputs & output_value) == 0) {
-      Py_RETURN_NONE;
-    }
-    if (per_tensor) {
-      return py::cast(values).release().ptr();
-    }
-    return PyFloat_FromDouble(canonical_sum_in_place(values.data(), static_cast<std::int64_t>(values.size())));
+    return PyBool_FromLong(same && seen == total);
   });
 }
 
@@ -245,6 +353,12 @@ PyMethodDef hot_functions[] = {
      "evaluate_one(outputs, weight, gradient, l1, l2, scale, grad_scale)"},
     {"evaluate_many", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(evaluate_many)), METH_FASTCALL,
      "evaluate_many(outputs, names, weights, gradients, strengths, which, scale, grad_scale, per_tensor)"},
+    {"accumulate_parameters", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(accumulate_parameters)),
+     METH_FASTCALL,
+     "accumulate_parameters(outputs, names, parameters, others, frozen, strengths, which, scale, grad_scale, "
+     "may_be_recorded)"},
+    {"have_members", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(have_members)), METH_FASTCALL,
+     "have_members(dicts, members)"},
     {"shares_address", any_shared_address, METH_O, "shares_address(weights)"},
     {nullptr, nullptr, 0, nullptr},
 };

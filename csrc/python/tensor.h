@@ -28,6 +28,19 @@ bool describe_host_view(PyObject* pair, ArrayView& view);
 // no Python error, for everything else, and where torch has no exchange table.
 bool exchange(PyObject* object, dlpack::Tensor& tensor);
 
+// What a parameter of torch says of itself.
+struct ParameterState {
+  bool requires_grad;
+  pybind11::object grad;  // None where it has none
+};
+
+// Reads an exact torch.Tensor or torch.nn.Parameter; `grad` only where it requires one. Gives false for everything
+// else.
+bool read_parameter(PyObject* object, ParameterState& state);
+
+// True for everything that does not say that it requires no gradient.
+bool requires_gradient(PyObject* object);
+
 // The stream that torch uses on a CUDA device at this moment. Gives false where torch does not say.
 bool torch_stream(int device, void*& stream);
 

@@ -8,8 +8,8 @@ from .. import _adapters, _results
 from .._penalty import GRADIENT, VALUE_AND_ADD, VALUE_AND_GRADIENT
 from . import evaluation
 from .names import names_of
-from .plan import Arrays, Plan, resolve, share_address
-from .report import Report, make_report
+from .plan import Arrays, Plan, Planner
+from .report import Report, make_report, shares_of_zeros
 from .rules import checked_rules
 
 
@@ -69,13 +69,13 @@ class Penalties:
 
     def __init__(self, tensors: Any, rules: Any) -> None:
         self._tensors = tensors
-        self._rules = checked_rules(rules)
-        self._plan = resolve(names_of(tensors, "tensors"), tensors, self._rules)
+        self._planner = Planner(checked_rules(rules))
+        self._planner.ready(tensors)
 
     @property
     def rules(self) -> dict[str, Any]:
         """The regularizers by glob; set their strengths to change penalties."""
-        return dict(self._rules.by_glob)
+        return dict(self._planner.rules.by_glob)
 
     def __repr__(self) -> str:
         names = names_of(self._tensors, "tensors")
@@ -238,26 +238,11 @@ class Penalties:
         """
         plan, weights = self._ready(tensors)
         source = self._tensors if tensors is None else tensors
-        return make_report(plan, source, evaluation.values(plan, weights, scale))
+        values = evaluation.values(plan, weights, scale)
+        return make_report(plan, values, shares_of_zeros(plan, source))
 
     def _ready(self, tensors: Any) -> tuple[Plan, Arrays]:
-        """Give a plan that fits the names and ties of this moment, and the penalised arrays."""
-        source = self._tensors if tensors is None else tensors
-        plan = self._plan
-        names = names_of(source, "tensors")
-        if plan.source.names != names:
-            self._plan = plan = resolve(names, source, self._rules)
-        weights = plan.source(source)
-        # New arrays can bring new ties or undo old ones, and new strengths make rules differ that
-        # were equal: tests that are quick where nothing changed.
-        if share_address(plan.untied(source, weights)) or (
-            plan.tied and not plan.still_tied(source)
-        ):
-            fresh = resolve(names, source, self._rules)
-            if fresh.names != plan.names:
-                self._plan = plan = fresh
-                weights = plan.source(source)
-        return plan, weights
+        return self._planner.ready(self._tensors if tensors is None else tensors)
 
 
 # The package makes itself the module of this class; doctest then needs to be told of it.

@@ -38,13 +38,46 @@ def total(
 ) -> Any:
     """Do what `outputs` asks for, and give the canonical sum of the penalties.
 
-    It is a float, or for tensors on a device what a regularizer gives there.  It means nothing
-    where `outputs` does not ask for the value.
+    It is a float, or for tensors on a device what a regularizer gives there; None where `outputs`
+    does not ask for the value.
     """
     if plan.others:
-        if gradients is None:
-            return _backend.canonical_sum(values(plan, weights, scale))
+        penalties = (
+            values(plan, weights, scale)
+            if gradients is None
+            else _with_callables(outputs, plan, weights, gradients, scale, grad_scale)
+        )
+        return None if penalties is None else _backend.canonical_sum(penalties)
+    return _fused(outputs, plan, weights, gradients, scale, grad_scale, False)
+
+
+def parts(
+    outputs: int,
+    plan: Plan,
+    weights: Arrays,
+    gradients: Arrays | None,
+    scale: float,
+    grad_scale: float,
+) -> list[float] | None:
+    """Do what :func:`total` does, but give each tensor's penalty."""
+    if gradients is None:
+        return values(plan, weights, scale)
+    if plan.others:
         return _with_callables(outputs, plan, weights, gradients, scale, grad_scale)
+    found: list[float] | None = _fused(outputs, plan, weights, gradients, scale, grad_scale, True)
+    return found
+
+
+def _fused(
+    outputs: int,
+    plan: Plan,
+    weights: Arrays,
+    gradients: Arrays | None,
+    scale: float,
+    grad_scale: float,
+    per_tensor: bool,
+) -> Any:
+    """Make the one call to the core, for a plan that has no callables."""
     result = _backend.evaluate_many(
         outputs,
         plan.names,
@@ -54,7 +87,7 @@ def total(
         plan.which,
         scale,
         grad_scale,
-        False,
+        per_tensor,
     )
     if unclaimed:
         claim(plan.strengths)
@@ -141,7 +174,7 @@ def _with_callables(
     gradients: Arrays,
     scale: float,
     grad_scale: float,
-) -> float:
+) -> list[float] | None:
     """Do what one call to the core does, for a plan that has callables."""
     _require_gradients(plan)
     for name, weight in zip(plan.names, weights, strict=True):
@@ -189,11 +222,11 @@ def _with_callables(
         if name in called_values:
             _results.assign(gradient, called_values[name][1], name, add=bool(outputs & ADD))
     if not outputs & VALUE:
-        return 0.0
+        return None
     merged = iter(fused_values)
-    return _backend.canonical_sum(
-        [called_values[name][0] if name in called_values else next(merged) for name in plan.names]
-    )
+    return [
+        called_values[name][0] if name in called_values else next(merged) for name in plan.names
+    ]
 
 
 def _require_gradients(plan: Plan) -> None:

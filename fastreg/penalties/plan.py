@@ -165,18 +165,58 @@ class Plan:
                 )
 
 
-def resolve(names: Names, source: Any, rules: Rules) -> Plan:
-    """Match rules against names, and fold tied tensors.
+class Planner:
+    """Gives the plan that fits names, ties and rules of each call; it is kept while they stay."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self._plan: Plan | None = None
+
+    def matched(self, names: Names, source: Any) -> tuple[dict[str, Any], dict[str, str]]:
+        """Give each name that has one its rule, and what messages call where the rule is from."""
+        return match(names, self.rules)
+
+    def ready(self, source: Any) -> tuple[Plan, Arrays]:
+        """Give a plan that fits this moment, and the penalised arrays."""
+        names = names_of(source, "tensors")
+        plan = self._plan
+        if plan is None or plan.source.names != names:
+            self._plan = plan = self._resolved(names, source)
+        weights = plan.source(source)
+        # New arrays can bring new ties or undo old ones, and new strengths make rules differ that
+        # were equal: tests that are quick where nothing changed.
+        if share_address(plan.untied(source, weights)) or (
+            plan.tied and not plan.still_tied(source)
+        ):
+            fresh = self._resolved(names, source)
+            if fresh.names != plan.names:
+                self._plan = plan = fresh
+                weights = plan.source(source)
+        return plan, weights
+
+    def forget(self) -> None:
+        """Have rules matched again at the next call."""
+        self._plan = None
+
+    def _resolved(self, names: Names, source: Any) -> Plan:
+        require_strings(names, "tensors")
+        return resolve(names, source, *self.matched(names, source))
+
+
+def resolve(
+    names: Names, source: Any, rule_of: Mapping[str, Any], origins: Mapping[str, str]
+) -> Plan:
+    """Make a plan of rules by name, and fold tied tensors.
+
+    `origins` says for each name where its rule is from, for messages.
 
     Raises
     ------
     TypeError
-        For a name that is no string, and for what is no array where a penalty needs one.
+        For what is no array where a penalty needs one.
     ValueError
-        When a rule never wins, or tied tensors have different rules.
+        When tied tensors have different rules.
     """
-    require_strings(names, "tensors")
-    rule_of, globs = match(names, rules)
     ruled = [name for name in names if name in rule_of]
     arrays = dict(zip(ruled, Selection(names, ruled)(source), strict=True))
     tied = _ties(
@@ -191,7 +231,7 @@ def resolve(names: Names, source: Any, rules: Rules) -> Plan:
         if rule_of[name] is not rule_of[first] and not same_rule(rule_of[name], rule_of[first]):
             raise ValueError(
                 f"tensors[{first!r}] and tensors[{name!r}] are tied (the same memory) but have "
-                f"different rules, {globs[first]!r} and {globs[name]!r}; give both the same"
+                f"different rules, {origins[first]!r} and {origins[name]!r}; give both the same"
             )
     return Plan(
         names,

@@ -50,21 +50,27 @@ class Report(dict[str, ReportRow]):
         )
 
 
-def make_report(plan: Plan, source: Any, values: list[float]) -> Report:
-    """Make the report of all tensors in `source`, from the values of those that have a penalty."""
-    names = plan.source.names
+def make_report(plan: Plan, values: list[float], zeros: list[float]) -> Report:
+    """Make a report of the penalties of a plan, and of all tensors' shares of zeros."""
     penalties = dict(zip(plan.names, values, strict=True))
     tied = dict(plan.tied)
     rows = {
         name: ReportRow(
-            penalties.get(name, 0.0),
-            _share_of_zeros(array, f"tensors[{name!r}]"),
-            plan.rules.get(tied.get(name, name)),
-            tied.get(name),
+            penalties.get(name, 0.0), share, plan.rules.get(tied.get(name, name)), tied.get(name)
         )
-        for name, array in zip(names, Selection(names, names)(source), strict=True)
+        for name, share in zip(plan.source.names, zeros, strict=True)
     }
     return Report(rows, _backend.canonical_sum(values))
+
+
+def shares_of_zeros(plan: Plan, source: Any) -> list[float]:
+    """Give the share of zeros of each tensor in `source`, whether it has a penalty or not."""
+    names = plan.source.names
+    arrays = Selection(names, names)(source)
+    return [
+        _share_of_zeros(array, f"tensors[{name!r}]")
+        for name, array in zip(names, arrays, strict=True)
+    ]
 
 
 def _share_of_zeros(x: Any, name: str) -> float:

@@ -1,1 +1,40 @@
-"""Penalties for PyTorch: differentiable, compiled and transformed."""
+"""Penalties in training loops of PyTorch: fused, without autograd.
+
+>>> import torch, fastreg.torch
+>>> from fastreg import regularizers
+>>> model = torch.nn.Linear(2, 1)
+>>> penalties = fastreg.torch.attach(model, {"*weight": regularizers.L1L2(l1=1e-5, l2=1e-4)})
+>>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+>>> handle = penalties.before_step(optimizer)
+
+From now on each ``optimizer.step()`` adds the gradients of all penalties to ``.grad`` first, in one
+native call, and ``penalties.last`` is the penalty.
+
+A regularizer that is called with a tensor (``reg(tensor)``) is differentiable; see
+``fastreg.regularizers``.
+"""
+
+from __future__ import annotations
+
+try:
+    import torch as _torch
+except ImportError as error:
+    raise ImportError(
+        f"fastreg.torch needs PyTorch 2.6 or later ({error}); install fastreg-kernels[torch]"
+    ) from error
+
+if tuple(int(part) for part in _torch.__version__.split(".")[:2]) < (2, 6):
+    raise ImportError(
+        f"fastreg.torch needs PyTorch 2.6 or later, not {_torch.__version__}; install "
+        "fastreg-kernels[torch]"
+    )
+
+from .attached import Penalties, attach
+from .steps import StepHandle
+
+__all__ = ["Penalties", "StepHandle", "attach"]
+
+# Messages name a class by its module: by this one, whichever file holds the class.
+for _class in (Penalties, StepHandle):
+    _class.__module__ = __name__
+del _class

@@ -1,0 +1,525 @@
+"""Penalties on the parameters of a module: attach, and the calls that a training loop makes."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import torch
+
+from .. import _backend, _results
+from .._device.recording import claim, unclaimed
+from .._penalty import ADD, GRADIENT, VALUE_AND_ADD
+from ..penalties import Report, evaluation
+from ..penalties.plan import Arrays, Plan
+from ..penalties.report import make_report, shares_of_zeros
+from .activity import Activity
+from .callables import ByAutograd
+from .parameters import ParameterPlanner, Parameters, require_module
+from .steps import StepHandle, require_optimizer, warn_of_weight_decay
+
+_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
+
+
+def attach(
+    module: Any,
+    rules: Any,
+    activity_regularizer: Any = None,
+    *,
+    activity_reduction: str = "mean",
+) -> Penalties:
+    """Put penalties on the parameters of a module, by name.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        It is kept, and its parameters are read at every call: one that was replaced, moved, frozen
+        or tied since is seen.
+    rules : mapping, function of name and parameter, or what ``fastreg.regularizers.get`` takes
+        Globs over ``module.named_parameters()``, each with a regularizer, or None for "no penalty".
+        The first glob that matches a name wins; a name that none matches has no penalty.  A
+        function ``f(name, parameter)`` gives the regularizer of each, or None.  One regularizer is
+        for all parameters.
+    activity_regularizer : mapping, optional
+        Globs over ``module.named_modules()``, each with the regularizer of what that module gives.
+        See :meth:`Penalties.activity`.
+    activity_reduction : {"mean", "sum"}, optional
+        Whether activity penalties are divided by the batch size (``output.shape[0]``), as in Keras
+        since 3.14.
+
+    Returns
+    -------
+    Penalties
+
+    Raises
+    ------
+    TypeError
+        When `module` is no module, or a rule is no regularizer.
+    ValueError
+        When a rule never wins, or tied parameters have different rules.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastreg import regularizers
+    >>> model = torch.nn.Linear(2, 1)
+    >>> _ = torch.nn.init.ones_(model.weight)
+    >>> penalties = attach(model, {"*weight": regularizers.L1(0.5)})
+    >>> model(torch.zeros(1, 2)).sum().backward()
+    >>> penalties.accumulate()
+    1.0
+    >>> model.weight.grad
+    tensor([[0.5000, 0.5000]])
+
+    No penalty on biases and norms:
+
+    >>> l2 = regularizers.L2(1e-4)
+    >>> penalties = attach(model, lambda name, parameter: l2 if parameter.ndim > 1 else None)
+    """
+    return Penalties(module, rules, activity_regularizer, activity_reduction=activity_reduction)
+
+
+class _PlainCall(NamedTuple):
+    """What one native call needs, for parameters that are all plain tensors of torch."""
+
+    plan: Plan
+    weights: Arrays
+    others: Arrays
+    """Those with the rule None: they must not come to share memory with a penalised one."""
+    frozen: Arrays
+
+
+class _Sharded(NamedTuple):
+    """Penalties of the shards that this process holds, and the parameters that they are of."""
+
+    penalties: list[float]
+    parameters: Arrays
+
+
+class Penalties:
+    """Penalties on the parameters of a module; made by :func:`attach`.
+
+    `scale` multiplies penalties and gradients, `grad_scale` gradients alone.
+
+    A parameter that requires no gradient has no penalty.  A rule may be any callable of one tensor:
+    where it offers no ``gradient(w)``, autograd differentiates the 0-d tensor that it gives.
+
+    In host memory penalties are floats.  On a CUDA device they stay there, 0-d, and nothing waits.
+    Of parameters that are sharded (FSDP2) each process adds the gradients of its shards, without
+    communication; a penalty is summed over the processes, so all have to ask for it.
+
+    It can be used as a context manager, which closes it.  Copies of the module have no penalties.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        rules: Any,
+        activity_regularizer: Any = None,
+        *,
+        activity_reduction: str = "mean",
+    ) -> None:
+        require_module(module)
+        self._arguments = module, rules, activity_regularizer, activity_reduction
+        self._parameters = Parameters(module)
+        self._planner = ParameterPlanner(rules)
+        self._trained: list[bool] = []
+        self._plain: _PlainCall | None = None
+        self._step: StepHandle | None = None
+        self._last: Any = None
+        self._current()
+        self._activity = Activity(module, activity_regularizer, activity_reduction)
+
+    def __repr__(self) -> str:
+        plan, _ = self._current()
+        return f"<Penalties on {len(plan.names)} of {len(self._parameters.by_name)} parameters>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _copy, self._arguments
+
+    def __enter__(self) -> Penalties:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove all hooks from the module and the optimizer."""
+        self._activity.close()
+        if self._step is not None:
+            self._step.remove()
+            self._step = None
+
+    # ------------------------------------------------------------------ penalties of parameters
+
+    def accumulate(self, *, scale: float = 1.0, grad_scale: float = 1.0, value: bool = True) -> Any:
+        """Add the gradients of all penalties to the ``.grad`` of the parameters.
+
+        Call it once per optimizer step, after the last ``backward()``.  A ``.grad`` that is missing
+        is made, as the penalty in the loss would have made it.
+
+        Parameters
+        ----------
+        scale, grad_scale : float, optional
+            Factors; `grad_scale` is that of loss scaling, where gradients have not been unscaled.
+        value : bool, optional
+            False where the penalty is not needed: sharded parameters need no communication then.
+
+        Returns
+        -------
+        float, torch.Tensor or None
+            The penalty; 0-d on a CUDA device, None without `value`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a gradient that does not fit its parameter, before anything is written.
+        RuntimeError
+            When :meth:`before_step` adds them already, and for activity penalties that are in no
+            loss.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from fastreg import regularizers
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = torch.nn.init.ones_(model.weight)
+        >>> attach(model, regularizers.L2(0.5)).accumulate(grad_scale=2.0**10)
+        1.0
+        >>> model.weight.grad
+        tensor([[1024., 1024.]])
+        """
+        if self._step is not None and self._step.is_active:
+            raise RuntimeError(
+                "before_step(optimizer) adds these penalties at each optimizer.step(), so they "
+                "would count twice; drop this call, or remove() the handle of before_step"
+            )
+        found = self._add(scale, grad_scale, value, not torch.is_grad_enabled())
+        return _total(found)
+
+    def value(self, *, scale: float = 1.0) -> Any:
+        """Give the penalty of all parameters.
+
+        Parameters
+        ----------
+        scale : float, optional
+            A factor.
+
+        Returns
+        -------
+        torch.Tensor or float
+            While torch records gradients, a 0-d tensor that is differentiable: ``loss +
+            penalties.value()`` is the usual way, at the usual cost of autograd.  Under
+            ``torch.no_grad()`` what :meth:`accumulate` gives.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from fastreg import regularizers
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = torch.nn.init.ones_(model.weight)
+        >>> with torch.no_grad():
+        ...     attach(model, regularizers.L2(0.5)).value()
+        1.0
+        """
+        plan, weights = self._current()
+        if torch.is_grad_enabled():
+            return evaluation.value(plan, weights, scale)
+        local, is_sharded = _local(weights, plan)
+        if not is_sharded:
+            return evaluation.value(plan, weights, scale)
+        return _total(_Sharded(evaluation.values(plan, local, scale), weights))
+
+    def report(self, *, scale: float = 1.0) -> Report:
+        """Give each parameter's penalty, share of zeros and rule, as ``fastreg.Penalties`` does.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from fastreg import regularizers
+        >>> model = torch.nn.Linear(2, 1)
+        >>> with torch.no_grad():
+        ...     _ = model.weight.copy_(torch.tensor([[0.0, 1.0]])), model.bias.fill_(3.0)
+        >>> print(attach(model, {"weight": "l2"}).report())
+        tensor  penalty  zeros  rule
+        weight     0.01  50.0%  L2(l2=0.01)
+        bias          0   0.0%  -
+        total      0.01
+        """
+        plan, weights = self._current()
+        everything = self._parameters.by_name
+        local, _ = _local(weights, plan)
+        with torch.no_grad():
+            values = evaluation.values(plan, local, scale)
+        parameters = tuple(everything.values())
+        parts, is_sharded = _local(parameters, None)
+        zeros = shares_of_zeros(plan, dict(zip(everything, parts, strict=True)))
+        if is_sharded:
+            from . import sharding
+
+            values = sharding.summed(values, weights)
+            counts = [share * part.numel() for share, part in zip(zeros, parts, strict=True)]
+            zeros = [
+                count / max(parameter.numel(), 1)
+                for count, parameter in zip(
+                    sharding.summed(counts, parameters), parameters, strict=True
+                )
+            ]
+        report = make_report(plan, values, zeros)
+        for name, row in report.items():
+            if isinstance(row.rule, ByAutograd):
+                report[name] = row._replace(rule=row.rule.rule)
+        return report
+
+    # ------------------------------------------------------------------ steps of an optimizer
+
+    def before_step(
+        self, optimizer: Any, *, scale: float = 1.0, grad_scale: float = 1.0, value: bool = True
+    ) -> StepHandle:
+        """Add the gradients of all penalties before each ``optimizer.step()``.
+
+        Once per step: micro-batches whose gradients are accumulated have one penalty, not one each.
+        It is right with ``torch.amp.GradScaler``, for optimizers that it unscales for and for fused
+        ones, which get scaled gradients.  (A fused optimizer on a CUDA device is waited for then,
+        to read the scale.)  With a closure (LBFGS) the penalty joins gradients and loss at each
+        evaluation.
+
+        Parameters
+        ----------
+        optimizer : torch.optim.Optimizer
+            It must hold all parameters with a penalty.
+        scale, grad_scale : float, optional
+            As for :meth:`accumulate`.
+        value : bool, optional
+            Whether :attr:`last` is wanted.  A closure's loss needs it.
+
+        Returns
+        -------
+        StepHandle
+            Its ``remove()`` takes the hook away.
+
+        Raises
+        ------
+        ValueError
+            For a parameter with a penalty that `optimizer` does not hold.
+        RuntimeError
+            When there is such a hook already.
+
+        Warns
+        -----
+        UserWarning
+            Where the ``weight_decay`` of `optimizer` is not 0 for a parameter with an L2 penalty.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from fastreg import regularizers
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = torch.nn.init.ones_(model.weight)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        >>> penalties = attach(model, regularizers.L1(0.5))
+        >>> handle = penalties.before_step(optimizer)
+        >>> model(torch.zeros(1, 2)).sum().backward()
+        >>> optimizer.step()
+        >>> penalties.last, model.weight.tolist()
+        (1.0, [[0.75, 0.75]])
+        """
+        require_optimizer(optimizer)
+        if self._step is not None and self._step.is_active:
+            raise RuntimeError(
+                "before_step() was called already, so the penalties would count twice; remove() "
+                "the handle that it gave first"
+            )
+        plan, weights = self._current()
+
+        step = StepHandle(optimizer, self._add_before_step, scale, grad_scale, value)
+        try:
+            step.require_held(plan.names, weights)
+            warn_of_weight_decay(
+                optimizer, plan.names, weights, [plan.rules[name] for name in plan.names]
+            )
+        except BaseException:  # warnings may be errors
+            step.remove()
+            raise
+        self._step = step
+        return step
+
+    @property
+    def last(self) -> Any:
+        """The penalty that was added before the last step; None before the first.
+
+        Of sharded parameters it is summed when it is first read: read it in all processes.
+        """
+        self._last = _total(self._last)
+        return self._last
+
+    # ------------------------------------------------------------------ activity penalties
+
+    def activity(self) -> Any:
+        """Give the activity penalties of the forward passes since the last call.
+
+        Add it to the loss, before the loss is scaled or divided::
+
+            loss = criterion(model(x), y) + penalties.activity()
+
+        Each tensor that a module with an activity regularizer gave is a term, divided by the batch
+        size unless `activity_reduction` is "sum" or the tensor is 0-d.  Terms are collected while
+        torch records gradients.  Those that are in no loss when penalties are added to gradients
+        are an error: their gradients would be missing without a sign.
+
+        Returns
+        -------
+        torch.Tensor
+            0-d, differentiable; 0.0 without terms.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from fastreg import regularizers
+        >>> model = torch.nn.Sequential(torch.nn.Identity())
+        >>> penalties = attach(model, {}, {"0": regularizers.L1(0.5)})
+        >>> _ = model(torch.ones(4, 3))
+        >>> penalties.activity()
+        tensor(1.5000)
+        """
+        return self._activity.take()
+
+    # ------------------------------------------------------------------ how
+
+    def _current(self) -> tuple[Plan, Arrays]:
+        """Give a plan that fits the module as it is now, and the parameters with a penalty."""
+        changed = self._parameters.read()
+        by_name = self._parameters.by_name
+        trained = [parameter.requires_grad for parameter in by_name.values()]
+        if changed or trained != self._trained:
+            self._planner.forget()
+            self._plain = None
+            self._trained = trained
+        plan, weights = self._planner.ready(by_name)
+        if self._step is not None and self._step.is_active:
+            self._step.require_held(plan.names, weights)
+        if self._plain is None or self._plain.plan is not plan:
+            self._plain = self._as_plain(plan, weights)
+        return plan, weights
+
+    def _as_plain(self, plan: Plan, weights: Arrays) -> _PlainCall | None:
+        by_name = self._parameters.by_name
+        frozen = tuple(by_name[name] for name in self._planner.frozen)
+        penalised = set(map(id, weights))
+        others = tuple(one for one in plan.untied(by_name, weights) if id(one) not in penalised)
+        if plan.others or plan.tied or not _PLAIN.issuperset(map(type, weights + others + frozen)):
+            return None
+        return _PlainCall(plan, weights, others, frozen)
+
+    def _add(self, scale: float, grad_scale: float, value: bool, may_be_recorded: bool) -> Any:
+        """Add the gradients, and give the penalty or what its sum is made of."""
+        self._activity.require_taken()
+        outputs = VALUE_AND_ADD if value else GRADIENT | ADD
+        plain = self._plain
+        if plain is not None and self._parameters.are_same():
+            plan = plain.plan
+            found = _backend.accumulate_parameters(
+                outputs,
+                plan.names,
+                plain.weights,
+                plain.others,
+                plain.frozen,
+                plan.strengths(),
+                plan.which,
+                scale,
+                grad_scale,
+                may_be_recorded,
+            )
+            if found is not NotImplemented:
+                if unclaimed:
+                    claim(plan.strengths)
+                return found
+        return self._add_to_any(outputs, scale, grad_scale, may_be_recorded)
+
+    def _add_before_step(self, scale: float, grad_scale: float, value: bool) -> Penalties:
+        with torch.no_grad():
+            self._last = self._add(scale, grad_scale, value, True)
+        return self
+
+    def _add_to_any(
+        self, outputs: int, scale: float, grad_scale: float, may_be_recorded: bool
+    ) -> Any:
+        """Do it for parameters of every kind, and for missing gradients."""
+        plan, weights = self._current()
+        made: list[tuple[Any, Any]] = []
+        gradients = []
+        for name, parameter in zip(plan.names, weights, strict=True):
+            gradient = parameter.grad
+            if gradient is None:
+                gradient = _new_gradient(parameter)
+                made.append((parameter, gradient))
+            elif gradient.layout is not torch.strided:
+                raise TypeError(
+                    f"the gradient of the parameter {name!r} is sparse, but that of a penalty has "
+                    "no zeros; make the module with sparse=False, or give it no rule"
+                )
+            gradients.append(gradient)
+        local, is_sharded = _local(weights, plan)
+        targets = tuple(gradients)
+        if is_sharded:
+            from . import sharding
+
+            targets = sharding.local_gradients(targets, weights, plan.names)
+        if not may_be_recorded:
+            _results.check_targets(targets, plan.names)
+        found: Any
+        if is_sharded:
+            found = evaluation.parts(outputs, plan, local, targets, scale, grad_scale)
+            found = found if found is None else _Sharded(found, weights)
+        else:
+            found = evaluation.total(outputs, plan, local, targets, scale, grad_scale)
+        for parameter, gradient in made:
+            parameter.grad = gradient
+        _results.torch_written(targets)
+        return found
+
+
+def _copy(*arguments: Any) -> Penalties:
+    """Attach again, as a copied module has no penalties."""
+    module, rules, activity_regularizer, reduction = arguments
+    return Penalties(module, rules, activity_regularizer, activity_reduction=reduction)
+
+
+def _local(parameters: Arrays, plan: Plan | None) -> tuple[Arrays, bool]:
+    """Give the shards that this process holds, and whether any parameter is sharded at all."""
+    if _PLAIN.issuperset(map(type, parameters)):
+        return parameters, False
+    distributed = sys.modules.get("torch.distributed.tensor")
+    if distributed is None or not any(isinstance(one, distributed.DTensor) for one in parameters):
+        return parameters, False
+    from . import sharding
+
+    return sharding.local_tensors(parameters, None if plan is None else plan.names), True
+
+
+def _total(found: Any) -> Any:
+    """Give a penalty, summed over the processes where it is of sharded parameters."""
+    if not isinstance(found, _Sharded):
+        return found
+    from . import sharding
+
+    return _backend.canonical_sum(sharding.summed(found.penalties, found.parameters))
+
+
+def _new_gradient(parameter: Any) -> Any:
+    """Make a gradient of zeros, laid out as torch's own would be."""
+    with torch.no_grad():
+        gradient = torch.zeros_like(parameter)
+        if gradient.stride() != parameter.stride():  # its elements do not lie close together
+            gradient = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+    return gradient.detach()
+
+
+# The package makes itself the module of this class; doctest then needs to be told of it.
+__test__ = {"Penalties": Penalties}
