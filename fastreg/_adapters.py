@@ -23,7 +23,7 @@ import numpy as np
 
 from . import _errors
 from ._device.library import why_off
-from ._frameworks import framework
+from ._frameworks import framework, has_dtensors, is_dtensor
 
 _NUMPY = frozenset((np.ndarray,))
 
@@ -87,6 +87,11 @@ def of_any(
     """
     if are_numpy(arrays):
         return None
+    if has_dtensors(arrays):  # their adapter takes plain tensors as well, but not the other way
+        _require_one_framework(
+            arrays, names, "torch", names[list(map(is_dtensor, arrays)).index(True)]
+        )
+        return _dtensors()
     for array, name in zip(arrays, names, strict=True):
         adapter = find(array)
         if adapter is not None:
@@ -98,6 +103,8 @@ def of_any(
 def _adapter_of(x: Any, is_followed_by_autograd: bool) -> Adapter | None:
     kind, module, x = framework(x)
     if kind == "torch":
+        if is_dtensor(x):  # followed or not, no one process has its elements
+            return _dtensors()
         if _has_no_elements(module, x) or (
             is_followed_by_autograd and x.requires_grad and module.is_grad_enabled()
         ):
@@ -126,6 +133,12 @@ def _is_left_to_jax(jax: Any, x: Any) -> bool:
         return True
     (device,) = devices
     return device.platform != "cpu" and (device.platform != "gpu" or bool(why_off()))
+
+
+def _dtensors() -> Adapter:
+    from .torch import dtensors  # Dynamo traces this, and not import_module
+
+    return cast(Adapter, dtensors)
 
 
 def _has_no_elements(torch: Any, x: Any) -> bool:

@@ -16,6 +16,7 @@ from itertools import compress
 from typing import Any
 
 from .. import _adapters, _backend, _device, _errors, _memory
+from .._frameworks import has_dtensors, is_dtensor
 from ..regularizers.elementwise import Elementwise, is_fused
 from .names import Names, is_mapping, names_of, require_strings
 from .rules import Rules, match, same_rule
@@ -243,6 +244,14 @@ def resolve(
 
 def share_address(weights: Arrays) -> bool:
     """Say whether two arrays start at one address; what is no array does not count."""
+    if has_dtensors(weights):
+        sharding = _sharding()
+        if sharding.are_tied_while_empty(weights):
+            return True
+        weights = tuple(
+            sharding.local_tensors((weight,))[0] if is_dtensor(weight) else weight
+            for weight in weights
+        )
     try:
         return _backend.shares_address(weights)
     except (TypeError, ValueError, BufferError):
@@ -257,17 +266,27 @@ def _ties(arrays: Mapping[str, Any]) -> dict[str, str]:
     seen: dict[Any, str] = {}
     tied: dict[str, str] = {}
     for name, array in arrays.items():
-        # No two devices have an address in common, nor have a device and the host.
-        try:
-            view, dtype = _device.any_view(array, f"tensors[{name!r}]")
-        except TypeError:
-            if _adapters.tracing(array) is None:
-                raise
-            place: Any = id(array)  # what is traced has no address
+        place: Any
+        if is_dtensor(array):
+            place = _sharding().identity(array, name)
         else:
-            if view.size == 0:
-                continue
-            place = dtype, _memory.elements(view)
+            # No two devices have an address in common, nor have a device and the host.
+            try:
+                view, dtype = _device.any_view(array, f"tensors[{name!r}]")
+            except TypeError:
+                if _adapters.tracing(array) is None:
+                    raise
+                place = id(array)  # what is traced has no address
+            else:
+                if view.size == 0:
+                    continue
+                place = dtype, _memory.elements(view)
         if seen.setdefault(place, name) != name:
             tied[name] = seen[place]
     return tied
+
+
+def _sharding() -> Any:
+    from ..torch import sharding  # only where there are DTensors
+
+    return sharding

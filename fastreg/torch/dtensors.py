@@ -1,0 +1,126 @@
+"""The adapter of DTensors: penalties of a whole tensor from its shards, differentiable.
+
+Contract
+--------
+- A penalty is a plain 0-d tensor with the same bits in every process.  It can be added to a plain
+  loss (FSDP2, DDP) and to one that is a DTensor (tensor parallel), as torch takes a plain 0-d
+  tensor for a replicated one.
+- Its gradient is a DTensor with the placements of the weight, from the local shard alone; only the
+  value communicates (``sharding.summed``).
+- Local shards are evaluated by the adapter of plain tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from .. import _errors
+from .._frameworks import is_dtensor
+from .sharding import local_tensors, summed
+
+if TYPE_CHECKING:
+    from .._adapters import Adapter
+
+
+def total(
+    weights: Sequence[Any],
+    strengths: Sequence[tuple[Any, Any]],
+    which: Sequence[int],
+    scale: Any,
+) -> torch.Tensor:
+    """Give the penalty of all tensors, 0-d, as ``_adapters.Adapter`` says."""
+    vector, dtype = _values(weights, strengths, which, scale)
+    return vector.sum().to(dtype)
+
+
+def values(
+    weights: Sequence[Any],
+    strengths: Sequence[tuple[Any, Any]],
+    which: Sequence[int],
+    scale: Any,
+) -> list[torch.Tensor]:
+    """Give the penalty of each tensor, 0-d each, as ``_adapters.Adapter`` says."""
+    vector, dtype = _values(weights, strengths, which, scale)
+    return list(vector.to(dtype).unbind())
+
+
+def gradient(w: Any, l1: Any, l2: Any, factor: Any) -> Any:
+    """Give the gradient as a DTensor that lies as `w` does, as ``_adapters.Adapter`` says."""
+    from torch.distributed.tensor import DTensor
+
+    local = _plain().gradient(_followed(w), l1, l2, factor)
+    return DTensor.from_local(
+        local, w.device_mesh, w.placements, run_check=False, shape=w.shape, stride=w.stride()
+    )
+
+
+def orthogonal(w: Any, factor: Any, mode: str) -> torch.Tensor:
+    """Give the penalty of ``OrthogonalRegularizer`` for a tensor that no mesh dimension shards.
+
+    Raises
+    ------
+    TypeError
+        When `w` is sharded: the penalty of whole rows is no sum over shards.
+    """
+    if not all(placement.is_replicate() for placement in w.placements):
+        raise _errors.special_array_error(
+            "w",
+            f"a DTensor with the placements {w.placements}, and a penalty of angles between rows "
+            "is no sum over shards",
+            "pass w.full_tensor(), which gathers it in every process",
+        )
+    return cast(torch.Tensor, _plain().orthogonal(_followed(w), factor, mode))
+
+
+def _values(
+    weights: Sequence[Any],
+    strengths: Sequence[tuple[Any, Any]],
+    which: Sequence[int],
+    scale: Any,
+) -> tuple[torch.Tensor, torch.dtype]:
+    """Give the global penalties as a float64 vector, and the dtype that results have."""
+    # A scale that is differentiable meets the global values: here it would have the gradient of
+    # this process' shards alone.
+    inner, outer = (1.0, scale) if isinstance(scale, torch.Tensor) else (scale, None)
+    local = _plain().values([_followed(weight) for weight in weights], strengths, which, inner)
+    wide = torch.float64
+    dtype = wide if any(value.dtype == wide for value in local) else torch.float32
+    vector = summed(torch.stack([value.to(wide) for value in local]), weights)
+    return (vector if outer is None else vector * outer), dtype
+
+
+def _followed(weight: Any) -> Any:
+    """Give the local shard, from which autograd goes on to the DTensor."""
+    local = local_tensors([weight])[0]
+    if not is_dtensor(weight) or not (weight.requires_grad and torch.is_grad_enabled()):
+        return local
+    followed = weight.to_local()
+    # A tensor that was still on its way has arrived in `local`, which autograd does not know.
+    if type(followed) is torch.Tensor:
+        return followed
+    return _Arrived.apply(followed, local)  # type: ignore[no-untyped-call]
+
+
+class _Arrived(torch.autograd.Function):
+    """What a pending tensor is once it is there."""
+
+    @staticmethod
+    def forward(pending: torch.Tensor, arrived: torch.Tensor) -> torch.Tensor:
+        return arrived.view_as(arrived)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient, None
+
+
+def _plain() -> Adapter:
+    from . import differentiable
+
+    return cast("Adapter", differentiable)
