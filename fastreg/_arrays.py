@@ -125,7 +125,9 @@ def require_plain_torch(torch: Any, x: Any, name: str) -> None:
     if kind is not torch.Tensor and kind is not torch.nn.Parameter:
         if kind.__name__ == "DTensor":
             raise _errors.special_array_error(
-                name, "a DTensor, whose elements lie on several devices", f"pass {name}.to_local()"
+                name,
+                "a DTensor, whose elements lie on several devices",
+                f"use fastreg.torch.attach, or pass {name}.to_local() for what this process has",
             )
         if kind.__name__ == "FakeTensor":
             raise _errors.special_array_error(

@@ -19,7 +19,7 @@ import torch
 
 from .. import _errors
 from .._frameworks import is_dtensor
-from .sharding import local_tensors, summed
+from .sharding import is_pending, local_tensors, summed
 
 if TYPE_CHECKING:
     from .._adapters import Adapter
@@ -89,6 +89,7 @@ def _values(
     wide = torch.float64
     dtype = wide if any(value.dtype == wide for value in local) else torch.float32
     vector = summed(torch.stack([value.to(wide) for value in local]), weights)
+    vector = _Told.apply(vector)  # type: ignore[no-untyped-call]
     return (vector if outer is None else vector * outer), dtype
 
 
@@ -98,9 +99,9 @@ def _followed(weight: Any) -> Any:
     if not is_dtensor(weight) or not (weight.requires_grad and torch.is_grad_enabled()):
         return local
     followed = weight.to_local()
-    # A tensor that was still on its way has arrived in `local`, which autograd does not know.
-    if type(followed) is torch.Tensor:
+    if not is_pending(followed):
         return followed
+    # What was still on its way is there in `local`, which autograd does not know.
     return _Arrived.apply(followed, local)  # type: ignore[no-untyped-call]
 
 
@@ -118,6 +119,23 @@ class _Arrived(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradient, None
+
+
+class _Told(torch.autograd.Function):
+    """Values whose gradient is plain, also where a loss is a DTensor and gives a DTensor."""
+
+    @staticmethod
+    def forward(values: torch.Tensor) -> torch.Tensor:
+        return values.view_as(values)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Any) -> torch.Tensor:
+        # It is replicated, as the values are: there is nothing to gather.
+        return cast(torch.Tensor, gradient.full_tensor() if is_dtensor(gradient) else gradient)
 
 
 def _plain() -> Adapter:

@@ -256,10 +256,13 @@ def _local(tensor: torch.Tensor, label: _Label, place: int) -> torch.Tensor:
 
 def _arrived(tensor: torch.Tensor) -> torch.Tensor:
     """Wait for a tensor that a collective operation is still writing."""
+    return cast(torch.Tensor, cast(Any, tensor).wait()) if is_pending(tensor) else tensor
+
+
+def is_pending(tensor: torch.Tensor) -> bool:
+    """Say whether a collective operation may still be writing a tensor."""
     module = sys.modules.get(_COLLECTIVES)
-    if module is not None and isinstance(tensor, module.AsyncCollectiveTensor):
-        return cast(torch.Tensor, cast(Any, tensor).wait())
-    return tensor
+    return module is not None and isinstance(tensor, module.AsyncCollectiveTensor)
 
 
 def _require_elements(tensor: Any, label: _Label, place: int) -> None:
