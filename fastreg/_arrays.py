@@ -183,10 +183,14 @@ def _torch_view(torch: Any, x: Any, name: str) -> tuple[Array, str]:
             raise _not_on_host(name, str(x.device))
         plain = x.detach()
         try:
+            if "torch.distributed.fsdp" in sys.modules:
+                # numpy() takes from a storage that it can be resized, which is how FSDP2 frees
+                # gathered parameters: an alias has a storage of its own.
+                plain = torch.from_dlpack(plain)
             if plain.dtype == torch.bfloat16:  # a type that torch does not give to NumPy
                 return plain.view(torch.int16).numpy().view(np.uint16), "bf16"
             return named(plain.numpy(), name)
-        except (TypeError, RuntimeError):
+        except (TypeError, RuntimeError, BufferError):
             raise _errors.dtype_error(name, x.dtype, f"pass {name}.float()") from None
 
 
