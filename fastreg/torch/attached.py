@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from itertools import compress
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -10,10 +10,12 @@ import torch
 
 from .. import _backend, _results
 from .._device.recording import claim, unclaimed
+from .._frameworks import has_dtensors
 from .._penalty import ADD, GRADIENT, VALUE_AND_ADD
 from ..penalties import Report, evaluation
 from ..penalties.plan import Arrays, Plan
 from ..penalties.report import make_report, shares_of_zeros
+from . import sharding
 from .activity import Activity
 from .callables import ByAutograd
 from .parameters import ParameterPlanner, Parameters, require_module
@@ -261,8 +263,6 @@ class Penalties:
         parts, is_sharded = _local(parameters, None)
         zeros = shares_of_zeros(plan, dict(zip(everything, parts, strict=True)))
         if is_sharded:
-            from . import sharding
-
             values = sharding.summed(values, weights)
             counts = [share * part.numel() for share, part in zip(zeros, parts, strict=True)]
             zeros = [
@@ -402,9 +402,10 @@ class Penalties:
             self._plain = None
             self._trained = trained
         plan, weights = self._planner.ready(by_name)
-        if self._step is not None and self._step.is_active:
-            self._step.require_held(plan.names, weights)
-        if self._plain is None or self._plain.plan is not plan:
+        # The short way asks nobody whether an optimizer holds the parameters.
+        if self._step is not None and self._step.is_active and not self._step.holds(weights):
+            self._plain = None
+        elif self._plain is None or self._plain.plan is not plan:
             self._plain = self._as_plain(plan, weights)
         return plan, weights
 
@@ -415,6 +416,7 @@ class Penalties:
         others = tuple(one for one in plan.untied(by_name, weights) if id(one) not in penalised)
         if plan.others or plan.tied or not _PLAIN.issuperset(map(type, weights + others + frozen)):
             return None
+        sharding.local_tensors(weights, plan.names)  # refuses the parameters of FSDP1
         return _PlainCall(plan, weights, others, frozen)
 
     def _add(self, scale: float, grad_scale: float, value: bool, may_be_recorded: bool) -> Any:
@@ -452,6 +454,8 @@ class Penalties:
     ) -> Any:
         """Do it for parameters of every kind, and for missing gradients."""
         plan, weights = self._current()
+        if self._step is not None and self._step.is_active:
+            self._step.require_held(plan.names, weights)
         made: list[tuple[Any, Any]] = []
         gradients = []
         for name, parameter in zip(plan.names, weights, strict=True):
@@ -468,8 +472,6 @@ class Penalties:
         local, is_sharded = _local(weights, plan)
         targets = tuple(gradients)
         if is_sharded:
-            from . import sharding
-
             targets = sharding.local_gradients(targets, weights, plan.names)
         if not may_be_recorded:
             _results.check_targets(targets, plan.names)
@@ -493,22 +495,21 @@ def _copy(*arguments: Any) -> Penalties:
 
 def _local(parameters: Arrays, plan: Plan | None) -> tuple[Arrays, bool]:
     """Give the shards that this process holds, and whether any parameter is sharded at all."""
-    if _PLAIN.issuperset(map(type, parameters)):
-        return parameters, False
-    distributed = sys.modules.get("torch.distributed.tensor")
-    if distributed is None or not any(isinstance(one, distributed.DTensor) for one in parameters):
-        return parameters, False
-    from . import sharding
-
-    return sharding.local_tensors(parameters, None if plan is None else plan.names), True
+    is_sharded = has_dtensors(parameters)
+    if plan is None:
+        return sharding.local_tensors(parameters), is_sharded
+    if is_sharded and plan.others:
+        others = [not is_fused for is_fused in plan.fused]
+        sharding.require_whole(
+            list(compress(parameters, others)), list(compress(plan.names, others))
+        )
+    return sharding.local_tensors(parameters, plan.names), is_sharded
 
 
 def _total(found: Any) -> Any:
     """Give a penalty, summed over the processes where it is of sharded parameters."""
     if not isinstance(found, _Sharded):
         return found
-    from . import sharding
-
     return _backend.canonical_sum(sharding.summed(found.penalties, found.parameters))
 
 

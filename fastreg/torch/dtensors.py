@@ -89,7 +89,7 @@ def _values(
     wide = torch.float64
     dtype = wide if any(value.dtype == wide for value in local) else torch.float32
     vector = summed(torch.stack([value.to(wide) for value in local]), weights)
-    vector = _Told.apply(vector)  # type: ignore[no-untyped-call]
+    vector = _Told.apply(vector)
     return (vector if outer is None else vector * outer), dtype
 
 
@@ -102,10 +102,10 @@ def _followed(weight: Any) -> Any:
     if not is_pending(followed):
         return followed
     # What was still on its way is there in `local`, which autograd does not know.
-    return _Arrived.apply(followed, local)  # type: ignore[no-untyped-call]
+    return _Arrived.apply(followed, local)
 
 
-class _Arrived(torch.autograd.Function):
+class _Arrived(torch.autograd.Function):  # type: ignore[misc]
     """What a pending tensor is once it is there."""
 
     @staticmethod
@@ -121,7 +121,7 @@ class _Arrived(torch.autograd.Function):
         return gradient, None
 
 
-class _Told(torch.autograd.Function):
+class _Told(torch.autograd.Function):  # type: ignore[misc]
     """Values whose gradient is plain, also where a loss is a DTensor and gives a DTensor."""
 
     @staticmethod

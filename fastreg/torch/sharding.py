@@ -153,7 +153,7 @@ def summed(values: Sequence[float] | torch.Tensor, tensors: Tensors) -> list[flo
     if isinstance(values, torch.Tensor):
         if not groups:
             return values
-        return cast(torch.Tensor, _Summed.apply(values, groups))  # type: ignore[no-untyped-call]
+        return cast(torch.Tensor, _Summed.apply(values, groups))
     if not groups:
         return list(values)
     # Where the first of the groups reduces: there is one all-reduce, and then one copy back.
@@ -257,6 +257,25 @@ def _local(tensor: torch.Tensor, label: _Label, place: int) -> torch.Tensor:
 def _arrived(tensor: torch.Tensor) -> torch.Tensor:
     """Wait for a tensor that a collective operation is still writing."""
     return cast(torch.Tensor, cast(Any, tensor).wait()) if is_pending(tensor) else tensor
+
+
+def require_whole(tensors: Tensors, names: Names) -> None:
+    """Refuse tensors whose penalty is of whole tensors, where they are sharded.
+
+    Raises
+    ------
+    TypeError
+        With its name.
+    """
+    for place, tensor in enumerate(tensors):
+        if is_dtensor(tensor) and any(map(_shards, cast(Any, tensor).placements)):
+            raise _errors.special_array_error(
+                _Label("tensors", names)(place),
+                "a sharded DTensor, and what its rule gives for the shards need not sum to what it "
+                "gives for the tensor",
+                "use L1, L2 or L1L2, or add the rule's penalty of parameter.full_tensor() to the "
+                "loss",
+            )
 
 
 def is_pending(tensor: torch.Tensor) -> bool:
@@ -374,7 +393,7 @@ def _reduced(values: torch.Tensor, groups: list[_Group]) -> torch.Tensor:
     return vector
 
 
-class _Summed(torch.autograd.Function):
+class _Summed(torch.autograd.Function):  # type: ignore[misc]
     """Sums of local values, of which each process differentiates its own: no communication."""
 
     @staticmethod

@@ -48,6 +48,13 @@ class StepHandle:
             self._handle.remove()
             self._handle = None
 
+    def holds(self, parameters: Sequence[Any]) -> bool:
+        """Say whether the optimizer updates all of these parameters.
+
+        Between forward and backward, FSDP2 has others in a root module, which none updates.
+        """
+        return not self._missing(parameters)
+
     def require_held(self, names: Sequence[str], parameters: Sequence[Any]) -> None:
         """Refuse penalised parameters that the optimizer does not update.
 
@@ -56,14 +63,17 @@ class StepHandle:
         ValueError
             With their names.
         """
-        held = {id(one) for group in self._optimizer.param_groups for one in group["params"]}
-        missing = [name for name, one in zip(names, parameters, strict=True) if id(one) not in held]
+        missing = [names[place] for place in self._missing(parameters)]
         if missing:
             raise ValueError(
                 f"the parameters {_errors.listed(missing)} have a penalty, but optimizer does not "
                 "hold them; make the optimizer of the module's parameters as they are now, or "
                 "attach the part of the module that it trains"
             )
+
+    def _missing(self, parameters: Sequence[Any]) -> list[int]:
+        held = {id(one) for group in self._optimizer.param_groups for one in group["params"]}
+        return [place for place, one in enumerate(parameters) if id(one) not in held]
 
     def _before(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # args[0] is the optimizer.

@@ -64,6 +64,18 @@ class Net(nn.Module):
         return self.last(self.second(self.norm(self.first(x)).relu()))
 
 
+class Rooted(nn.Module):
+    """A layer and a parameter beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(6))
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.layer(x * self.weight)
+
+
 class Tied(nn.Module):
     """An embedding whose weight is that of the head as well."""
 
@@ -169,7 +181,7 @@ def train(model, kind, way, micro_batches=1):
         for number, (inputs, targets) in enumerate(parts, 1):
             last = number == micro_batches
             # The parameters before the forward pass: until backward those of a root are gathered.
-            penalty = differentiable(model) if way == "loss" and last else 0.0
+            penalty = penalties.value() if way == "loss" and last else 0.0
             if hasattr(model, "set_requires_gradient_sync"):
                 model.set_requires_gradient_sync(last)
             with nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync():
@@ -186,12 +198,13 @@ def train(model, kind, way, micro_batches=1):
                 expected,
                 1e-6 if way == "loss" else 1e-12,
             )
-    close(penalties.value(), expected_values(gathered(model))[1])
+    close(value_of(penalties), expected_values(gathered(model))[1])
     return model
 
 
-def differentiable(model):
-    return fastreg.attach(dict(model.named_parameters()), RULES).value()
+def value_of(penalties):
+    with torch.no_grad():  # else it is differentiable, in float32
+        return penalties.value()
 
 
 def refused(kind, text, call, *arguments):
@@ -238,7 +251,7 @@ def fsdp2_frozen():
         optimizer.step()
     same_weights(model, trained_alone("sgd", names))
     left = {name: w for name, w in gathered(model).items() if name not in names}
-    close(penalties.value(), expected_values(left)[1])
+    close(value_of(penalties), expected_values(left)[1])
     assert all(model.get_parameter(name).grad is None for name in names)
 
 
@@ -275,7 +288,7 @@ def tied_once():
     model, rule = seeded(Tied), RULES["*"]
     one = expected_values([model.head.weight.detach().clone()], rule)[1]
     fully_shard(model, mesh=line())
-    close(attach(model, rule).value(), one)
+    close(value_of(attach(model, rule)), one)
     weight = dict(model.named_parameters())["embedding.weight"]
     with torch.no_grad():
         # The same parameter, another DTensor of the same shard, its transpose; and with a shard
@@ -293,9 +306,9 @@ def tied_later():
     row, other = (distribute_tensor(torch.ones(1, 4), line(), [Shard(0)]) for _ in range(2))
     tensors = {"a": row, "b": other}
     penalties = fastreg.attach(tensors, RULES["*"])
-    close(penalties.value(), 8 * (L1 + L2), 1e-6)
+    close(value_of(penalties), 8 * (L1 + L2), 1e-6)
     tensors["b"] = row.detach()
-    close(penalties.value(), 4 * (L1 + L2), 1e-6)
+    close(value_of(penalties), 4 * (L1 + L2), 1e-6)
 
 
 def values_of_placements():
@@ -465,6 +478,40 @@ def report():
     close(made.total, expected.total)
 
 
+def between_forward_and_backward():
+    """The parameters of a root are gathered then, and others than those of the optimizer."""
+    model = sharded(seeded(Rooted), line())
+    optimizer = optimizer_of(model, "sgd")
+    penalties = attach(model, RULES["*"])
+    penalties.before_step(optimizer)
+    expected = expected_values(gathered(model), RULES["*"])[1]
+    loss = model(mine(data()[0])).sum()
+    assert not isinstance(model.weight, DTensor)
+    close(value_of(penalties), expected)
+    close(penalties.report().total, expected)
+    loss.backward()
+    assert isinstance(model.weight, DTensor)
+    optimizer.step()
+    close(penalties.last, expected)
+    # In the loss, the gradient of a gathered parameter is averaged with the others, once.
+    optimizer.zero_grad()
+    (0.0 * model(mine(data()[0])).sum() + penalties.value()).backward()
+    for name, weight in model.named_parameters():
+        slope = RULES["*"].gradient(whole(weight).detach())
+        assert (whole(weight.grad) - slope).abs().max() <= 1e-9, name
+
+
+def rules_that_are_no_sums():
+    model = sharded(seeded(Net), line())
+    for rule in (regularizers.OrthogonalRegularizer(), lambda w: w.norm()):
+        penalties = attach(model, {"first.weight": rule, "*": RULES["*"]})
+        with torch.no_grad():
+            for call in (penalties.accumulate, penalties.value, penalties.report):
+                refused(TypeError, "tensors['first.weight'] is a sharded DTensor", call)
+        assert all(parameter.grad is None for parameter in model.parameters())
+    refused(TypeError, "w.full_tensor()", regularizers.OrthogonalRegularizer(), model.first.weight)
+
+
 def pending_sums_are_refused():
     mesh = line()
     tensor = DTensor.from_local(torch.ones(3), mesh, [Partial()])
@@ -591,7 +638,7 @@ def tensor_parallel_under_fsdp2():
     # One for each process group: tensors of the mesh and of its slice share that of "data".
     assert communication.get_total_counts() == 2, communication.get_comm_counts()
     close(value, total, 1e-6)
-    close(attach(model, RULES).value(), total)
+    close(value_of(attach(model, RULES)), total)
     rule = RULES["*"]
     rule(weight).backward()
     assert weight.grad.placements == weight.placements
@@ -646,6 +693,8 @@ WORLDS = {
         twice_differentiable,
         only_a_value_communicates,
         report,
+        between_forward_and_backward,
+        rules_that_are_no_sums,
         pending_sums_are_refused,
         gradients_that_lie_elsewhere,
         pending_tensors_are_awaited,
@@ -673,7 +722,7 @@ def run(directory, world, rank, only):
         start, error = time.monotonic(), None
         try:
             case()
-        except Exception:
+        except (Exception, pytest.fail.Exception):
             error = traceback.format_exc()
         seconds = round(time.monotonic() - start, 3)
         line = {"case": case.__name__, "rank": rank, "seconds": seconds, "error": error}
