@@ -133,6 +133,16 @@ class Penalties:
         self._current()
         self._activity = Activity(module, activity_regularizer, activity_reduction)
 
+    @property
+    def rules(self) -> dict[str, Any]:
+        """The regularizers by glob; set their strengths to change penalties.  Empty of a function.
+
+        >>> import torch
+        >>> attach(torch.nn.Linear(2, 1), {"weight": "l2"}).rules
+        {'weight': L2(l2=0.01)}
+        """
+        return dict(self._planner.rules.by_glob)
+
     def __repr__(self) -> str:
         plan, _ = self._current()
         return f"<Penalties on {len(plan.names)} of {len(self._parameters.by_name)} parameters>"
