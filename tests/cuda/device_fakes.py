@@ -6,7 +6,6 @@ Needs FASTREG_CUDA_LIBRARY to name the library that tests/cuda builds; CTest run
 from __future__ import annotations
 
 import ctypes
-import os
 import types
 import weakref
 from collections.abc import Callable
@@ -15,43 +14,22 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import stand_in_arrays
 
-LIBRARY = os.environ.get("FASTREG_CUDA_LIBRARY", "")
 
-
-class Runtime:
-    """The stand-in's runtime calls, by their C names."""
+class Runtime(stand_in_arrays.Runtime):
+    """The stand-in's runtime calls, and what only it tells."""
 
     def __init__(self) -> None:
-        self.library = ctypes.CDLL(LIBRARY)
+        super().__init__()
         self.dropped: list[int] = []
         self.library.stand_in_waits.restype = ctypes.c_size_t
         self.library.stand_in_live_allocations.restype = ctypes.c_size_t
-
-    def call(self, function: str, *arguments: Any) -> None:
-        error = getattr(self.library, function)(*arguments)
-        assert error == 0, f"{function}: error {error}"
-
-    def allocate(self, size: int, device: int = 0) -> int:
-        self.call("cudaSetDevice", device)
-        address = ctypes.c_void_p()
-        self.call("cudaMalloc", ctypes.byref(address), ctypes.c_size_t(max(size, 1)))
-        self.call("cudaSetDevice", 0)
-        assert address.value is not None
-        return address.value
 
     def free_dropped(self) -> None:
         """Free what arrays have dropped; not at once, since freeing waits for the device."""
         while self.dropped:
             self.call("cudaFree", ctypes.c_void_p(self.dropped.pop()))
-
-    def stream(self, device: int = 0) -> int:
-        self.call("cudaSetDevice", device)
-        stream = ctypes.c_void_p()
-        self.call("cudaStreamCreateWithFlags", ctypes.byref(stream), 1)
-        self.call("cudaSetDevice", 0)
-        assert stream.value is not None
-        return stream.value
 
     def clear(self, address: int, size: int, stream: int) -> None:
         """Queue zeros: what a call on this stream must come after."""
@@ -107,7 +85,7 @@ class Memory:
         span = numbers
         while isinstance(span.base, np.ndarray):
             span = span.base
-        self.base = runtime.allocate(span.nbytes + offset, device)
+        self.base = runtime.malloc(span.nbytes + offset, device)
         low = span.__array_interface__["data"][0]
         ctypes.memmove(self.base + offset, low, span.nbytes)
         self.size = span.nbytes

@@ -15,7 +15,8 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from device_fakes import CODES, LIBRARY, Memory, Runtime
+from device_fakes import CODES, Memory, Runtime
+from stand_in_arrays import LIBRARY
 
 
 def _load_fake_tensor() -> Any:

@@ -15,7 +15,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 from device_fakes import (
-    LIBRARY,
     DeviceArray,
     Memory,
     Producer,
@@ -25,6 +24,7 @@ from device_fakes import (
     fake_jax,
     numbers,
 )
+from stand_in_arrays import LIBRARY
 
 import fastreg
 from fastreg import _backend, _device

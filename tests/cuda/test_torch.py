@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from device_fakes import LIBRARY
+from stand_in_arrays import LIBRARY
 
 
 @pytest.mark.skipif(not LIBRARY, reason="FASTREG_CUDA_LIBRARY names no stand-in")
