@@ -5,7 +5,8 @@ Contract
 - ``FASTREG_BACKEND=numpy|native`` decides; unset, it is native where ``fastreg._core`` imports
   and numpy elsewhere, and `reason` keeps why the core did not import.
 - A wrong value of FASTREG_BACKEND, FASTREG_ISA or FASTREG_NUM_THREADS is a ValueError at import,
-  whichever backend runs.  Asking for a native core that is not there is no failure at import but
+  whichever backend runs.  ``python -m fastreg``, whose own code comes after that, ends with its
+  message and status 2.  Asking for a native core that is not there is no failure at import but
   a RuntimeError at the first use: ``import fastreg`` must work everywhere.
 - Callers go through the module (``_backend.evaluate_one(...)``), so that :func:`select` takes
   effect at once.
@@ -14,6 +15,7 @@ Contract
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NoReturn
@@ -106,4 +108,10 @@ def _select_by_environment() -> None:
     select(wanted)
 
 
-_select_by_environment()
+try:
+    _select_by_environment()
+except ValueError as error:
+    if not _environment.runs_the_command():
+        raise
+    print(f"python -m fastreg: error: {error}", file=sys.stderr)
+    raise SystemExit(2) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 
 from . import _checks
@@ -24,3 +25,9 @@ def positive_integer(name: str) -> int | None:
             f"the environment variable {name} must be a positive integer, not {value!r}"
         )
     return int(value)
+
+
+def runs_the_command() -> bool:
+    """Tell whether it is for ``python -m fastreg`` that the package is being imported."""
+    # While Python looks for the module to run, and imports its package, its path stands as "-m".
+    return sys.argv[:1] == ["-m"] and "fastreg" in sys.orig_argv

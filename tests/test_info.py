@@ -87,6 +87,19 @@ def test_says_which_backend_was_asked_for() -> None:
     assert "backend           numpy: asked for by FASTREG_BACKEND\n" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("name", "choices"), [("FASTREG_BACKEND", "'numpy', 'native'"), ("FASTREG_ISA", "'portable', ")]
+)
+def test_a_wrong_setting_is_told_in_one_line(name: str, choices: str) -> None:
+    done = run("-m", "fastreg", "info", **{name: "typo"})
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"python -m fastreg: error: the environment variable {name} must be ")
+    assert choices in line
+    assert line.endswith(", not 'typo'")
+
+
 @pytest.mark.skipif(_info.native_core() is None, reason="needs the compiled core")
 def test_core_reports_its_build() -> None:
     facts = _info.gather()
