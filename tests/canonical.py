@@ -3,6 +3,8 @@
 It is the oracle of the tests and shares no code with the package.  Elements are Python floats;
 dtypes are named f16 bf16 f32 f64.  Every float32 operation is done in float64 and rounded: for one
 addition or multiplication of float32 numbers that gives the same bits as float32 arithmetic.
+
+Every backend is asked for the same, so what these loops have given is kept.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from __future__ import annotations
 import itertools
 import math
 import struct
+from array import array as packed
+from functools import cache
 
 import ml_dtypes
 import numpy as np
@@ -87,6 +91,13 @@ def canonical_sum(terms):
 
 
 def penalty(elements, l1, l2, scale=1.0):
+    return _penalty(packed("d", elements).tobytes(), l1, l2, scale)
+
+
+@cache
+def _penalty(elements, l1, l2, scale):
+    # By their bytes, of which equal ones are the same: 0.0 and -0.0 are equal, NaN is not.
+    elements = packed("d", elements)
     l1, l2 = l1 * scale, l2 * scale
     value = 0.0
     if l1 != 0.0:
@@ -108,12 +119,21 @@ def sign(x):
 
 def gradient(elements, dtype, l1, l2, scale=1.0, grad_scale=1.0, old=None):
     """Give the new gradient, or the sum with `old`, as floats of the dtype."""
+    old = None if old is None else packed("d", old).tobytes()
+    strengths = (l1, l2, scale, grad_scale)
+    return list(_gradient(packed("d", elements).tobytes(), dtype, *strengths, old))
+
+
+@cache
+def _gradient(elements, dtype, l1, l2, scale, grad_scale, old):
+    elements = packed("d", elements)
+    old = None if old is None else packed("d", old)
     compute = (lambda x: x) if dtype == "f64" else round_f32
     has_l1, has_l2 = l1 * scale != 0.0, l2 * scale != 0.0
     factor1 = compute((l1 * scale) * grad_scale)
     factor2 = compute(2.0 * ((l2 * scale) * grad_scale))
     if not (has_l1 or has_l2):
-        return [0.0] * len(elements) if old is None else list(old)
+        return packed("d", [0.0] * len(elements)) if old is None else old
     result = []
     for place, x in enumerate(elements):
         if has_l1 and has_l2:
@@ -125,7 +145,7 @@ def gradient(elements, dtype, l1, l2, scale=1.0, grad_scale=1.0, old=None):
         if old is not None:
             slope = compute(slope + old[place])
         result.append(rounded(slope, dtype))
-    return result
+    return packed("d", result)
 
 
 # ---------------------------------------------------------------------------- arrays
@@ -161,12 +181,17 @@ def numbers(count, dtype, seed=1):
 
     A plain linear congruential generator, so that golden vectors do not hang on a library.
     """
+    return list(_numbers(count, dtype, seed))
+
+
+@cache
+def _numbers(count, dtype, seed):
     state = seed * 2862933555777941757 + 3037000493
     result = []
     smallest = {"f16": 2.0**-24, "bf16": 2.0**-133, "f32": 2.0**-149, "f64": 2.0**-1074}[dtype]
     for place in itertools.count():
         if place == count:
-            return result
+            return packed("d", result)
         state = (state * 6364136223846793005 + 1442695040888963407) % 2**64
         fraction = (state >> 11) / 2.0**53
         x = (2.0 * fraction - 1.0) * 2.0 ** ((state >> 5) % 12 - 8)
