@@ -1,4 +1,9 @@
-"""Fixtures: every test that takes `backend` runs on the fallback and on each native kernel."""
+"""Fixtures: every test that takes `backend` runs on the fallback and on each native kernel.
+
+The doctests of an adapter are collected where its framework is installed.
+"""
+
+from importlib.util import find_spec
 
 import pytest
 
@@ -6,6 +11,22 @@ from fastreg import _backend
 
 # Several directories have a conftest.py; as modules with doctests they would be one.
 collect_ignore_glob = ["*conftest.py"]
+
+
+class _AdaptersHere:
+    """Leaves out the packages of adapters whose framework is missing, wherever fastreg lies.
+
+    A plugin, because hooks of this file are not asked about directories beside its own.
+    """
+
+    def pytest_ignore_collect(self, collection_path):
+        name = collection_path.name
+        is_adapter = collection_path.parent.name == "fastreg" and name in ("torch", "jax", "keras")
+        return True if is_adapter and find_spec(name) is None else None
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(_AdaptersHere())
 
 
 def _available():
