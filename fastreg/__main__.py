@@ -17,6 +17,7 @@ import fastreg
 from fastreg import _info
 from fastreg.bench import compare as bench_compare
 from fastreg.bench import options as bench_options
+from fastreg.bench.frameworks import options as bench_frameworks
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,13 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bench = commands.add_parser(
         "bench",
         help="time every cell against its floor and other libraries",
-        usage="%(prog)s [options]\n       %(prog)s compare [options] A B",
+        usage="%(prog)s [options]\n       %(prog)s compare [options] A B\n"
+        "       %(prog)s frameworks [options]",
         epilog=bench_options.EPILOG,
     )
     bench_options.add_to(bench)
     bench.set_defaults(run=_bench_command)
     # what is not given to `compare` keeps what `bench` has, also where that was given before it
-    compare = bench.add_subparsers(prog=bench.prog, metavar="").add_parser(
+    others = bench.add_subparsers(prog=bench.prog, metavar="")
+    compare = others.add_parser(
         "compare",
         help="compare two records, or two commits",
         epilog=bench_compare.EPILOG,
@@ -60,6 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     bench_compare.add_to(compare)
     compare.set_defaults(run=_compare_command)
+    adapters = others.add_parser(
+        "frameworks",
+        help="the adapters in PyTorch, JAX and Keras, beside the usual ways",
+        epilog=bench_frameworks.EPILOG,
+    )
+    bench_frameworks.add_to(adapters)
+    adapters.set_defaults(run=_frameworks_command)
 
     options = parser.parse_args(arguments)
     options.arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -96,6 +106,13 @@ def _compare_command(options: argparse.Namespace) -> int:
     from fastreg.bench import compare_cli
 
     return compare_cli.run(options)
+
+
+def _frameworks_command(options: argparse.Namespace) -> int:
+    bench_frameworks.check(options)
+    from fastreg.bench.frameworks import cli
+
+    return cli.run(options)
 
 
 if __name__ == "__main__":

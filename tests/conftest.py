@@ -35,7 +35,7 @@ def _available():
     _backend.select("native")
     try:
         native = _backend.instruction_sets()
-        # Under a sanitizer the C++ tests run all kernels, and these the way to one of them, the best.
+        # Under a sanitizer the C++ tests run all kernels, and these the way to the best of them.
         return native[:1] if SANITIZED else ["numpy", *native]
     except RuntimeError:  # no compiled core in this installation
         return ["numpy"]

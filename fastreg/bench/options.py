@@ -40,7 +40,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     add_cases(parser)
     parser.add_argument(
         "--peers",
-        type=_names(PEERS),
+        type=names(PEERS),
         metavar="A,B",
         help="whom to compare with (default: those installed); "
         + "; ".join(f"{name}: {peer.summary}" for name, peer in PEERS.items()),
@@ -72,23 +72,23 @@ def add_cases(parser: argparse.ArgumentParser) -> None:
     sizes = ", ".join(f"{name}: {parameters(name):,}" for name in MODELS)
     parser.add_argument(
         "--models",
-        type=_names(MODELS),
+        type=names(MODELS),
         metavar="A,B",
         help=f"whole models, all tensors in one call (parameters: {sizes}); default: none",
     )
     for name, known in (("dtypes", DTYPES), ("terms", TERMS), ("outputs", OUTPUTS)):
         parser.add_argument(
             f"--{name}",
-            type=_names(known),
+            type=names(known),
             metavar="A,B",
             help=f"some of {_joined(known)} (default: all)",
         )
     parser.add_argument(
         "--repeats",
-        type=_positive,
+        type=positive,
         help=f"turns of each measurement (default: {REPEATS})",
     )
-    parser.add_argument("--threads", type=_positive, help="threads of everyone")
+    parser.add_argument("--threads", type=positive, help="threads of everyone")
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -180,14 +180,15 @@ def _sizes(text: str) -> list[int]:
     return sizes
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A parser of a whole number of 1 or more."""
     sizes = _sizes(text)
     if len(sizes) != 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not one number")
     return sizes[0]
 
 
-def _names(known: Collection[str]) -> Callable[[str], list[str]]:
+def names(known: Collection[str]) -> Callable[[str], list[str]]:
     """A parser of comma-separated names, in the order given, each of them known."""
 
     def parse(text: str) -> list[str]:

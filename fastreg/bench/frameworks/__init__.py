@@ -1,0 +1,12 @@
+"""The adapters as their users meet them: a penalty's share of a step, and the usual ways beside.
+
+Run as ``python -m fastreg bench frameworks``. Each framework is measured in a process of its own:
+Keras has one backend in a process, and thread pools of one framework disturb another.
+
+- ``base``: what is measured in turn, and the row that comes of it;
+- ``sizes``: how large that is;
+- ``with_torch``, ``with_jax``, ``with_keras``: the rows of one framework each;
+- ``worker``: the process of one framework;
+- ``record``, ``table``: rows as JSON and CSV, and for the terminal;
+- ``options``, ``cli``: the options and the run.
+"""

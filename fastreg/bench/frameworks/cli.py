@@ -1,0 +1,50 @@
+"""The run of ``python -m fastreg bench frameworks``: table, notes, files.
+
+Contract: as that of ``bench.cli``. A framework whose process fails is noted, and the status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+
+from fastreg.bench.cli import note, show
+from fastreg.bench.frameworks import record
+from fastreg.bench.frameworks.base import Row
+from fastreg.bench.frameworks.known import FRAMEWORKS
+from fastreg.bench.frameworks.table import blanks, table
+from fastreg.bench.frameworks.worker import rows_of
+from fastreg.bench.record import Circumstances
+
+
+def run(choices: argparse.Namespace) -> int:
+    """Measure what the options ask for, and show it; the exit status."""
+    rows: list[Row] = []
+    status = 0
+    measured = []
+    for name in choices.frameworks or FRAMEWORKS:
+        if missing := FRAMEWORKS[name].missing():
+            note(f"{name} is left out: not installed: {', '.join(missing)}")
+            continue
+        measured.append(name)
+        try:
+            for row in rows_of(name, choices.sizes, choices.repeats):
+                note(f"{row.framework}: {row.what}: done")
+                rows.append(row)
+        except RuntimeError as error:
+            note(f"{name} is left out: {error}")
+            status = 1
+        except KeyboardInterrupt:
+            note("interrupted: this is what was measured until then")
+            status = 130
+            break
+    modules = dict.fromkeys(module for name in measured for module in FRAMEWORKS[name].modules)
+    command = shlex.join(["python", "-m", "fastreg", *choices.arguments])
+    circumstances = Circumstances.here(command, choices.repeats, {}, list(modules))
+    show(table(circumstances, rows))
+    show("\n".join(blanks(rows)))
+    if choices.json is not None:
+        record.write_json(choices.json, circumstances, rows)
+    if choices.csv is not None:
+        record.write_csv(choices.csv, rows)
+    return status

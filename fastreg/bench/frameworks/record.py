@@ -1,0 +1,72 @@
+"""Rows as JSON and CSV.
+
+Contract: the schema is versioned, as that of ``fastreg.bench.record``, and its own. Times are
+seconds per call, in step over the variants of a row. ``added`` (the share of the bare step that the
+penalties add) has median and quartiles, ``of_usual`` (the time over the usual way's) a median and
+its 95 % confidence interval.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from fastreg.bench.frameworks.base import Row
+from fastreg.bench.record import Circumstances
+from fastreg.bench.spread import Spread
+
+SCHEMA = 1
+
+CSV_COLUMNS = (
+    "framework",
+    "what",
+    "variant",
+    *("seconds", "seconds_low", "seconds_high"),
+    *("added", "added_low", "added_high"),
+    *("of_usual", "of_usual_low", "of_usual_high"),
+)
+
+
+def write_json(path: Path, circumstances: Circumstances, rows: Sequence[Row]) -> None:
+    """The whole run."""
+    document = {"schema": SCHEMA, **asdict(circumstances), "rows": [_as_json(row) for row in rows]}
+    path.write_text(json.dumps(document) + "\n", encoding="utf-8")
+
+
+def _as_json(row: Row) -> dict[str, object]:
+    variants = {
+        name: {
+            "samples": samples,
+            "seconds": asdict(row.seconds(name)),
+            "added": _spread(row.added(name)),
+            "of_usual": _spread(row.of_usual(name)),
+        }
+        for name, samples in row.samples.items()
+    }
+    head = {"framework": row.framework, "what": row.what, "usual": row.usual, "bare": row.bare}
+    return {**head, "variants": variants, "blanks": row.blanks}
+
+
+def _spread(spread: Spread | None) -> dict[str, float] | None:
+    return None if spread is None else asdict(spread)
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """One line for each variant of each row, with the columns CSV_COLUMNS."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(CSV_COLUMNS)
+        for row in rows:
+            for name in row.samples:
+                found = (row.seconds(name), row.added(name), row.of_usual(name))
+                flat = [
+                    number
+                    for spread in found
+                    for number in (
+                        ("", "", "") if spread is None else (spread.median, spread.low, spread.high)
+                    )
+                ]
+                writer.writerow((row.framework, row.what, name, *flat))

@@ -1,0 +1,32 @@
+"""How large the models and arrays are that the rows are measured on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+L1_STRENGTH, L2_STRENGTH = 1e-5, 1e-4
+LEARNING_RATE = 1e-3
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """One set of sizes; each model is square layers with one width."""
+
+    torch_layers: int
+    torch_width: int
+    keras_layers: int
+    keras_width: int
+    batch: int
+    #: Of how many tensors the list of small ones is, and how many elements each has.
+    tensors: int
+    elements: int
+    jax_elements: tuple[int, ...]
+    #: Whether what takes seconds to compile takes part.
+    compiled: bool
+
+
+SIZES = {
+    "full": Sizes(12, 512, 8, 256, 32, 400, 64, (64, 65_536, 16_777_216), True),
+    "quick": Sizes(12, 512, 8, 256, 32, 400, 64, (64, 65_536), False),
+    "tiny": Sizes(2, 8, 2, 8, 4, 3, 5, (5,), False),
+}

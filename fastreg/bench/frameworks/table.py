@@ -1,0 +1,55 @@
+"""Rows as a table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from fastreg.bench.frameworks.base import Row
+from fastreg.bench.record import Circumstances
+from fastreg.bench.table import duration, percentage, ratio
+
+LEGEND = (
+    "time: median (quartiles). added: what the penalties add to the step without them, as a share "
+    "of it: median (quartiles) of the turns. times the usual way: the time over that of what is "
+    "written without fastreg: median (95 % confidence interval) of the turns."
+)
+
+
+def table(circumstances: Circumstances, rows: Sequence[Row]) -> Table:
+    """One section per row, one line per variant."""
+    result = Table(
+        title=circumstances.title(), caption=LEGEND, header_style="bold", box=SIMPLE_HEAD
+    )
+    for heading in ("what", "variant"):
+        result.add_column(heading, overflow="fold")
+    for heading in ("time", "added", "times the usual way"):
+        result.add_column(heading, justify="right", overflow="fold")
+    for row in rows:
+        lines = []
+        for name in row.samples:
+            added, of_usual = row.added(name), row.of_usual(name)
+            lines.append(
+                (
+                    name,
+                    duration(row.seconds(name)),
+                    "" if added is None else percentage(added),
+                    "" if of_usual is None else ratio(of_usual),
+                )
+            )
+        lines += [(name, "-", "", "") for name in row.blanks]
+        for number, line in enumerate(lines):
+            label = f"{row.framework}: {row.what}" if number == 0 else ""
+            result.add_row(label, *line, end_section=number == len(lines) - 1)
+    return result
+
+
+def blanks(rows: Sequence[Row]) -> list[str]:
+    """Why there is no time where there is none."""
+    return [
+        f"blank: {row.framework}, {name}, {reason}"
+        for row in rows
+        for name, reason in row.blanks.items()
+    ]

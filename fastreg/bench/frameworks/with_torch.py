@@ -1,0 +1,177 @@
+"""PyTorch: a step of a model, a list of small gradients, and one differentiable tensor."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import fastreg
+from fastreg.bench.frameworks.base import Setting, Settings, Variant
+from fastreg.bench.frameworks.sizes import L1_STRENGTH, L2_STRENGTH, LEARNING_RATE, Sizes
+from fastreg.regularizers import L1L2
+
+
+def settings(sizes: Sizes) -> Settings:
+    """All rows of PyTorch."""
+    torch: Any = importlib.import_module("torch")
+    torch.manual_seed(20260101)
+    yield step(torch, sizes)
+    yield small_tensors(torch, sizes)
+    yield one_tensor(torch, sizes)
+
+
+def penalty_of(weights: Sequence[Any]) -> Any:
+    """The penalty as most people write it."""
+    total: Any = 0.0
+    for w in weights:
+        total = total + L1_STRENGTH * w.abs().sum() + L2_STRENGTH * w.square().sum()
+    return total
+
+
+def foreach(torch: Any, weights: Sequence[Any], gradients: Sequence[Any]) -> None:
+    """Add the gradients by the multi-tensor operations, without the value."""
+    torch._foreach_add_(gradients, torch._foreach_sign(weights), alpha=L1_STRENGTH)
+    torch._foreach_add_(gradients, weights, alpha=2 * L2_STRENGTH)
+
+
+def step(torch: Any, sizes: Sizes) -> Setting:
+    """Forward, backward and update of one model, which all variants train."""
+    nn, width = torch.nn, sizes.torch_width
+    layers = (
+        layer for _ in range(sizes.torch_layers) for layer in (nn.Linear(width, width), nn.ReLU())
+    )
+    model = nn.Sequential(*layers)
+    weights = [p for name, p in model.named_parameters() if name.endswith("weight")]
+    x, y = torch.randn(2, sizes.batch, width).unbind()
+    at_start = [p.detach().clone() for p in model.parameters()]
+
+    def start() -> None:
+        with torch.no_grad():
+            for p, value in zip(model.parameters(), at_start, strict=True):
+                p.copy_(value)
+                p.grad = None
+
+    def outcome() -> list[Any]:
+        return [p.detach().numpy() for p in model.parameters()]
+
+    def stepper(
+        loss_of: Callable[[Any], Any] = lambda loss: loss,
+        after_backward: Callable[[], object] = lambda: None,
+        prepare: Callable[[Any], object] = lambda optimizer: None,
+    ) -> Variant:
+        def make() -> Callable[[], object]:
+            optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, fused=True)
+            kept = prepare(optimizer)
+
+            def call() -> object:
+                optimizer.zero_grad()
+                loss_of(nn.functional.mse_loss(model(x), y)).backward()
+                after_backward()
+                optimizer.step()
+                return kept
+
+            return call
+
+        return Variant(make, start, outcome)
+
+    def unrecorded() -> None:
+        with torch.no_grad():
+            foreach(torch, weights, [w.grad for w in weights])
+
+    rules = {"*weight": L1L2(L1_STRENGTH, L2_STRENGTH)}
+
+    def before_step(optimizer: Any) -> object:
+        return fastreg.torch.attach(model, rules).before_step(optimizer)
+
+    named = dict(model.named_parameters())
+    penalties = fastreg.attach(named, rules)
+    return Setting(
+        "torch",
+        f"step of {sizes.torch_layers} x Linear({width}), batch {sizes.batch}, fused SGD",
+        {
+            "no penalty": stepper(),
+            "loss += ...": stepper(lambda loss: loss + penalty_of(weights)),
+            "foreach, no value": stepper(after_backward=unrecorded),
+            "fastreg, before_step": stepper(prepare=before_step),
+            "fastreg, loss + value()": stepper(lambda loss: loss + penalties.value()),
+        },
+        usual="loss += ...",
+        bare="no penalty",
+    )
+
+
+def small_tensors(torch: Any, sizes: Sizes) -> Setting:
+    """The gradients of many small parameters, added in place."""
+    parameters = torch.nn.ParameterList(
+        torch.nn.Parameter(torch.randn(sizes.elements)) for _ in range(sizes.tensors)
+    )
+    weights = [p.detach() for p in parameters]
+
+    def start() -> None:
+        for p in parameters:
+            p.grad = torch.zeros_like(p)
+
+    start()
+    gradients = [p.grad for p in parameters]
+
+    def again() -> None:
+        for gradient in gradients:
+            gradient.zero_()
+
+    def in_place() -> Any:
+        total: Any = 0.0
+        for w, g in zip(weights, gradients, strict=True):
+            total = total + L1_STRENGTH * w.abs().sum() + L2_STRENGTH * w.square().sum()
+            g.add_(w.sign(), alpha=L1_STRENGTH).add_(w, alpha=2 * L2_STRENGTH)
+        return total
+
+    def variant(make: Callable[[], Callable[[], object]]) -> Variant:
+        return Variant(make, again, lambda: [gradient.numpy() for gradient in gradients])
+
+    def attached() -> Callable[[], object]:
+        penalties = fastreg.torch.attach(parameters, L1L2(L1_STRENGTH, L2_STRENGTH))
+        return lambda: penalties.accumulate()
+
+    return Setting(
+        "torch",
+        f"{sizes.tensors} parameters of {sizes.elements} elements, added to .grad",
+        {
+            "loop in place": variant(lambda: in_place),
+            "foreach, no value": variant(lambda: lambda: foreach(torch, weights, gradients)),
+            "fastreg, accumulate": variant(attached),
+        },
+        usual="loop in place",
+    )
+
+
+def one_tensor(torch: Any, sizes: Sizes) -> Setting:
+    """Forward and backward of one differentiable tensor."""
+    w = torch.randn(sizes.elements, requires_grad=True)
+    reg = L1L2(L1_STRENGTH, L2_STRENGTH)
+
+    def plain(w: Any) -> Any:
+        return L1_STRENGTH * w.abs().sum() + L2_STRENGTH * w.square().sum()
+
+    def variant(function: Callable[[Any], Any], compiled: bool = False) -> Variant:
+        def make() -> Callable[[], object]:
+            forward = torch.compile(function, fullgraph=True) if compiled else function
+
+            def call() -> None:
+                w.grad = None
+                forward(w).backward()
+
+            return call
+
+        return Variant(make, lambda: None, lambda: [w.grad.numpy()])
+
+    variants = {"plain": variant(plain), "fastreg, reg(w)": variant(lambda w: reg(w))}
+    if sizes.compiled:
+        variants["plain, compiled"] = variant(plain, compiled=True)
+        variants["fastreg, compiled"] = variant(lambda w: reg(w), compiled=True)
+    return Setting(
+        "torch",
+        f"forward and backward of one tensor of {sizes.elements}",
+        variants,
+        usual="plain",
+    )
