@@ -29,6 +29,9 @@ PATHS = {
     "cupy": "CUDA array interface, no copy, where CUDA is available",
 }
 
+#: The adapters, which are there with the framework that each is for.
+ADAPTERS = ("torch", "jax", "keras")
+
 #: The distribution of another project which installs a module of the same name.
 CLASHING_DISTRIBUTION = "fastreg"
 OWN_DISTRIBUTION = "fastreg-kernels"
@@ -49,8 +52,10 @@ def gather() -> dict[str, Any]:
     Examples
     --------
     >>> facts = gather()
-    >>> list(facts)
-    ['fastreg', 'build', 'instruction_sets', 'threads', 'cuda', 'machine', 'frameworks', 'clash']
+    >>> list(facts)[:5]
+    ['fastreg', 'build', 'instruction_sets', 'threads', 'cuda']
+    >>> list(facts)[5:]
+    ['machine', 'frameworks', 'adapters', 'clash']
     """
     import fastreg
     from fastreg import _backend
@@ -69,6 +74,7 @@ def gather() -> dict[str, Any]:
         "cuda": _cuda(core),
         "machine": machine(),
         "frameworks": frameworks(),
+        "adapters": adapters(),
         "clash": name_clash(),
     }
 
@@ -105,6 +111,17 @@ def frameworks() -> dict[str, dict[str, str | None]]:
     if _backend.name == "numpy":
         paths["torch"] = "tensor.detach().numpy() (CPU tensors and parameters), no copy"
     return {name: {"version": _version(name), "path": path} for name, path in paths.items()}
+
+
+def adapters() -> dict[str, bool]:
+    """Module of an adapter -> whether the framework that it needs is installed.
+
+    Examples
+    --------
+    >>> list(adapters())
+    ['fastreg.torch', 'fastreg.jax', 'fastreg.keras']
+    """
+    return {f"fastreg.{name}": _version(name) is not None for name in ADAPTERS}
 
 
 def name_clash() -> str | None:
@@ -226,6 +243,10 @@ def render(facts: dict[str, Any]) -> str:
     for name, found in facts["frameworks"].items():
         version = found["version"]
         lines.append((f"  {name}", f"{version}: {found['path']}" if version else "not installed"))
+    lines.append(("adapters", ""))
+    for name, is_there in facts["adapters"].items():
+        extra = f"{OWN_DISTRIBUTION}[{name.rpartition('.')[2]}]"
+        lines.append((f"  {name}", "found" if is_there else f"needs the extra {extra}"))
     if facts["clash"]:
         lines.append(("name clash", facts["clash"]))
     return "\n".join(f"{label:18}{text}".rstrip() for label, text in lines)

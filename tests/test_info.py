@@ -153,6 +153,19 @@ def test_version_of_a_distribution_of_another_name(monkeypatch: pytest.MonkeyPat
     assert _info.frameworks()["cupy"]["version"] == metadata.version("numpy")
 
 
+def test_adapters_are_there_with_their_frameworks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_info, "_version", lambda name: "3.15" if name == "keras" else None)
+    facts = _info.gather()
+    assert facts["adapters"] == {
+        "fastreg.torch": False,
+        "fastreg.jax": False,
+        "fastreg.keras": True,
+    }
+    lines = _info.render(facts).splitlines()
+    assert "  fastreg.torch   needs the extra fastreg-kernels[torch]" in lines
+    assert "  fastreg.keras   found" in lines
+
+
 def test_version_and_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--version"])
