@@ -213,6 +213,12 @@ def test_jax_computes_in_float64_for_a_while() -> None:
     assert jax.config.jax_enable_x64 == before
 
 
+def printed(script: str) -> list[str]:
+    """The lines that a process of its own prints."""
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
 def test_only_those_asked_for_are_imported() -> None:
     script = (
         "import sys; from fastreg.__main__ import main; "
@@ -220,10 +226,7 @@ def test_only_those_asked_for_are_imported() -> None:
         "heavy = {'torch', 'jax', 'numba', 'numexpr', 'keras', 'matplotlib'}; "
         "print(sorted(heavy & {*sys.modules}))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert printed(script)[-1] == "[]"
 
 
 def test_jax_starts_with_the_threads_asked_for() -> None:
@@ -236,7 +239,4 @@ def test_jax_starts_with_the_threads_asked_for() -> None:
         "with PEERS['jax'].session(2) as threads:\n"
         "    print(threads)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == ["1", "False", "0"]
+    assert printed(script) == ["1 False", "0"]

@@ -122,15 +122,9 @@ class DeviceArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        contiguous = self.numbers.flags.c_contiguous
-        return {
-            "shape": self.numbers.shape,
-            "typestr": self.numbers.dtype.str,
-            "data": (self.address, self.read_only),
-            "strides": None if contiguous else self.numbers.strides,
-            "stream": self.stream,
-            "version": 3,
-        }
+        return stand_in_arrays.cuda_array_interface(
+            self.numbers, self.address, self.read_only, self.stream
+        )
 
     def host(self) -> np.ndarray:
         """Give the numbers, once all work is done."""

@@ -146,20 +146,26 @@ class DeviceMemory:
             self.runtime.call("cudaFree", ctypes.c_void_p(self.base))
 
 
+def cuda_array_interface(
+    like: np.ndarray, address: int, read_only: bool, stream: int | None
+) -> dict[str, Any]:
+    """Describe an array at an address, with the shape, strides and dtype of another."""
+    return {
+        "shape": like.shape,
+        "typestr": like.dtype.str,
+        "data": (address, read_only),
+        "strides": None if like.flags.c_contiguous else like.strides,
+        "stream": stream,
+        "version": 3,
+    }
+
+
 class DeviceArray(DeviceMemory):
     """An array that says it is on CUDA, by ``__cuda_array_interface__`` and DLPack's device."""
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        contiguous = self.numbers.flags.c_contiguous
-        return {
-            "shape": self.numbers.shape,
-            "typestr": self.numbers.dtype.str,
-            "data": (self.address, self.read_only),
-            "strides": None if contiguous else self.numbers.strides,
-            "stream": self.stream,
-            "version": 3,
-        }
+        return cuda_array_interface(self.numbers, self.address, self.read_only, self.stream)
 
 
 class DLPackArray(DeviceMemory):

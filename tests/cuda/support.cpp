@@ -280,4 +280,16 @@ void evaluate_on_device(const DeviceCall& call, const std::string& what, Recordi
   CHECK(status == BackendStatus::ok, what, error.text);
 }
 
+std::string name_of(DType dtype, unsigned terms, unsigned outputs) {
+  return std::string(dtype_names[static_cast<int>(dtype)]) + " terms " + std::to_string(terms) + " outputs " +
+         std::to_string(outputs);
+}
+
+void run(Problem& problem, const std::string& what) {
+  evaluate_on_device(problem.call(), what);
+  const cudaError_t error = cudaDeviceSynchronize();
+  CHECK(error == cudaSuccess, what, stand_in::refusal());
+  problem.compare(what);
+}
+
 }  // namespace fastreg::test

@@ -89,4 +89,10 @@ Coefficients strengths_for(unsigned terms, double scale = 1.0);
 // Calls the backend, which must succeed.
 void evaluate_on_device(const DeviceCall& call, const std::string& what, Recording** recording = nullptr);
 
+// Calls the backend, waits for the device, and compares.
+void run(Problem& problem, const std::string& what);
+
+// A cell, for messages.
+std::string name_of(DType dtype, unsigned terms, unsigned outputs);
+
 }  // namespace fastreg::test

@@ -10,18 +10,6 @@ namespace {
 const std::vector<Coefficients> all_strengths = {strengths_for(0), strengths_for(term_l1), strengths_for(term_l2),
                                                  strengths_for(term_l1 | term_l2)};
 
-std::string name_of(DType dtype, unsigned terms, unsigned outputs) {
-  return std::string(dtype_names[static_cast<int>(dtype)]) + " terms " + std::to_string(terms) + " outputs " +
-         std::to_string(outputs);
-}
-
-void run(Problem& problem, const std::string& what) {
-  evaluate_on_device(problem.call(), what);
-  const cudaError_t error = cudaDeviceSynchronize();
-  CHECK(error == cudaSuccess, what, stand_in::refusal());
-  problem.compare(what);
-}
-
 // Each size by itself, for every dtype, terms and outputs. `step`: only every so many of the cells.
 void each_size(const std::vector<std::int64_t>& sizes, int offset, int step) {
   int cell = 0;

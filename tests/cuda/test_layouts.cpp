@@ -102,18 +102,6 @@ Shape line(DType dtype, std::int64_t count, std::int64_t weight_stride, std::int
   return {dtype, count, 0, terms, {count}, {weight_stride}, {gradient_stride}};
 }
 
-std::string name_of(DType dtype, unsigned terms, unsigned outputs) {
-  return std::string(dtype_names[static_cast<int>(dtype)]) + " terms " + std::to_string(terms) + " outputs " +
-         std::to_string(outputs);
-}
-
-void run(Problem& problem, const std::string& what) {
-  evaluate_on_device(problem.call(), what);
-  const cudaError_t error = cudaDeviceSynchronize();
-  CHECK(error == cudaSuccess, what, stand_in::refusal());
-  problem.compare(what);
-}
-
 void run(std::vector<Shape> shapes, unsigned outputs, const std::string& what, bool in_place = false) {
   static std::uint64_t seed = 0;
   stand_in::reset(++seed);

@@ -60,7 +60,7 @@ class Torch(_TorchPeer):
         l1, l2 = workload.case.strengths
         outputs = OUTPUTS[workload.case.outputs]
         largest = max(w.numel() for w in weights)
-        wide = torch.float64 if weights[0].dtype == torch.float64 else torch.float32
+        wide = sum_dtype(torch, weights)
         space = torch.zeros(largest, dtype=wide)
         narrow_space = (
             space if weights[0].dtype == wide else torch.zeros_like(space, dtype=weights[0].dtype)
@@ -115,7 +115,7 @@ class TorchForeach(_TorchPeer):
     ) -> Callable[[], Any]:
         l1, l2 = workload.case.strengths
         outputs = OUTPUTS[workload.case.outputs]
-        wide = torch.float64 if weights[0].dtype == torch.float64 else torch.float32
+        wide = sum_dtype(torch, weights)
 
         def norms(order: int) -> Any:
             return torch.stack(torch._foreach_norm(weights, order, dtype=wide))
@@ -159,7 +159,7 @@ class TorchCompile(_TorchPeer):
     ) -> Callable[[], Any]:
         l1, l2 = workload.case.strengths
         outputs = OUTPUTS[workload.case.outputs]
-        wide = torch.float64 if weights[0].dtype == torch.float64 else torch.float32
+        wide = sum_dtype(torch, weights)
 
         def penalty(weights: list[Any], gradients: list[Any]) -> Any:
             total: Any = 0.0
@@ -184,6 +184,11 @@ class TorchCompile(_TorchPeer):
         torch.compiler.reset()
         compiled = torch.compile(penalty, fullgraph=True, dynamic=False, backend=self.backend)
         return lambda: compiled(weights, gradients)
+
+
+def sum_dtype(torch: Any, weights: list[Any]) -> Any:
+    """The dtype to sum in: float32 for half precision as well."""
+    return torch.float64 if weights[0].dtype == torch.float64 else torch.float32
 
 
 def as_tensor(torch: Any, array: Array) -> Any:
