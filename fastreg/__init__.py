@@ -32,14 +32,11 @@ __all__ = [
     "cuda",
     "get_instruction_set",
     "get_num_threads",
-    "jax",
-    "keras",
     "layers",
     "models",
     "regularizers",
     "set_instruction_set",
     "set_num_threads",
-    "torch",
 ]
 
 try:
@@ -47,8 +44,10 @@ try:
 except PackageNotFoundError:  # run from a checkout
     __version__ = "0.0.0+source"
 
-# What most users of the penalties alone never touch is imported at its first use.
-_LAZY = ("backend", "cuda", "jax", "keras", "layers", "models", "torch")
+# What most users of the penalties alone never touch is imported at its first use.  The adapters are
+# not in __all__: `from fastreg import *` must not fail for want of a framework.
+_ADAPTERS = ("jax", "keras", "torch")
+_LAZY = ("backend", "cuda", "layers", "models", *_ADAPTERS)
 
 
 def __getattr__(name: str) -> Any:
@@ -60,7 +59,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_ADAPTERS})
 
 
 def set_num_threads(n: int) -> None:
