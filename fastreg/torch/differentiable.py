@@ -14,7 +14,7 @@ Contract
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -23,7 +23,7 @@ from .._frameworks import framework
 from . import operators
 
 _Strengths = Sequence[tuple[Any, Any]]
-_Numbers = tuple[float, ...] | torch.Tensor
+_Numbers: TypeAlias = tuple[float, ...] | torch.Tensor
 """Strengths as the operators take them: numbers, or a tensor of them while torch compiles."""
 
 
@@ -193,7 +193,7 @@ def _as_arguments(strengths: _Numbers) -> tuple[tuple[float, ...], torch.Tensor 
     return ((), strengths) if isinstance(strengths, torch.Tensor) else (strengths, None)
 
 
-class _Penalty(torch.autograd.Function):
+class _Penalty(torch.autograd.Function):  # type: ignore[misc]
     """``operators.penalty``, whose gradient is computed from the weights again.
 
     It has the context in ``forward``, which torch.func does not take: of the other kind torch
@@ -227,7 +227,7 @@ class _Penalty(torch.autograd.Function):
         return (None, None, None, *[next(made) if need else None for need in needs])
 
 
-class _Transformed(torch.autograd.Function):
+class _Transformed(torch.autograd.Function):  # type: ignore[misc]
     """:class:`_Penalty` as torch.func takes it."""
 
     @staticmethod
@@ -262,7 +262,7 @@ class _Transformed(torch.autograd.Function):
         return values.reshape((size, len(weights)) if per_tensor else (size,)), 0
 
 
-class _Gradient(torch.autograd.Function):
+class _Gradient(torch.autograd.Function):  # type: ignore[misc]
     """``operators.penalty_gradient``, to be differentiated again."""
 
     @staticmethod
