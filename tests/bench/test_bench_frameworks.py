@@ -110,9 +110,15 @@ def test_what_is_off_or_fails_is_a_blank() -> None:
     }
 
 
+def test_a_check_that_cannot_fail_is_refused() -> None:
+    variants = {"bare": variant(2.0 + 1e-5), "usual": variant(2.0)}
+    with pytest.raises(ValueError, match="a step: bare leaves what usual leaves"):
+        measure(Setting("torch", "a step", variants, usual="usual", bare="bare"), repeats=1)
+
+
 def test_shares_are_of_the_bare_step_turn_by_turn() -> None:
     samples = {"bare": [1.0, 2.0, 4.0], "usual": [2.0, 4.0, 8.0], "ours": [1.25, 2.5, 5.0]}
-    row = Row("torch", "a step", "usual", "bare", samples, {})
+    row = Row("torch", "a step", "usual", "bare", None, samples, {})
     added, of_usual = row.added("ours"), row.of_usual("ours")
     assert added is not None
     assert of_usual is not None

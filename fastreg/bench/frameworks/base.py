@@ -2,8 +2,9 @@
 
 Contract: nothing is timed that does not do the work. Before they are timed, all variants of a
 setting run once from the same start, and must leave behind what the usual way leaves, to what
-float32 sums explain; the bare step, which has no penalty, is not asked. One that fails, or that is
-off, is a blank with its reason. The variants take turns; shares and ratios are formed turn by turn.
+float32 sums explain; steps without penalties are not asked, but must leave something else. One that
+fails, or that is off, is a blank with its reason. The variants take turns; shares and ratios are
+formed turn by turn.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class Setting:
     usual: str
     #: The name of the step without penalties; None where there is no step.
     bare: str | None = None
+    #: The name of the step that only adds weights to gradients: a pass over the same memory.
+    addition: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Row:
     what: str
     usual: str
     bare: str | None
+    addition: str | None
     samples: dict[str, list[float]]
     blanks: dict[str, str]
 
@@ -70,8 +74,8 @@ class Row:
         return Spread.quartiles([(taken - bare) / bare for taken, bare in pairs])
 
     def of_usual(self, name: str) -> Spread | None:
-        """The time over that of the usual way; a bare step, which does less, has none."""
-        if self.usual not in self.samples or name in (self.usual, self.bare):
+        """The time over that of the usual way; a step that does less has none."""
+        if self.usual not in self.samples or name in (self.usual, self.bare, self.addition):
             return None
         return Spread.of_ratio(self.samples[name], self.samples[self.usual])
 
@@ -90,13 +94,25 @@ def measure(setting: Setting, repeats: int) -> Row:
             blanks[name] = shorten(f"{type(error).__name__}: {error}", 160, placeholder=" ...")
     expected = outcomes.get(setting.usual)
     for name in list(calls):
-        if expected is None or name in (setting.usual, setting.bare):
+        if expected is None or name == setting.usual:
+            continue
+        if name in (setting.bare, setting.addition):
+            if distance(outcomes[name], expected) < 10 * TOLERANCE:
+                raise ValueError(f"{setting.what}: {name} leaves what {setting.usual} leaves")
             continue
         if (off := distance(outcomes[name], expected)) > TOLERANCE:
             blanks[name] = f"what it computes is off by {off:.1g}"
             del calls[name]
     samples = interleave(calls, repeats, spinning=calls)
-    return Row(setting.framework, setting.what, setting.usual, setting.bare, samples, blanks)
+    return Row(
+        setting.framework,
+        setting.what,
+        setting.usual,
+        setting.bare,
+        setting.addition,
+        samples,
+        blanks,
+    )
 
 
 def distance(found: Sequence[Array], expected: Sequence[Array]) -> float:

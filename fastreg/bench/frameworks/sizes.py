@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-L1_STRENGTH, L2_STRENGTH = 1e-5, 1e-4
-LEARNING_RATE = 1e-3
+#: So large that a step without the penalties leaves other weights: what is checked must show them.
+L1_STRENGTH, L2_STRENGTH = 1e-3, 1e-2
+LEARNING_RATE = 0.1
 
 
 @dataclass(frozen=True)

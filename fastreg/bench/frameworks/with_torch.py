@@ -79,6 +79,10 @@ def step(torch: Any, sizes: Sizes) -> Setting:
         with torch.no_grad():
             foreach(torch, weights, [w.grad for w in weights])
 
+    def added() -> None:
+        with torch.no_grad():
+            torch._foreach_add_([w.grad for w in weights], weights, alpha=0.05)
+
     rules = {"*weight": L1L2(L1_STRENGTH, L2_STRENGTH)}
 
     def before_step(optimizer: Any) -> object:
@@ -91,6 +95,7 @@ def step(torch: Any, sizes: Sizes) -> Setting:
         f"step of {sizes.torch_layers} x Linear({width}), batch {sizes.batch}, fused SGD",
         {
             "no penalty": stepper(),
+            "one bare addition": stepper(after_backward=added),
             "loss += ...": stepper(lambda loss: loss + penalty_of(weights)),
             "foreach, no value": stepper(after_backward=unrecorded),
             "fastreg, before_step": stepper(prepare=before_step),
@@ -98,6 +103,7 @@ def step(torch: Any, sizes: Sizes) -> Setting:
         },
         usual="loss += ...",
         bare="no penalty",
+        addition="one bare addition",
     )
 
 
