@@ -21,11 +21,11 @@ from .evaluated import Form, local
 from .strengths import real
 
 try:
-    from jax import shard_map as _shard_map
+    from jax import shard_map
 
     _UNCHECKED = {"check_vma": False}
 except ImportError:  # before JAX 0.8
-    from jax.experimental.shard_map import shard_map as _shard_map
+    from jax.experimental.shard_map import shard_map
 
     _UNCHECKED = {"check_rep": False}
 
@@ -42,7 +42,7 @@ def summed_over_shards(form: Form, weights: Any, operands: Any, slopes: Any) -> 
         counts = jnp.stack([_is_first_along(names) for names in unsharded])
         return jax.lax.psum(jnp.where(counts, values, 0), axes)
 
-    summed = _shard_map(
+    summed = shard_map(
         on_shards,
         mesh=form.mesh,
         in_specs=(form.specs, PartitionSpec(), PartitionSpec()),

@@ -343,13 +343,19 @@ def fake_jax(runtime: Runtime) -> dict[str, types.ModuleType]:
     jax.stream = runtime.stream()
     jax.buffers = weakref.WeakSet()
 
+    class Device:
+        platform = "gpu"
+
+    class OneDevice:
+        device_set = frozenset((Device,))
+
     class Array:
         """Over a producer's memory, or over what JAX took from a capsule."""
 
         def __init__(self, numbers: np.ndarray, taken: Taken | None = None) -> None:
             self.taken = taken
             self.shape, self.dtype, self.deleted = numbers.shape, numbers.dtype, False
-            self.numbers, self.sharding = numbers, "cuda:0"
+            self.numbers, self.sharding = numbers, OneDevice
             if taken is None:
                 self.producer = Producer(runtime, numbers, version=None, ready_on=jax.stream)
 
@@ -398,9 +404,9 @@ def fake_jax(runtime: Runtime) -> dict[str, types.ModuleType]:
         kind = kinds.get(taken.type[:2], ml_dtypes.bfloat16)
         return Array(np.empty(taken.shape, kind), taken)
 
-    def zeros(size: int, dtype: str, device: str) -> Array:
+    def zeros(size: int, dtype: str, device: type[OneDevice]) -> Array:
         assert tracing[-1] == "eager"
-        assert device == "cuda:0"
+        assert device is OneDevice
         made = Array(np.zeros(size, dtype))
         runtime.clear(made.address, size, jax.stream)
         jax.buffers.add(made.producer)

@@ -173,6 +173,7 @@ def install(*, has_table: bool) -> Any:
     )
     torch._C = types.SimpleNamespace(
         _functorch=types.SimpleNamespace(is_functorch_wrapped_tensor=lambda x: False),
+        _are_functorch_transforms_active=lambda: False,
         DisableTorchFunctionSubclass=plain,
     )
     torch.autograd = types.SimpleNamespace(

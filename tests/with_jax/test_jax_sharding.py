@@ -45,11 +45,15 @@ def test_sharded_arrays_outside_of_programs(facts, case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_inside_a_shard_map_and_on_explicit_axes(facts, case):
-    found = facts[case]
-    tolerance = 1e-12 if case == "float64" else 2e-7
-    assert same(found["shard_map"], tolerance)
-    assert same(found["explicit"], tolerance)
-    collectives = found["explicit_collectives"]
-    assert collectives == dict.fromkeys(collectives, 0) | {"all-reduce": 1}
-    assert found["explicit_gradient_is_sharded"]
+def test_inside_a_shard_map(facts, case):
+    assert same(facts[case]["shard_map"], 1e-12 if case == "float64" else 2e-7)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_on_explicit_axes(facts, case):
+    found = facts[case]["explicit"]
+    if found is None:
+        pytest.skip("this JAX has no jax.set_mesh, and so no explicit axes")
+    assert same(found["value"], 1e-12 if case == "float64" else 2e-7)
+    assert found["collectives"] == dict.fromkeys(found["collectives"], 0) | {"all-reduce": 1}
+    assert found["gradient_is_sharded"]

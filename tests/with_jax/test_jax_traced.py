@@ -121,7 +121,10 @@ def test_all_ways_to_a_gradient(engine):
     w = normal((1000,))
     value, gradient = jax.jit(jax.value_and_grad(BOTH))(w)
     for other in (jax.value_and_grad(BOTH), jax.jit(lambda w: BOTH.value_and_grad(w))):
-        assert [bits(x) for x in other(w)] == [bits(value), bits(gradient)]
+        other_value, other_gradient = other(w)
+        assert bits(other_gradient) == bits(gradient)
+        # A sum of XLA's own may have another order in another program.
+        assert float(other_value) == pytest.approx(float(value), 2e-7 if engine == "numpy" else 0)
 
 
 @pytest.mark.parametrize("regularizer", TERMS, ids=repr)
