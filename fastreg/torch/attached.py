@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import compress
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from .. import _backend, _results
-from .._device.recording import claim, unclaimed
-from .._frameworks import has_dtensors
-from .._penalty import ADD, GRADIENT, VALUE_AND_ADD
-from ..penalties import Report, evaluation
-from ..penalties.plan import Arrays, Plan
-from ..penalties.report import make_report, shares_of_zeros
-from . import sharding
+from ..penalties import Report
 from .activity import Activity
-from .callables import ByAutograd
-from .parameters import ParameterPlanner, Parameters, require_module
+from .evaluation import ModulePenalties, summed
+from .parameters import require_module
 from .steps import StepHandle, require_optimizer, warn_of_weight_decay
-
-_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 
 
 def attach(
@@ -82,23 +72,6 @@ def attach(
     return Penalties(module, rules, activity_regularizer, activity_reduction=activity_reduction)
 
 
-class _PlainCall(NamedTuple):
-    """What one native call needs, for parameters that are all plain tensors of torch."""
-
-    plan: Plan
-    weights: Arrays
-    others: Arrays
-    """Those with the rule None: they must not come to share memory with a penalised one."""
-    frozen: Arrays
-
-
-class _Sharded(NamedTuple):
-    """Penalties of the shards that this process holds, and the parameters that they are of."""
-
-    penalties: list[float]
-    parameters: Arrays
-
-
 class Penalties:
     """Penalties on the parameters of a module; made by :func:`attach`.
 
@@ -124,13 +97,8 @@ class Penalties:
     ) -> None:
         require_module(module)
         self._arguments = module, rules, activity_regularizer, activity_reduction
-        self._parameters = Parameters(module)
-        self._planner = ParameterPlanner(rules)
-        self._trained: list[bool] = []
-        self._plain: _PlainCall | None = None
-        self._step: StepHandle | None = None
+        self._penalties = ModulePenalties(module, rules)
         self._last: Any = None
-        self._current()
         self._activity = Activity(module, activity_regularizer, activity_reduction)
 
     @property
@@ -141,11 +109,12 @@ class Penalties:
         >>> attach(torch.nn.Linear(2, 1), {"weight": "l2"}).rules
         {'weight': L2(l2=0.01)}
         """
-        return dict(self._planner.rules.by_glob)
+        return dict(self._penalties.planner.rules.by_glob)
 
     def __repr__(self) -> str:
-        plan, _ = self._current()
-        return f"<Penalties on {len(plan.names)} of {len(self._parameters.by_name)} parameters>"
+        plan, _ = self._penalties.current()
+        parameters = self._penalties.parameters.by_name
+        return f"<Penalties on {len(plan.names)} of {len(parameters)} parameters>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _copy, self._arguments
@@ -164,9 +133,9 @@ class Penalties:
     def close(self) -> None:
         """Remove all hooks from the module and the optimizer."""
         self._activity.close()
-        if self._step is not None:
-            self._step.remove()
-            self._step = None
+        if self._penalties.step is not None:
+            self._penalties.step.remove()
+            self._penalties.step = None
 
     # ------------------------------------------------------------------ penalties of parameters
 
@@ -207,13 +176,13 @@ class Penalties:
         >>> model.weight.grad
         tensor([[1024., 1024.]])
         """
-        if self._step is not None and self._step.is_active:
+        if self._penalties.step is not None and self._penalties.step.is_active:
             raise RuntimeError(
                 "before_step(optimizer) adds these penalties at each optimizer.step(), so they "
                 "would count twice; drop this call, or remove() the handle of before_step"
             )
-        found = self._add(scale, grad_scale, value, not torch.is_grad_enabled())
-        return _total(found)
+        self._activity.require_taken()
+        return summed(self._penalties.add(scale, grad_scale, value, not torch.is_grad_enabled()))
 
     def value(self, *, scale: float = 1.0) -> Any:
         """Give the penalty of all parameters.
@@ -240,13 +209,7 @@ class Penalties:
         ...     attach(model, regularizers.L2(0.5)).value()
         1.0
         """
-        plan, weights = self._current()
-        if torch.is_grad_enabled():
-            return evaluation.value(plan, weights, scale)
-        local, is_sharded = _local(weights, plan)
-        if not is_sharded:
-            return evaluation.value(plan, weights, scale)
-        return _total(_Sharded(evaluation.values(plan, local, scale), weights))
+        return self._penalties.value(scale)
 
     def report(self, *, scale: float = 1.0) -> Report:
         """Give each parameter's penalty, share of zeros and rule, as ``fastreg.Penalties`` does.
@@ -264,28 +227,7 @@ class Penalties:
         bias          0   0.0%  -
         total      0.01
         """
-        plan, weights = self._current()
-        everything = self._parameters.by_name
-        local, _ = _local(weights, plan)
-        with torch.no_grad():
-            values = evaluation.values(plan, local, scale)
-        parameters = tuple(everything.values())
-        parts, is_sharded = _local(parameters, None)
-        zeros = shares_of_zeros(plan, dict(zip(everything, parts, strict=True)))
-        if is_sharded:
-            values = sharding.summed(values, weights)
-            counts = [share * part.numel() for share, part in zip(zeros, parts, strict=True)]
-            zeros = [
-                count / max(parameter.numel(), 1)
-                for count, parameter in zip(
-                    sharding.summed(counts, parameters), parameters, strict=True
-                )
-            ]
-        report = make_report(plan, values, zeros)
-        for name, row in report.items():
-            if isinstance(row.rule, ByAutograd):
-                report[name] = row._replace(rule=row.rule.rule)
-        return report
+        return self._penalties.report(scale)
 
     # ------------------------------------------------------------------ steps of an optimizer
 
@@ -341,12 +283,12 @@ class Penalties:
         (1.0, [[0.75, 0.75]])
         """
         require_optimizer(optimizer)
-        if self._step is not None and self._step.is_active:
+        if self._penalties.step is not None and self._penalties.step.is_active:
             raise RuntimeError(
                 "before_step() was called already, so the penalties would count twice; remove() "
                 "the handle that it gave first"
             )
-        plan, weights = self._current()
+        plan, weights = self._penalties.current()
 
         step = StepHandle(optimizer, self._add_before_step, scale, grad_scale, value)
         try:
@@ -357,7 +299,7 @@ class Penalties:
         except BaseException:  # warnings may be errors
             step.remove()
             raise
-        self._step = step
+        self._penalties.step = step
         return step
 
     @property
@@ -366,7 +308,7 @@ class Penalties:
 
         Of sharded parameters it is summed when it is first read: read it in all processes.
         """
-        self._last = _total(self._last)
+        self._last = summed(self._last)
         return self._last
 
     # ------------------------------------------------------------------ activity penalties
@@ -400,136 +342,17 @@ class Penalties:
         """
         return self._activity.take()
 
-    # ------------------------------------------------------------------ how
-
-    def _current(self) -> tuple[Plan, Arrays]:
-        """Give a plan that fits the module as it is now, and the parameters with a penalty."""
-        changed = self._parameters.read()
-        by_name = self._parameters.by_name
-        trained = [parameter.requires_grad for parameter in by_name.values()]
-        if changed or trained != self._trained:
-            self._planner.forget()
-            self._plain = None
-            self._trained = trained
-        plan, weights = self._planner.ready(by_name)
-        # The short way asks nobody whether an optimizer holds the parameters.
-        if self._step is not None and self._step.is_active and not self._step.holds(weights):
-            self._plain = None
-        elif self._plain is None or self._plain.plan is not plan:
-            self._plain = self._as_plain(plan, weights)
-        return plan, weights
-
-    def _as_plain(self, plan: Plan, weights: Arrays) -> _PlainCall | None:
-        by_name = self._parameters.by_name
-        frozen = tuple(by_name[name] for name in self._planner.frozen)
-        penalised = set(map(id, weights))
-        others = tuple(one for one in plan.untied(by_name, weights) if id(one) not in penalised)
-        if plan.others or plan.tied or not _PLAIN.issuperset(map(type, weights + others + frozen)):
-            return None
-        sharding.local_tensors(weights, plan.names)  # refuses the parameters of FSDP1
-        return _PlainCall(plan, weights, others, frozen)
-
-    def _add(self, scale: float, grad_scale: float, value: bool, may_be_recorded: bool) -> Any:
-        """Add the gradients, and give the penalty or what its sum is made of."""
-        self._activity.require_taken()
-        outputs = VALUE_AND_ADD if value else GRADIENT | ADD
-        plain = self._plain
-        if plain is not None and self._parameters.are_same():
-            plan = plain.plan
-            found = _backend.accumulate_parameters(
-                outputs,
-                plan.names,
-                plain.weights,
-                plain.others,
-                plain.frozen,
-                plan.strengths(),
-                plan.which,
-                scale,
-                grad_scale,
-                may_be_recorded,
-            )
-            if found is not NotImplemented:
-                if unclaimed:
-                    claim(plan.strengths)
-                return found
-        return self._add_to_any(outputs, scale, grad_scale, may_be_recorded)
-
     def _add_before_step(self, scale: float, grad_scale: float, value: bool) -> Penalties:
+        self._activity.require_taken()
         with torch.no_grad():
-            self._last = self._add(scale, grad_scale, value, True)
+            self._last = self._penalties.add(scale, grad_scale, value, True)
         return self
-
-    def _add_to_any(
-        self, outputs: int, scale: float, grad_scale: float, may_be_recorded: bool
-    ) -> Any:
-        """Do it for parameters of every kind, and for missing gradients."""
-        plan, weights = self._current()
-        if self._step is not None and self._step.is_active:
-            self._step.require_held(plan.names, weights)
-        made: list[tuple[Any, Any]] = []
-        gradients = []
-        for name, parameter in zip(plan.names, weights, strict=True):
-            gradient = parameter.grad
-            if gradient is None:
-                gradient = _new_gradient(parameter)
-                made.append((parameter, gradient))
-            elif gradient.layout is not torch.strided:
-                raise TypeError(
-                    f"the gradient of the parameter {name!r} is sparse, but that of a penalty has "
-                    "no zeros; make the module with sparse=False, or give it no rule"
-                )
-            gradients.append(gradient)
-        local, is_sharded = _local(weights, plan)
-        targets = tuple(gradients)
-        if is_sharded:
-            targets = sharding.local_gradients(targets, weights, plan.names)
-        if not may_be_recorded:
-            _results.check_targets(targets, plan.names)
-        found: Any
-        if is_sharded:
-            found = evaluation.parts(outputs, plan, local, targets, scale, grad_scale)
-            found = found if found is None else _Sharded(found, weights)
-        else:
-            found = evaluation.total(outputs, plan, local, targets, scale, grad_scale)
-        for parameter, gradient in made:
-            parameter.grad = gradient
-        _results.torch_written(targets)
-        return found
 
 
 def _copy(*arguments: Any) -> Penalties:
     """Attach again, as a copied module has no penalties."""
     module, rules, activity_regularizer, reduction = arguments
     return Penalties(module, rules, activity_regularizer, activity_reduction=reduction)
-
-
-def _local(parameters: Arrays, plan: Plan | None) -> tuple[Arrays, bool]:
-    """Give the shards that this process holds, and whether any parameter is sharded at all."""
-    is_sharded = has_dtensors(parameters)
-    if plan is None:
-        return sharding.local_tensors(parameters), is_sharded
-    if is_sharded and plan.others:
-        others = [not is_fused for is_fused in plan.fused]
-        sharding.require_whole(
-            list(compress(parameters, others)), list(compress(plan.names, others))
-        )
-    return sharding.local_tensors(parameters, plan.names), is_sharded
-
-
-def _total(found: Any) -> Any:
-    """Give a penalty, summed over the processes where it is of sharded parameters."""
-    if not isinstance(found, _Sharded):
-        return found
-    return _backend.canonical_sum(sharding.summed(found.penalties, found.parameters))
-
-
-def _new_gradient(parameter: Any) -> Any:
-    """Make a gradient of zeros, laid out as torch's own would be."""
-    with torch.no_grad():
-        gradient = torch.zeros_like(parameter)
-        if gradient.stride() != parameter.stride():  # its elements do not lie close together
-            gradient = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
-    return gradient.detach()
 
 
 # The package makes itself the module of this class; doctest then needs to be told of it.

@@ -1,0 +1,214 @@
+"""What the penalties on a module's parameters come to, and what they add to the gradients.
+
+Contract
+--------
+- All or nothing: everything is checked before anything is written, and a gradient that is missing
+  appears when all are added.
+- Plain tensors that have gradients are one call of the core, which asks them for ``.grad`` itself.
+  All others go a longer way, to the same bits.
+- Each process adds what its shards need.  Their penalties are summed over the processes when
+  somebody asks for the sum (:func:`summed`).
+"""
+
+from __future__ import annotations
+
+from itertools import compress
+from typing import Any, NamedTuple
+
+import torch
+
+from .. import _backend, _results
+from .._device.recording import claim, unclaimed
+from .._frameworks import has_dtensors
+from .._penalty import ADD, GRADIENT, VALUE_AND_ADD
+from ..penalties import Report, evaluation
+from ..penalties.plan import Arrays, Plan
+from ..penalties.report import make_report, shares_of_zeros
+from . import sharding
+from .callables import ByAutograd
+from .parameters import ParameterPlanner, Parameters
+from .steps import StepHandle
+
+_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
+
+
+class _PlainCall(NamedTuple):
+    """What one native call needs, for parameters that are all plain tensors of torch."""
+
+    plan: Plan
+    weights: Arrays
+    others: Arrays
+    """Those with the rule None: they must not come to share memory with a penalised one."""
+    frozen: Arrays
+
+
+class _Sharded(NamedTuple):
+    """Penalties of the shards that this process holds, and the parameters that they are of."""
+
+    penalties: list[float]
+    parameters: Arrays
+
+
+class ModulePenalties:
+    """The penalties on the parameters of a module, as these are at each call."""
+
+    def __init__(self, module: Any, rules: Any) -> None:
+        self.parameters = Parameters(module)
+        self.planner = ParameterPlanner(rules)
+        self.step: StepHandle | None = None
+        """What adds them before an optimizer's steps; its optimizer has to hold the parameters."""
+        self._trained: list[bool] = []
+        self._plain: _PlainCall | None = None
+        self.current()
+
+    def current(self) -> tuple[Plan, Arrays]:
+        """Give a plan that fits the module as it is now, and the parameters with a penalty."""
+        changed = self.parameters.read()
+        by_name = self.parameters.by_name
+        trained = [parameter.requires_grad for parameter in by_name.values()]
+        if changed or trained != self._trained:
+            self.planner.forget()
+            self._plain = None
+            self._trained = trained
+        plan, weights = self.planner.ready(by_name)
+        # The short way asks nobody whether an optimizer holds the parameters.
+        if self.step is not None and self.step.is_active and not self.step.holds(weights):
+            self._plain = None
+        elif self._plain is None or self._plain.plan is not plan:
+            self._plain = self._as_plain(plan, weights)
+        return plan, weights
+
+    def _as_plain(self, plan: Plan, weights: Arrays) -> _PlainCall | None:
+        by_name = self.parameters.by_name
+        frozen = tuple(by_name[name] for name in self.planner.frozen)
+        penalised = set(map(id, weights))
+        others = tuple(one for one in plan.untied(by_name, weights) if id(one) not in penalised)
+        if plan.others or plan.tied or not _PLAIN.issuperset(map(type, weights + others + frozen)):
+            return None
+        sharding.local_tensors(weights, plan.names)  # refuses the parameters of FSDP1
+        return _PlainCall(plan, weights, others, frozen)
+
+    def value(self, scale: float) -> Any:
+        """Give the penalty, differentiable while torch records gradients."""
+        plan, weights = self.current()
+        if torch.is_grad_enabled():
+            return evaluation.value(plan, weights, scale)
+        local, is_sharded = _local(weights, plan)
+        if not is_sharded:
+            return evaluation.value(plan, weights, scale)
+        return summed(_Sharded(evaluation.values(plan, local, scale), weights))
+
+    def report(self, scale: float) -> Report:
+        """Give each parameter's penalty, share of zeros and rule."""
+        plan, weights = self.current()
+        everything = self.parameters.by_name
+        local, _ = _local(weights, plan)
+        with torch.no_grad():
+            values = evaluation.values(plan, local, scale)
+        parameters = tuple(everything.values())
+        parts, is_sharded = _local(parameters, None)
+        zeros = shares_of_zeros(plan, dict(zip(everything, parts, strict=True)))
+        if is_sharded:
+            values = sharding.summed(values, weights)
+            counts = [share * part.numel() for share, part in zip(zeros, parts, strict=True)]
+            zeros = [
+                count / max(parameter.numel(), 1)
+                for count, parameter in zip(
+                    sharding.summed(counts, parameters), parameters, strict=True
+                )
+            ]
+        report = make_report(plan, values, zeros)
+        for name, row in report.items():
+            if isinstance(row.rule, ByAutograd):
+                report[name] = row._replace(rule=row.rule.rule)
+        return report
+
+    def add(self, scale: float, grad_scale: float, value: bool, may_be_recorded: bool) -> Any:
+        """Add the gradients, and give the penalty or what :func:`summed` makes it of."""
+        outputs = VALUE_AND_ADD if value else GRADIENT | ADD
+        plain = self._plain
+        if plain is not None and self.parameters.are_same():
+            plan = plain.plan
+            found = _backend.accumulate_parameters(
+                outputs,
+                plan.names,
+                plain.weights,
+                plain.others,
+                plain.frozen,
+                plan.strengths(),
+                plan.which,
+                scale,
+                grad_scale,
+                may_be_recorded,
+            )
+            if found is not NotImplemented:
+                if unclaimed:
+                    claim(plan.strengths)
+                return found
+        return self._add_to_any(outputs, scale, grad_scale, may_be_recorded)
+
+    def _add_to_any(
+        self, outputs: int, scale: float, grad_scale: float, may_be_recorded: bool
+    ) -> Any:
+        """Do it for parameters of every kind, and for missing gradients."""
+        plan, weights = self.current()
+        if self.step is not None and self.step.is_active:
+            self.step.require_held(plan.names, weights)
+        made: list[tuple[Any, Any]] = []
+        gradients = []
+        for name, parameter in zip(plan.names, weights, strict=True):
+            gradient = parameter.grad
+            if gradient is None:
+                gradient = _new_gradient(parameter)
+                made.append((parameter, gradient))
+            elif gradient.layout is not torch.strided:
+                raise TypeError(
+                    f"the gradient of the parameter {name!r} is sparse, but that of a penalty has "
+                    "no zeros; make the module with sparse=False, or give it no rule"
+                )
+            gradients.append(gradient)
+        local, is_sharded = _local(weights, plan)
+        targets = tuple(gradients)
+        if is_sharded:
+            targets = sharding.local_gradients(targets, weights, plan.names)
+        if not may_be_recorded:
+            _results.check_targets(targets, plan.names)
+        found: Any
+        if is_sharded:
+            found = evaluation.parts(outputs, plan, local, targets, scale, grad_scale)
+            found = found if found is None else _Sharded(found, weights)
+        else:
+            found = evaluation.total(outputs, plan, local, targets, scale, grad_scale)
+        for parameter, gradient in made:
+            parameter.grad = gradient
+        _results.torch_written(targets)
+        return found
+
+
+def _local(parameters: Arrays, plan: Plan | None) -> tuple[Arrays, bool]:
+    """Give the shards that this process holds, and whether any parameter is sharded at all."""
+    is_sharded = has_dtensors(parameters)
+    if plan is None:
+        return sharding.local_tensors(parameters), is_sharded
+    if is_sharded and plan.others:
+        others = [not is_fused for is_fused in plan.fused]
+        sharding.require_whole(
+            list(compress(parameters, others)), list(compress(plan.names, others))
+        )
+    return sharding.local_tensors(parameters, plan.names), is_sharded
+
+
+def summed(found: Any) -> Any:
+    """Give a penalty, summed over the processes where it is of sharded parameters."""
+    if not isinstance(found, _Sharded):
+        return found
+    return _backend.canonical_sum(sharding.summed(found.penalties, found.parameters))
+
+
+def _new_gradient(parameter: Any) -> Any:
+    """Make a gradient of zeros, laid out as torch's own would be."""
+    with torch.no_grad():
+        gradient = torch.zeros_like(parameter)
+        if gradient.stride() != parameter.stride():  # its elements do not lie close together
+            gradient = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+    return gradient.detach()
