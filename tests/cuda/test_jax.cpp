@@ -42,11 +42,7 @@ const Api api{sizeof(Api),
               nullptr,
               [](ErrorCreateArguments* arguments) { return new Error{arguments->message, arguments->code}; },
               nullptr,
-              [](void* arguments) {
-                Error* error = nullptr;
-                std::memcpy(&error, static_cast<char*>(arguments) + 2 * sizeof(void*), sizeof error);
-                delete error;
-              },
+              [](void* arguments) { delete static_cast<Error**>(arguments)[2]; },  // after size and extensions
               nullptr,
               [](StreamGetArguments* arguments) -> Error* {
                 arguments->stream = arguments->context->stream;
@@ -201,9 +197,9 @@ TEST(jax_calls_of_a_batch) {
                             {problem.weights(1), nullptr, 150, two_rules[0], nullptr, DType::f32}};
       double expected[2];
       evaluate(items, 2, output_value, expected);
-      CHECK(std::memcmp(found + 2 * element, expected, sizeof expected) == 0, "values of", element);
+      CHECK(found[2 * element] == expected[0] && found[2 * element + 1] == expected[1], "values of", element);
       const double total = canonical_sum_in_place(expected, 2);
-      CHECK(std::memcmp(found + 6 + element, &total, sizeof total) == 0, "total of", element);
+      CHECK(found[6 + element] == total, "total of", element);
     }
   }
 }
@@ -236,7 +232,7 @@ TEST(jax_is_told_of_errors) {
     frame.add_result(result, call.total, {});
     return frame;
   };
-  const auto must_tell = [](std::string text, const char* wanted) {
+  const auto must_tell = [](const std::string& text, const char* wanted) {
     CHECK(text == std::string("fastreg: ") + wanted, text);
   };
   must_tell(frame_of(static_cast<DataType>(15), {2}, type_f64).call(evaluate_on_host),
