@@ -129,18 +129,21 @@ class ModulePenalties:
         plain = self._plain
         if plain is not None and self.parameters.are_same():
             plan = plain.plan
-            found = _backend.accumulate_parameters(
-                outputs,
-                plan.names,
-                plain.weights,
-                plain.others,
-                plain.frozen,
-                plan.strengths(),
-                plan.which,
-                scale,
-                grad_scale,
-                may_be_recorded,
-            )
+            try:
+                found = _backend.accumulate_parameters(
+                    outputs,
+                    plan.names,
+                    plain.weights,
+                    plain.others,
+                    plain.frozen,
+                    plan.strengths(),
+                    plan.which,
+                    scale,
+                    grad_scale,
+                    may_be_recorded,
+                )
+            except (TypeError, ValueError):  # the long way says it of parameters
+                found = NotImplemented
             if found is not NotImplemented:
                 if unclaimed:
                     claim(plan.strengths)
