@@ -200,7 +200,8 @@ def require_plain_jax(jax: Any, x: Any, name: str, writable: bool) -> None:
         raise _errors.special_array_error(
             name,
             "a JAX tracer, which has no elements yet",
-            "call this outside of jax.jit, jax.grad and jax.vmap",
+            "inside jax.jit, jax.grad and jax.vmap use reg(w), reg.gradient(w) or "
+            "reg.value_and_grad(w), which write into nothing",
         )
     if writable:
         raise _errors.read_only_error(

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from . import _arrays, _dtypes, _memory, _penalty
 from ._errors import described, listed, suggestion
+from ._frameworks import is_jax_tracer
 from ._penalty import ADD, GRADIENT
 
 Array = npt.NDArray[Any]
@@ -39,8 +40,12 @@ def _real(value: object, name: str, wanted: str) -> float:
                 f"{name} must be {wanted}, not {described(value)}: it does not fit a float"
             ) from None
     raise TypeError(
-        f"{name} must be {wanted}, not {described(value)}; pass a Python or NumPy number, "
-        f"for example {name}=float(x)"
+        f"{name} must be {wanted}, not {described(value)}; "
+        + (
+            "strengths that JAX traces go into fastreg.jax.penalty(w, l1=..., l2=...)"
+            if is_jax_tracer(value)
+            else f"pass a Python or NumPy number, for example {name}=float(x)"
+        )
     )
 
 

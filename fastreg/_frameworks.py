@@ -31,6 +31,12 @@ def framework(x: Any) -> tuple[str, Any, Any]:
     return "other", None, x
 
 
+def is_jax_tracer(x: object) -> bool:
+    """Say whether `x` only stands for an array: JAX traces a function."""
+    core = getattr(sys.modules.get("jax"), "core", None)
+    return isinstance(x, getattr(core, "Tracer", ()))
+
+
 def is_dtensor(x: object) -> bool:
     """Say whether `x` is a DTensor of torch, whatever its placements."""
     # torch does not load the module by itself, which takes half a second.

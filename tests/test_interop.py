@@ -314,8 +314,10 @@ def test_jax_arrays_are_never_written(backend):
 
 
 def test_jax_arrays_that_are_refused(backend):
-    with pytest.raises(TypeError, match="w is a JAX tracer"):
+    with pytest.raises(TypeError, match=r"w is a JAX tracer.*use reg\(w\)"):
         jax.jit(lambda w: L1(0.5).accumulate(w, np.zeros(3)))(jnp.ones(3))
+    with pytest.raises(TypeError, match=r"l1 must be a finite number.*fastreg\.jax\.penalty"):
+        jax.jit(lambda l1: L1(l1)(jnp.ones(3)))(0.5)
     deleted = jnp.ones(3) + 1
     deleted.delete()
     with pytest.raises(ValueError, match="deleted"):
