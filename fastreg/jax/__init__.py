@@ -35,6 +35,7 @@ from __future__ import annotations
 
 from . import (
     _require,  # noqa: F401
+    handler,
     pytrees,
 )
 from .attached import TreePenalties, attach
@@ -43,6 +44,7 @@ from .functions import penalty, sharded_penalty
 __all__ = ["TreePenalties", "attach", "penalty", "sharded_penalty"]
 
 pytrees.register()
+handler.register("cpu")
 
 # Messages name a class by its module: by this one, whichever file holds the class.
 TreePenalties.__module__ = __name__

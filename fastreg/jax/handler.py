@@ -2,8 +2,9 @@
 
 Contract
 --------
-- Nothing is registered before the first call that could use it; what stands against it is kept as
-  :data:`reason`, and the caller computes with ``jax.numpy`` then.
+- The host's handler is registered when ``fastreg.jax`` is imported, for programs that were
+  exported; that of CUDA at the first call, for it starts JAX's backends.  What stands against it is
+  kept as :data:`reason`, and the caller computes with ``jax.numpy`` then.
 - ``csrc/jax/request.h`` says what operands, attributes and results mean.
 """
 
@@ -33,19 +34,28 @@ def platforms() -> tuple[str, ...]:
 
 @functools.cache
 def _registered() -> tuple[str, ...]:
+    if not register("cpu"):
+        return ()
+    from .. import _core
+
+    if not _core.cuda_state()[0] or jax.default_backend() != "gpu":
+        return ("cpu",)
+    return ("cpu", "cuda") if register("CUDA") else ()
+
+
+@functools.cache
+def register(platform: str) -> bool:
+    """Tell XLA of the core's function for "cpu" or "CUDA"; False where there is none."""
     global reason
     try:
         from .. import _core
 
-        jax.ffi.register_ffi_target(TARGET, _core.xla_handler("cpu"), platform="cpu")
-        if not _core.cuda_state()[0] or jax.default_backend() != "gpu":
-            return ("cpu",)
-        jax.ffi.register_ffi_target(TARGET, _core.xla_handler("CUDA"), platform="CUDA")
+        jax.ffi.register_ffi_target(TARGET, _core.xla_handler(platform), platform=platform)
     except (ImportError, AttributeError, RuntimeError, ValueError) as error:
         # The core is missing or older than this file, or XLA refuses the interface's version.
         reason = f"{type(error).__name__}: {error}"
-        return ()
-    return ("cpu", "cuda")
+        return False
+    return True
 
 
 def call(

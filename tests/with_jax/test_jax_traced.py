@@ -2,7 +2,9 @@
 
 import concurrent.futures
 import math
+import textwrap
 
+import interpreter
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -449,12 +451,25 @@ def test_without_the_handler_xla_computes_and_the_reason_is_kept(core, monkeypat
     monkeypatch.setattr(jax.ffi, "register_ffi_target", refuse)
     monkeypatch.setattr(handler, "reason", None)
     handler._registered.cache_clear()
+    handler.register.cache_clear()
     try:
         text = compiled(BOTH).lower(jnp.ones(3)).as_text()
         assert "custom_call" not in text
         assert handler.reason == "ValueError: another version"
     finally:
         handler._registered.cache_clear()
+        handler.register.cache_clear()
+
+
+def test_a_process_that_loads_a_program_has_the_handler(core):
+    code = """
+        import jax
+        register, names = jax.ffi.register_ffi_target, []
+        jax.ffi.register_ffi_target = lambda name, *_, platform: names.append((name, platform))
+        import fastreg.jax
+        print(names)
+    """
+    assert interpreter.runs(textwrap.dedent(code)) == "[('fastreg_penalties', 'cpu')]\n"
 
 
 def test_bits_of_float64_become_float32():
