@@ -168,11 +168,14 @@ def test_what_is_missing_is_named(
 
 
 def test_a_process_that_fails_is_noted(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    failing = tmp_path / "python"
+    failing.write_text("#!/bin/sh\nexit 1\n")
+    failing.chmod(0o755)
     broken = known.Framework((), "with_nothing")
     monkeypatch.setitem(FRAMEWORKS, "torch", broken)
-    monkeypatch.setattr("sys.executable", "false")
+    monkeypatch.setattr("sys.executable", str(failing))
     assert main(["bench", "frameworks", "--frameworks", "torch", "--sizes", "tiny"]) == 1
     assert "torch is left out: its process ended with status 1" in capsys.readouterr().err
 
