@@ -104,7 +104,7 @@ def test_the_row_of_a_step(tmp_path, capsys):
     assert main([*arguments, "--json", str(record)]) == 0
     out = capsys.readouterr().out
     assert "training step: Dense 784-1024-1024-10" in out
-    assert re.search(r"^fastreg +[\d.]+ .*penalties -?\d+ \(.*\) % of it$", out, re.MULTILINE)
+    assert re.search(r"^fastreg +[\d.]+ .*penalties -?[\d.]+ \(.*\) % of it$", out, re.MULTILINE)
     row = json.loads(record.read_text())["training_step"]
     assert set(row["seconds"]) == {"no penalty", "fastreg", "by hand"}
     assert set(row["share"]) == {"fastreg", "by hand"}
