@@ -113,7 +113,7 @@ class TreePenalties:
             return _results.wrap_value(
                 evaluation.total(VALUE, plan, weights, None, scale, 1.0), _widest(weights)
             )
-        placed = () if mesh is None else _leaf_specs(specs, params)
+        placed = () if mesh is None else plan.source(_leaf_specs(specs, params))
         fused = tuple(compress(weights, plan.fused))
         total = traced.total(
             fused,
@@ -121,7 +121,7 @@ class TreePenalties:
             plan.which,
             scale,
             mesh=mesh,
-            specs=[placed[name] for name in compress(plan.names, plan.fused)] if placed else (),
+            specs=tuple(compress(placed, plan.fused)),
         )
         for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True):
             if not is_fused:
@@ -149,15 +149,22 @@ class TreePenalties:
         """
         plan, weights = self._ready(params)
         strengths, which = plan.strengths(), iter(plan.which)
-        gradients = {}
+        gradients = []
         for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True):
             if is_fused:
                 l1, l2 = strengths[next(which)]
-                gradients[name] = traced.gradient(weight, l1 * scale, l2 * scale, grad_scale)
+                gradients.append(traced.gradient(weight, l1 * scale, l2 * scale, grad_scale))
             else:
-                gradients[name] = jax.grad(plan.rules[name])(weight) * (scale * grad_scale)
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: gradients.get(_name(path), jnp.zeros_like(leaf)), params
+                gradients.append(jax.grad(plan.rules[name])(weight) * (scale * grad_scale))
+        leaves, treedef = jax.tree_util.tree_flatten(params)
+        # By place: two leaves may have one name, {"a/b": ..., "a": {"b": ...}}.
+        of_weights = iter(gradients)
+        return jax.tree_util.tree_unflatten(
+            treedef,
+            [
+                next(of_weights) if name in plan.rules else jnp.zeros_like(leaf)
+                for name, leaf in zip(plan.source.names, leaves, strict=True)
+            ],
         )
 
     def value_and_grad(
@@ -209,8 +216,8 @@ def _make_plan(params: Any, rules: Rules) -> Plan:
     )
 
 
-def _leaf_specs(specs: Any, params: Any) -> dict[str, Any]:
-    """Give the spec of each leaf by name, from a tree that may be a prefix of theirs."""
+def _leaf_specs(specs: Any, params: Any) -> list[Any]:
+    """Give the spec of each leaf, from a tree that may be a prefix of theirs."""
 
     def is_spec(x: Any) -> bool:
         return isinstance(x, jax.sharding.PartitionSpec)
@@ -221,8 +228,7 @@ def _leaf_specs(specs: Any, params: Any) -> dict[str, Any]:
         params,
         is_leaf=is_spec,
     )
-    leaves = jax.tree_util.tree_leaves_with_path(whole, is_leaf=is_spec)
-    return {_name(path): spec for path, spec in leaves}
+    return jax.tree_util.tree_leaves(whole, is_leaf=is_spec)
 
 
 def _is_followed(plan: Plan, weights: tuple[Any, ...], scale: Any) -> bool:

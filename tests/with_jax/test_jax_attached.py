@@ -117,6 +117,15 @@ def test_one_regularizer_for_all_and_none():
     assert float(attach(jnp.ones(3), L1(0.5)).value(jnp.ones(3))) == 1.5
 
 
+def test_leaves_of_one_name_keep_their_own_gradients(engine):
+    params = {"a/b": jnp.ones(3), "a": {"b": jnp.full(4, 2.0)}}
+    penalties = attach(params, L1L2(0.0, 0.5))
+    assert float(jax.jit(penalties.value)(params)) == 9.5
+    gradients = penalties.gradient(params)
+    assert gradients["a/b"].tolist() == [1.0] * 3
+    assert gradients["a"]["b"].tolist() == [2.0] * 4
+
+
 def test_integers_have_values_and_no_gradient(engine):
     params = {"a": jnp.arange(4), "b": jnp.ones(2)}
     penalties = attach(params, L1(0.5))
