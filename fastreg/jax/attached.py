@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import compress
 from typing import Any
 
@@ -13,6 +14,7 @@ from .._penalty import VALUE
 from ..penalties import evaluation
 from ..penalties.plan import Plan
 from ..penalties.rules import Rules, checked_rules, match
+from ..regularizers.base import Configured
 from . import traced
 from .pytrees import REGISTERED
 
@@ -60,9 +62,11 @@ class TreePenalties:
 
     Every method is a pure function of the parameters, to be used inside jit, grad and vmap.  It is
     itself a pytree, whose leaves are the strengths of its rules: given to a compiled function as an
-    argument, ``step(params, penalties)``, it takes schedules without compiling anew.
+    argument, ``step(params, penalties)``, it takes schedules without compiling anew.  Subclasses of
+    regularizers are no leaves: setting their strengths compiles anew, once a value.
 
-    A rule may be any function of one array that JAX can trace, and that gives a 0-d array.
+    A rule may be any function of one array that JAX can trace, and that gives a 0-d array; what it
+    reads besides is a constant of the compiled program.
 
     Leaves that are one array twice are two parameters, as they are for ``jax.grad``.
     """
@@ -252,10 +256,16 @@ def _flatten(penalties: TreePenalties) -> tuple[tuple[Any, ...], Any]:
     by_glob = penalties._rules.by_glob
     leaves = tuple(rule for rule in by_glob.values() if type(rule) in REGISTERED)
     static = tuple(
-        (glob, None if type(rule) in REGISTERED else (rule,)) for glob, rule in by_glob.items()
+        (glob, None if type(rule) in REGISTERED else (_kept(rule),))
+        for glob, rule in by_glob.items()
     )
     names = tuple(penalties._plan.source.names)
     return leaves, (static, penalties._rules.for_all, penalties._treedef, names)
+
+
+def _kept(rule: Any) -> Any:
+    """Give what a compiled program is kept under: a rule that is set anew must differ from it."""
+    return copy.copy(rule) if isinstance(rule, Configured) else rule
 
 
 def _unflatten(aux: Any, leaves: Any) -> TreePenalties:

@@ -82,6 +82,22 @@ def test_schedules_by_the_penalties_as_an_argument(engine):
     penalties.rules["*kernel"].l1 = 0.3
 
 
+class Named(L1):
+    """A subclass, which is no pytree."""
+
+
+def test_strengths_of_a_subclass_are_not_kept_by_the_compiled_program(engine):
+    params, rule = {"kernel": jnp.ones(3)}, Named(0.5)
+    penalties = attach(params, {"kernel": rule})
+    value = jax.jit(lambda penalties, params: penalties.value(params))
+    assert float(value(penalties, params)) == 1.5
+    rule.l1 = 2.0
+    assert float(value(penalties, params)) == 6.0
+    assert value._cache_size() == 2
+    assert float(value(penalties, params)) == 6.0
+    assert value._cache_size() == 2
+
+
 def test_another_structure_is_matched_anew():
     params = make_params()
     penalties = attach(params, {"*kernel": "l2"})
