@@ -44,6 +44,11 @@ def evaluated(
     form: Form, weights: tuple[Any, ...], operands: tuple[Any, ...], slopes: tuple[Any, ...]
 ) -> tuple[Any, Any]:
     """Give each tensor's value, and their canonical sum."""
+    if form.mesh is None:
+        # A gradient varies as its tensor does: inside, where all are alike.  What made them so has
+        # a gradient of JAX's own, the sum over the devices.
+        mixed = handler.alike((*weights, *operands))
+        weights, operands = mixed[: len(weights)], mixed[len(weights) :]
     result: tuple[Any, Any] = _evaluated(form, weights, operands, slopes)
     return result
 

@@ -75,15 +75,19 @@ def call(
     shapes = ((len(weights), 2), (2,)) if as_bits else ((len(weights),), ())
     results = tuple(jax.ShapeDtypeStruct(shape, kind) for shape in shapes)
     called = jax.ffi.ffi_call(TARGET, results, vmap_method="expand_dims")
-    arrays = (*weights, *operands)
-    axes = frozenset().union(*map(_varying_axes, arrays))
-    made = called(*(_varied(x, axes) for x in arrays), **attributes)
-    values, total = (_varied(x, axes) for x in made)
+    made = called(*alike((*weights, *operands)), **attributes)
+    values, total = alike((*made, *weights, *operands))[:2]
     return (to_float32(values), to_float32(total)) if as_bits else (values, total)
 
 
+def alike(arrays: Sequence[Any]) -> tuple[Any, ...]:
+    """Let all arrays vary over the axes of a ``shard_map`` that any of them varies over."""
+    axes: frozenset[Any] = frozenset().union(*map(_varying_axes, arrays))
+    return tuple(_varied(x, axes) for x in arrays)
+
+
 def _varying_axes(x: Any) -> frozenset[Any]:
-    """Give the axes of the ``shard_map`` around that an array varies over, as far as JAX says."""
+    """Give the axes that an array varies over, as far as JAX says."""
     aval = getattr(x, "aval", None)
     kind = getattr(aval, "manual_axis_type", None)
     return frozenset(getattr(kind, "varying", None) or getattr(aval, "vma", None) or ())

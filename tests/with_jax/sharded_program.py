@@ -4,16 +4,27 @@ import json
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
-from fastreg.jax import sharded_penalty
+from fastreg.jax import attach, sharded_penalty
 from fastreg.jax.sharding import shard_map
 from fastreg.regularizers import L1L2
 
 BOTH = L1L2(0.3, 0.7)
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
+
+
+def gradients_inside(mesh, penalties_of):
+    """Give gradients by weights and strengths, of which the devices hold parts and the same."""
+
+    def local(weights, regularizer):
+        return jax.grad(penalties_of, (0, 1))(weights, regularizer)
+
+    specs = ({"split": Spec("data"), "same": Spec()}, Spec())
+    return jax.jit(shard_map(local, mesh=mesh, in_specs=specs, out_specs=specs))
 
 
 def facts(dtype):
@@ -42,6 +53,17 @@ def facts(dtype):
             out_specs=Spec(),
         )
     )
+    mixed = {"split": kernel, "same": params["bias"]}
+    by_fastreg, by_jax = (
+        jax.tree_util.tree_leaves(gradients_inside(mesh, penalties_of)(mixed, BOTH))
+        for penalties_of in (
+            lambda weights, regularizer: attach(weights, regularizer).value(weights),
+            lambda weights, regularizer: sum(
+                regularizer._l1 * jnp.abs(w).sum() + regularizer._l2 * jnp.square(w).sum()
+                for w in weights.values()
+            ),
+        )
+    )
     one = float(BOTH(host["kernel"]))
     whole = jax.device_put(host["kernel"], NamedSharding(mesh, Spec()))
     return {
@@ -63,6 +85,10 @@ def facts(dtype):
         ),
         "replicated": [float(BOTH(whole)), one],
         "shard_map": [float(inside(kernel)), one],
+        "shard_map_gradients": [
+            float(jnp.abs(one - other).max() / jnp.abs(other).max())
+            for one, other in zip(by_fastreg, by_jax, strict=True)
+        ],
         "explicit": explicit_facts(host["kernel"], one) if hasattr(jax, "set_mesh") else None,
     }
 

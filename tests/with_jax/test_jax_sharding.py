@@ -47,6 +47,9 @@ def test_sharded_arrays_outside_of_programs(facts, case):
 @pytest.mark.parametrize("case", CASES)
 def test_inside_a_shard_map(facts, case):
     assert same(facts[case]["shard_map"], 1e-12 if case == "float64" else 2e-7)
+    gradients = facts[case]["shard_map_gradients"]
+    assert len(gradients) == 4
+    assert max(gradients) <= (1e-12 if case == "float64" else 1e-5)
 
 
 @pytest.mark.parametrize("case", CASES)
