@@ -135,7 +135,7 @@ def _adapter_of(x: Any, is_followed_by_autograd: bool) -> Adapter | None:
 
 
 def of_strengths(*strengths: Any) -> Adapter | None:
-    """Give the adapter of strengths that are traced: JAX puts tracers there (``fastreg.jax``)."""
+    """Give the adapter of strengths or factors that are traced: JAX's tracers, of a schedule."""
     if all(type(strength) is float for strength in strengths):
         return None
     return next(filter(None, map(tracing, strengths)), None)

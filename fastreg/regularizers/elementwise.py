@@ -60,7 +60,7 @@ class Elementwise(Configured):
         """
         if type(w) is _ndarray:
             return _backend.evaluate_one(VALUE, w, None, self._l1, self._l2, scale, 1.0)
-        adapter = _adapters.following(w) or _adapters.of_strengths(self._l1, self._l2)
+        adapter = _adapters.following(w) or _adapters.of_strengths(self._l1, self._l2, scale)
         if adapter is not None:
             return adapter.total((w,), self._strengths(), (0,), scale)
         value = _backend.evaluate_one(VALUE, w, None, self._l1, self._l2, scale, 1.0)
@@ -100,7 +100,9 @@ class Elementwise(Configured):
         array([ 1. , -1.5,  0. ])
         """
         if type(w) is not _ndarray and out is None:
-            adapter = _adapters.tracing(w) or _adapters.of_strengths(self._l1, self._l2)
+            adapter = _adapters.tracing(w) or _adapters.of_strengths(
+                self._l1, self._l2, scale, grad_scale
+            )
             if adapter is not None:
                 return self._traced_gradient(adapter, w, scale, grad_scale)
         result = out if type(out) is _ndarray else self._target(w, out)
@@ -126,7 +128,9 @@ class Elementwise(Configured):
         (2.5, array([ 1., -2.]))
         """
         if type(w) is not _ndarray and out is None:
-            adapter = _adapters.tracing(w) or _adapters.of_strengths(self._l1, self._l2)
+            adapter = _adapters.tracing(w) or _adapters.of_strengths(
+                self._l1, self._l2, scale, grad_scale
+            )
             if adapter is not None:
                 value = adapter.total((w,), self._strengths(), (0,), scale)
                 return value, self._traced_gradient(adapter, w, scale, grad_scale)

@@ -75,7 +75,7 @@ class OrthogonalRegularizer(Configured):
 
     def __call__(self, w: Any, *, scale: float = 1.0) -> Any:
         """Give the penalty of a matrix; arguments and result are as for :class:`L1`."""
-        adapter = _adapters.following(w)
+        adapter = _adapters.following(w) or _adapters.of_strengths(self._factor, scale)
         if adapter is not None:
             return adapter.orthogonal(w, self._factor * scale, self._mode)
         value, _ = self._evaluate(VALUE, w, None, scale, 1.0)

@@ -265,6 +265,22 @@ def test_traced_strengths_give_what_constants_give(engine):
         assert bits(constant[1]) == bits(traced[1])
 
 
+def test_factors_that_are_traced_alone(engine):
+    w = normal((100,))  # closed over: nothing follows it
+    value = jax.jit(lambda scale: BOTH(w, scale=scale))(2.0)
+    assert float(value) == pytest.approx(2.0 * float(BOTH(w)))
+    gradient = jax.jit(
+        lambda scale, grad_scale: BOTH.gradient(w, scale=scale, grad_scale=grad_scale)
+    )
+    np.testing.assert_allclose(gradient(2.0, 4.0), 8.0 * BOTH.gradient(w), rtol=1e-6)
+    value, gradient = jax.jit(lambda factor: BOTH.value_and_grad(w, grad_scale=factor))(4.0)
+    assert float(value) == pytest.approx(float(BOTH(w)))
+    np.testing.assert_allclose(gradient, 4.0 * BOTH.gradient(w), rtol=1e-6)
+    regularizer, matrix = OrthogonalRegularizer(0.5), normal((6, 4))
+    value = jax.jit(lambda regularizer, scale: regularizer(matrix, scale=scale))(regularizer, 2.0)
+    assert float(value) == pytest.approx(2.0 * float(regularizer(matrix)), rel=1e-5)
+
+
 def test_strengths_of_the_host_are_exact_where_jax_has_no_float64(core):
     w = jnp.full(4096, 3.0)
     strong = L1(1.0 + 2.0**-30)  # 1 in float32
