@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .. import _adapters, _results
+from .. import _adapters, _checks, _results
 from .._penalty import VALUE
 from ..penalties import evaluation
 from ..penalties.plan import Plan
@@ -17,6 +17,7 @@ from ..penalties.rules import Rules, checked_rules, match
 from ..regularizers.base import Configured
 from . import traced
 from .pytrees import REGISTERED
+from .strengths import is_followed
 
 
 def attach(params: Any, rules: Any) -> TreePenalties:
@@ -126,6 +127,7 @@ class TreePenalties:
             scale,
             mesh=mesh,
             specs=tuple(compress(placed, plan.fused)),
+            names=[f"params[{name!r}]" for name in compress(plan.names, plan.fused)],
         )
         for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True):
             if not is_fused:
@@ -183,6 +185,8 @@ class TreePenalties:
                     "give it the rule None"
                 )
         value, pull_back = jax.vjp(lambda tree: self.value(tree, scale=scale), params)
+        if not is_followed(grad_scale):
+            grad_scale = _checks.multiplier(grad_scale, "grad_scale")
         (gradients,) = pull_back(jnp.asarray(grad_scale, value.dtype))
         return value, jax.tree_util.tree_map(
             lambda gradient, leaf: (
@@ -232,7 +236,7 @@ def _leaf_specs(specs: Any, params: Any) -> list[Any]:
         params,
         is_leaf=is_spec,
     )
-    return jax.tree_util.tree_leaves(whole, is_leaf=is_spec)
+    return list(jax.tree_util.tree_leaves(whole, is_leaf=is_spec))
 
 
 def _is_followed(plan: Plan, weights: tuple[Any, ...], scale: Any) -> bool:

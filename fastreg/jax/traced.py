@@ -32,9 +32,13 @@ def total(
     *,
     mesh: Any = None,
     specs: Sequence[Any] = (),
+    names: Sequence[str] = (),
 ) -> jax.Array:
-    """Give the penalty of all tensors, 0-d; float64 if one of them is, else float32."""
-    result: jax.Array = _evaluate(weights, strengths, which, scale, mesh, specs)[1]
+    """Give the penalty of all tensors, 0-d; float64 if one of them is, else float32.
+
+    `names` are what messages call the tensors.
+    """
+    result: jax.Array = _evaluate(weights, strengths, which, scale, mesh, specs, names)[1]
     return result
 
 
@@ -97,9 +101,12 @@ def _evaluate(
     scale: Any,
     mesh: Any,
     specs: Sequence[Any],
+    names: Sequence[str] = (),
 ) -> Any:
     arrays = tuple(jnp.asarray(_array(w)) for w in weights)
-    dtypes = [_dtype_of(w, "w") for w in arrays]
+    dtypes = [
+        _dtype_of(w, name) for w, name in zip(arrays, names or ["w"] * len(arrays), strict=True)
+    ]
     dtype = np.dtype(np.float64 if "f64" in dtypes else np.float32)
     if not arrays:
         return jnp.zeros((0,), dtype), jnp.zeros((), dtype)

@@ -109,6 +109,17 @@ def test_another_structure_is_matched_anew():
         attach(params, {"*kernle": "l2"})
 
 
+def test_what_does_not_fit_is_named(engine):
+    params = {"a": jnp.ones(3), "b": jnp.ones(2, "complex64")}
+    with pytest.raises(TypeError, match=r"params\['b'\] has dtype complex64"):
+        jax.jit(attach(params, "l2").value)(params)
+    penalties = attach(params, {"a": "l2"})
+    with pytest.raises(ValueError, match="grad_scale must be a finite number, not float nan"):
+        penalties.value_and_grad(params, grad_scale=float("nan"))
+    with pytest.raises(TypeError, match="grad_scale must be a finite number, not str '2'"):
+        penalties.value_and_grad(params, grad_scale="2")
+
+
 def test_rules_that_are_functions(engine):
     params = make_params()
     rules = {"*0/kernel": OrthogonalRegularizer(0.5), "*bias": lambda w: jnp.abs(w).max()}
