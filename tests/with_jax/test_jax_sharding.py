@@ -47,7 +47,13 @@ def test_sharded_arrays_outside_of_programs(facts, case):
 @pytest.mark.parametrize("case", CASES)
 def test_inside_a_shard_map(facts, case):
     assert same(facts[case]["shard_map"], 1e-12 if case == "float64" else 2e-7)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_inside_a_shard_map(facts, case):
     gradients = facts[case]["shard_map_gradients"]
+    if gradients is None:
+        pytest.skip("this JAX cannot tell what devices share")
     assert len(gradients) == 4
     assert max(gradients) <= (1e-12 if case == "float64" else 1e-5)
 
