@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..penalties import Report
+from . import engines
 from .activity import Activity
 from .evaluation import ModulePenalties, summed
 from .parameters import require_module
@@ -282,13 +283,14 @@ class Penalties:
         >>> penalties.last, model.weight.tolist()
         (1.0, [[0.75, 0.75]])
         """
+        plan, weights = self._penalties.current()
+        engines.require_gradients(weights, plan.names)  # its optimizer is often of no known kind
         require_optimizer(optimizer)
         if self._penalties.step is not None and self._penalties.step.is_active:
             raise RuntimeError(
                 "before_step() was called already, so the penalties would count twice; remove() "
                 "the handle that it gave first"
             )
-        plan, weights = self._penalties.current()
 
         step = StepHandle(optimizer, self._add_before_step, scale, grad_scale, value)
         try:

@@ -24,7 +24,7 @@ from .._penalty import ADD, GRADIENT, VALUE_AND_ADD
 from ..penalties import Report, evaluation
 from ..penalties.plan import Arrays, Plan
 from ..penalties.report import make_report, shares_of_zeros
-from . import sharding
+from . import engines, sharding
 from .callables import ByAutograd
 from .parameters import ParameterPlanner, Parameters
 from .steps import StepHandle
@@ -76,6 +76,7 @@ class ModulePenalties:
             self._plain = None
         elif self._plain is None or self._plain.plan is not plan:
             self._plain = self._as_plain(plan, weights)
+        engines.require_elements(weights, plan.names)
         return plan, weights
 
     def _as_plain(self, plan: Plan, weights: Arrays) -> _PlainCall | None:
@@ -129,6 +130,7 @@ class ModulePenalties:
         plain = self._plain
         if plain is not None and self.parameters.are_same():
             plan = plain.plan
+            engines.require_gradients(plain.weights, plan.names)
             try:
                 found = _backend.accumulate_parameters(
                     outputs,
@@ -155,6 +157,7 @@ class ModulePenalties:
     ) -> Any:
         """Do it for parameters of every kind, and for missing gradients."""
         plan, weights = self.current()
+        engines.require_gradients(weights, plan.names)
         if self.step is not None and self.step.is_active:
             self.step.require_held(plan.names, weights)
         made: list[tuple[Any, Any]] = []
