@@ -85,7 +85,7 @@ def set_num_threads(n: int) -> None:
     1
     >>> fastreg.set_num_threads(before)
     """
-    _backend.set_num_threads(_checks.positive_integer(n, "n"))
+    _backend.set_num_threads(_checks.thread_count(n, "n"))
 
 
 def get_num_threads() -> int:

@@ -10,6 +10,7 @@ Contract
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -71,17 +72,19 @@ def multiplier(value: object, name: str) -> float:
 MOST_THREADS = 1024
 
 
-def positive_integer(value: object, name: str) -> int:
-    """Return a number of threads as an int of at least 1."""
+def positive_integer(value: object, name: str, most: int = sys.maxsize) -> int:
+    """Return a size or a number of things as an int of at least 1 and at most `most`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be a positive integer, not {described(value)}")
-    if value < 1:
-        raise ValueError(f"{name} must be a positive integer, not {described(value)}")
-    if value > MOST_THREADS:
-        raise ValueError(
-            f"{name} must be a positive integer up to {MOST_THREADS}, not {described(value)}"
-        )
+    if not 1 <= value <= most:
+        limit = f" up to {most}" if value > 0 else ""
+        raise ValueError(f"{name} must be a positive integer{limit}, not {described(value)}")
     return int(value)
+
+
+def thread_count(value: object, name: str) -> int:
+    """Return a number of threads as an int that the core takes."""
+    return positive_integer(value, name, MOST_THREADS)
 
 
 def choice(value: object, name: str, choices: Sequence[str]) -> str:

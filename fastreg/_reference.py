@@ -317,7 +317,7 @@ def shares_address(weights: Sequence[Any]) -> bool:
 
 def set_num_threads(count: int) -> None:
     """Check `count` and change nothing: the fallback runs on the caller's thread."""
-    _checks.positive_integer(count, "n")
+    _checks.thread_count(count, "n")
 
 
 def get_num_threads() -> int:

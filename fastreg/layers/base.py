@@ -20,6 +20,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -603,7 +604,13 @@ def shape_of(shape: Any, name: str) -> Shape:
                 "it"
             )
         if extent < 0:
-            raise ValueError(f"{name} must have no negative extent, not {tuple(shape)}")
+            raise ValueError(
+                f"{name} must have no negative extent, not {_errors.described(extent)}"
+            )
+        if extent > sys.maxsize:
+            raise ValueError(
+                f"{name} must have no extent above {sys.maxsize}, not {_errors.described(extent)}"
+            )
     return tuple(None if extent is None else int(extent) for extent in shape)
 
 
