@@ -192,7 +192,7 @@ def test_the_first_rule_that_matches_wins(backend):
     penalties = attach(tensors, {"a*": L1(1.0), "*kernel": L1(2.0), "c": None})
     assert penalties.value() == 3.0
     assert [row.rule for row in penalties.report().values()] == [L1(1.0), L1(2.0), None]
-    assert repr(penalties) == "<Penalties on 2 of 3 tensors>"
+    assert repr(penalties) == "<Penalties on 2 of 3 tensors: 'a/kernel', 'b/kernel'>"
 
 
 def test_globs_mind_the_case():

@@ -7,7 +7,7 @@ from typing import Any
 from .. import _adapters, _results
 from .._penalty import GRADIENT, VALUE_AND_ADD, VALUE_AND_GRADIENT
 from . import evaluation
-from .names import names_of
+from .names import counted, names_of
 from .plan import Arrays, Plan, Planner
 from .report import Report, make_report, shares_of_zeros
 from .rules import checked_rules
@@ -80,7 +80,7 @@ class Penalties:
     def __repr__(self) -> str:
         names = names_of(self._tensors, "tensors")
         plan, _ = self._ready(self._tensors)
-        return f"<Penalties on {len(plan.names)} of {len(names)} tensors>"
+        return f"<Penalties on {counted(plan.names, len(names), 'tensors')}>"
 
     def value(self, *, tensors: Any = None, scale: float = 1.0) -> Any:
         """Give the penalty of all tensors.

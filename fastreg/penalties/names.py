@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from .. import _errors
@@ -59,6 +59,13 @@ def _numbered(count: int) -> Names:
     if len(_numbers) < count:
         _numbers = [str(index) for index in range(count)]
     return _numbers[:count]
+
+
+def counted(names: Iterable[str], count: int, things: str) -> str:
+    """Return how many of `count` things these are, and which, for a ``repr``."""
+    names = list(names)
+    colon = ": " if names else ""
+    return f"{len(names)} of {count} {things}{colon}{_errors.listed(names, 4)}"
 
 
 def require_strings(names: Names, argument: str) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from .. import _callables, _errors, regularizers
 from ..regularizers.saved_forms import converted
 from .names import Names
+
+Matches = Callable[[str, str], bool]
+"""Whether a rule takes a name, given the name and the rule's glob."""
 
 
 class Rules(NamedTuple):
@@ -45,8 +48,15 @@ def checked_rules(rules: Any) -> Rules:
     return Rules(checked, False)
 
 
-def match(names: Names, rules: Rules) -> tuple[dict[str, Any], dict[str, str]]:
-    """Give each matched name its rule, and the glob that won it.
+def match(
+    names: Names,
+    rules: Rules,
+    matches: Matches = fnmatchcase,
+    aliases: Callable[[], Mapping[str, str]] = dict,
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the rule of each matched name, and the glob that won it.
+
+    `aliases` gives further names of tensors, each with the one that the tensor counts under.
 
     Raises
     ------
@@ -56,19 +66,25 @@ def match(names: Names, rules: Rules) -> tuple[dict[str, Any], dict[str, str]]:
     globs: dict[str, str] = {}
     for name in names:
         for glob in rules.by_glob:
-            if fnmatchcase(name, glob):
+            if matches(name, glob):
                 globs[name] = glob
                 break
     if not rules.for_all:
         winners = set(globs.values())
         for glob in rules.by_glob:
             if glob not in winners:
-                raise ValueError(_never_wins(glob, names, globs))
+                raise ValueError(_never_wins(glob, names, globs, matches, aliases()))
     return {name: rules.by_glob[glob] for name, glob in globs.items()}, globs
 
 
-def _never_wins(glob: str, names: Names, globs: Mapping[str, str]) -> str:
-    shadowed = [name for name in names if fnmatchcase(name, glob)]
+def _never_wins(
+    glob: str,
+    names: Names,
+    globs: Mapping[str, str],
+    matches: Matches,
+    aliases: Mapping[str, str],
+) -> str:
+    shadowed = [name for name in names if matches(name, glob)]
     if shadowed:
         earlier = list(dict.fromkeys(globs[name] for name in shadowed))
         return (
@@ -77,6 +93,13 @@ def _never_wins(glob: str, names: Names, globs: Mapping[str, str]) -> str:
         )
     if not names:
         return f"rules[{glob!r}] matches no tensor: tensors is empty"
+    tied = {name: first for name, first in aliases.items() if fnmatchcase(name, glob)}
+    if tied:
+        pairs = ", ".join(f"{name!r} to {first!r}" for name, first in tied.items())
+        return (
+            f"rules[{glob!r}] matches only further names of tied tensors ({pairs}), which have one "
+            f"penalty, under their first name; write {next(iter(tied.values()))!r} instead"
+        )
     # A glob is near to a name when its letters are: "*" and "?" are no help in that.
     near = _errors.suggestion(glob.strip("*?"), names) or _errors.suggestion(glob, names)
     return (

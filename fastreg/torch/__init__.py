@@ -3,7 +3,8 @@
 >>> import torch, fastreg.torch
 >>> from fastreg import regularizers
 >>> model = torch.nn.Linear(2, 1)
->>> penalties = fastreg.torch.attach(model, {"*weight": regularizers.L1L2(l1=1e-5, l2=1e-4)})
+>>> reg = regularizers.L1L2(l1=1e-5, l2=1e-4)
+>>> penalties = fastreg.torch.attach(model, fastreg.torch.kernels(reg))
 >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 >>> handle = penalties.before_step(optimizer)
 
@@ -30,9 +31,10 @@ if tuple(int(part) for part in _torch.__version__.split(".")[:2]) < (2, 6):
     )
 
 from .attached import Penalties, attach
+from .kinds import kernels
 from .steps import StepHandle
 
-__all__ = ["Penalties", "StepHandle", "attach"]
+__all__ = ["Penalties", "StepHandle", "attach", "kernels"]
 
 # Messages name a class by its module: by this one, whichever file holds the class.
 for _class in (Penalties, StepHandle):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..penalties import Report
+from ..penalties.names import counted
 from . import engines
 from .activity import Activity
 from .evaluation import ModulePenalties, summed
@@ -29,11 +30,12 @@ def attach(
     module : torch.nn.Module
         It is kept, and its parameters are read at every call: one that was replaced, moved, frozen
         or tied since is seen.
-    rules : mapping, function of name and parameter, or what ``fastreg.regularizers.get`` takes
-        Globs over ``module.named_parameters()``, each with a regularizer, or None for "no penalty".
-        The first glob that matches a name wins; a name that none matches has no penalty.  A
-        function ``f(name, parameter)`` gives the regularizer of each, or None.  One regularizer is
-        for all parameters.
+    rules : Kernels, mapping, function of name and parameter, or regularizer
+        ``kernels(regularizer)`` is for the weights that multiply activations.  Or globs over
+        ``module.named_parameters()``, each with what ``fastreg.regularizers.get`` takes, such a
+        rule for kernels, or None for "no penalty".  The first glob that matches a name wins; a name
+        that none matches has no penalty.  A function ``f(name, parameter)`` gives the regularizer
+        of each, or None.  One regularizer is for all parameters.
     activity_regularizer : mapping, optional
         Globs over ``module.named_modules()``, each with the regularizer of what that module gives.
         See :meth:`Penalties.activity`.
@@ -54,7 +56,7 @@ def attach(
 
     Examples
     --------
-    >>> import torch
+    >>> import torch, fastreg.torch
     >>> from fastreg import regularizers
     >>> model = torch.nn.Linear(2, 1)
     >>> _ = torch.nn.init.ones_(model.weight)
@@ -65,10 +67,9 @@ def attach(
     >>> model.weight.grad
     tensor([[0.5000, 0.5000]])
 
-    No penalty on biases and norms:
+    No penalty on biases, norms and embeddings:
 
-    >>> l2 = regularizers.L2(1e-4)
-    >>> penalties = attach(model, lambda name, parameter: l2 if parameter.ndim > 1 else None)
+    >>> penalties = attach(model, fastreg.torch.kernels(regularizers.L2(1e-4)))
     """
     return Penalties(module, rules, activity_regularizer, activity_reduction=activity_reduction)
 
@@ -115,7 +116,7 @@ class Penalties:
     def __repr__(self) -> str:
         plan, _ = self._penalties.current()
         parameters = self._penalties.parameters.by_name
-        return f"<Penalties on {len(plan.names)} of {len(parameters)} parameters>"
+        return f"<Penalties on {counted(plan.names, len(parameters), 'parameters')}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _copy, self._arguments

@@ -54,7 +54,7 @@ class ModulePenalties:
 
     def __init__(self, module: Any, rules: Any) -> None:
         self.parameters = Parameters(module)
-        self.planner = ParameterPlanner(rules)
+        self.planner = ParameterPlanner(rules, self.parameters)
         self.step: StepHandle | None = None
         """What adds them before an optimizer's steps; its optimizer has to hold the parameters."""
         self._trained: list[bool] = []

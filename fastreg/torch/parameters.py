@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from .. import _backend, _callables, _errors, regularizers
 from ..penalties.names import Names
 from ..penalties.plan import Planner
-from ..penalties.rules import Rules, checked_rules, rule_name
+from ..penalties.rules import checked_rules, match, rule_name
 from ..regularizers.elementwise import is_fused
 from ..regularizers.saved_forms import converted
 from .callables import ByAutograd
+from .kinds import Kernels, kinds
 
 Predicate = Callable[[str, Any], Any]
 
@@ -35,10 +38,29 @@ class Parameters:
         self.by_name: dict[str, Any] = {}
         self._dicts: tuple[dict[str, Any], ...] | None = None
         self._members: tuple[Any, ...] = ()
+        self._lazy: tuple[Any, ...] = ()
 
     def are_same(self) -> bool:
         """Say whether the module has the parameters that :meth:`read` found last."""
-        return self._dicts is not None and _backend.have_members(self._dicts, self._members)
+        return (
+            self._dicts is not None
+            and _backend.have_members(self._dicts, self._members)
+            and all(map(is_lazy, self._lazy))
+        )
+
+    def aliases(self) -> dict[str, str]:
+        """Return the further names of parameters that have several, each with the first."""
+        first = {id(parameter): name for name, parameter in self.by_name.items()}
+        return {
+            name: first[id(parameter)]
+            for name, parameter in self._module.named_parameters(remove_duplicate=False)
+            if first.get(id(parameter), name) != name
+        }
+
+    def kinds(self) -> dict[str, str]:
+        """Return the kind of each parameter by name, as :mod:`fastreg.torch.kinds` tells it."""
+        by_id = kinds(self._module)
+        return {name: by_id[id(parameter)] for name, parameter in self.by_name.items()}
 
     def read(self) -> bool:
         """Read the parameters, and say whether they may have changed."""
@@ -51,6 +73,8 @@ class Parameters:
             for members in (module._parameters, module._modules)
         ]
         self.by_name = dict(self._module.named_parameters())
+        # A lazy parameter stays the same object when it gets its shape.
+        self._lazy = tuple(filter(is_lazy, self.by_name.values()))
         plain = all(type(members) is dict or isinstance(members, dict) for members in dicts)
         # TorchScript keeps its parameters elsewhere: they are read at each call.
         self._dicts = tuple(dicts) if plain else None
@@ -61,9 +85,22 @@ class Parameters:
 class ParameterPlanner(Planner):
     """Matches rules with parameters that require a gradient; rules may be a predicate."""
 
-    def __init__(self, rules: Any) -> None:
+    def __init__(self, rules: Any, parameters: Parameters) -> None:
+        self._parameters = parameters
         self._predicate: Predicate | None = rules if is_predicate(rules) else None
-        super().__init__(Rules({}, True) if self._predicate is not None else checked_rules(rules))
+        self._kernels: dict[str, Kernels] = {}
+        """The rules that are for kernels alone, by glob."""
+        if self._predicate is not None:
+            rules = {}
+        elif isinstance(rules, Kernels):
+            rules = {"*": rules}
+        if isinstance(rules, Mapping):
+            self._kernels = {
+                glob: rule for glob, rule in rules.items() if isinstance(rule, Kernels)
+            }
+        if self._kernels:
+            rules = {**rules, **{glob: rule.regularizer for glob, rule in self._kernels.items()}}
+        super().__init__(checked_rules(rules))
         self.frozen: list[str] = []
         """Names of parameters that have a rule and require no gradient."""
         self._wrapped: dict[int, ByAutograd] = {}
@@ -71,7 +108,7 @@ class ParameterPlanner(Planner):
     def matched(self, names: Names, source: Any) -> tuple[dict[str, Any], dict[str, str]]:
         """Do what the base class says, for parameters that require a gradient."""
         if self._predicate is None:
-            rule_of, origins = super().matched(names, source)
+            rule_of, origins = self._matched_by_glob(names, source)
         else:
             rule_of = _asked(self._predicate, names, source)
             origins = {name: rule_name(rule) for name, rule in rule_of.items()}
@@ -86,6 +123,30 @@ class ParameterPlanner(Planner):
             if source[name].requires_grad
         }
         return trained, origins
+
+    def _matched_by_glob(self, names: Names, source: Any) -> tuple[dict[str, Any], dict[str, str]]:
+        kind_of = self._parameters.kinds() if self._kernels else {}
+
+        def matches(name: str, glob: str) -> bool:
+            rule = self._kernels.get(glob)
+            return fnmatchcase(name, glob) and (rule is None or rule.takes(kind_of[name]))
+
+        for glob, rule in self._kernels.items():
+            candidates = [name for name in names if fnmatchcase(name, glob)]
+            if candidates and not any(rule.takes(kind_of[name]) for name in candidates):
+                raise ValueError(
+                    f"rules[{glob!r}], which is for kernels, matches none: "
+                    f"{_errors.listed(candidates)} are no weights that multiply activations, as "
+                    "fastreg.torch.kernels tells; give the glob the regularizer itself"
+                )
+        rule_of, globs = match(names, self.rules, matches, self._parameters.aliases)
+        if self._kernels:  # their lazy parameters have the rule once they have a shape
+            rule_of = {
+                name: rule
+                for name, rule in rule_of.items()
+                if globs[name] not in self._kernels or not is_lazy(source[name])
+            }
+        return rule_of, globs
 
     def _with_gradient(self, rule: Any) -> Any:
         if rule is None or is_fused(rule) or _callables.has_gradient(rule):
@@ -119,6 +180,8 @@ def _asked(predicate: Predicate, names: Names, source: Any) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for name in names:
+        if is_lazy(source[name]):
+            continue  # it is asked for once it has a shape
         try:
             rule = converted(regularizers.get(predicate(name, source[name])))
         except (TypeError, ValueError) as error:
@@ -126,7 +189,7 @@ def _asked(predicate: Predicate, names: Names, source: Any) -> dict[str, Any]:
             raise kind(f"rules({name!r}, parameter): {error}") from error
         if rule is not None:
             found[name] = rule
-    if names and not found:
+    if names and not found and not any(map(is_lazy, source.values())):
         raise ValueError(
             "rules(name, parameter) gave None for all parameters, so nothing would have a penalty; "
             f"the names are {_errors.listed(names)}"
