@@ -10,7 +10,9 @@ Contract
   and texts of the fallback (``TypeError`` for kinds, ``ValueError`` for values, ``BufferError`` for
   memory that must not be written), and nothing has been written when one is raised.
 - The interpreter is released during calls on 256 KiB or more. All functions may be called by
-  several threads at once, and after ``os.fork()``.
+  several threads at once, and after ``os.fork()``.  A thread that is inside a call when the
+  interpreter ends sleeps until the process has ended.
+- The import fails with an ``ImportError`` in sub-interpreters.
 - The import fails with an ``ImportError`` that quotes FASTREG_ISA or FASTREG_NUM_THREADS when the
   value of one of them cannot be had.
 """

@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "device.h"
+#include "interpreter_lock.h"
 
 namespace py = pybind11;
 
@@ -207,8 +208,7 @@ bool Call::shares_address(PyObject* const* others, std::size_t count) const {
 
 void Call::run() {
   if (bytes_ >= bytes_worth_releasing) {
-    const py::gil_scoped_release release;
-    evaluate(slots_.items, added_, outputs_, slots_.values);
+    without_lock([&] { evaluate(slots_.items, added_, outputs_, slots_.values); });
   } else {
     evaluate(slots_.items, added_, outputs_, slots_.values);
   }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "../cuda/loader.h"
+#include "interpreter_lock.h"
 
 namespace py = pybind11;
 
@@ -86,12 +87,8 @@ class DeviceMemory {
 
   ~DeviceMemory() {
     if (owner_) {
-      if (Py_IsInitialized() == 0) {
-        owner_.release();  // the interpreter has gone, and all its objects with it
-        return;
-      }
-      const py::gil_scoped_acquire acquire;
-      owner_ = py::object();
+      with_lock([this] { owner_ = py::object(); });
+      owner_.release();  // still there where the interpreter has gone, and all its objects with it
       return;
     }
     Mark* mark = written_ != nullptr ? written_->get() : nullptr;
@@ -120,15 +117,14 @@ class DeviceMemory {
     double number = 0.0;
     BackendError error;
     BackendStatus status = BackendStatus::ok;
-    {
-      const py::gil_scoped_release release;
+    without_lock([&] {
       if (written_ != nullptr) {
         status = backend().wait_for_mark(device_, pointer(on), written_->get(), &error);
       }
       if (status == BackendStatus::ok) {
         status = backend().copy_to_host(device_, pointer(on), memory_, sizeof number, &number, &error);
       }
-    }
+    });
     require(status, error);
     return number;
   }
@@ -329,11 +325,8 @@ class DeviceTensors {
                           static_cast<double*>(pointer(total))};
     Recording* recording = nullptr;
     BackendError error;
-    BackendStatus status;
-    {
-      const py::gil_scoped_release release;
-      status = backend().evaluate(&call, &recording, &error);
-    }
+    BackendStatus status = BackendStatus::ok;
+    without_lock([&] { status = backend().evaluate(&call, &recording, &error); });
     require(status, error);
     return address_of(recording);
   }
@@ -452,8 +445,7 @@ void add_device_functions(py::module_& m) {
       },
       py::arg("recording"), py::arg("strengths"), py::arg("scale"), py::arg("grad_scale"), py::arg("stream"));
   m.def("cuda_forget", [](Address recording) {
-    const py::gil_scoped_release release;
-    backend().forget(static_cast<Recording*>(pointer(recording)));
+    without_lock([&] { backend().forget(static_cast<Recording*>(pointer(recording))); });
   });
   m.def("cuda_wait", wait);
   m.def("cuda_copy", [](int device, Address stream, Address address, std::size_t bytes) {
@@ -463,11 +455,9 @@ void add_device_functions(py::module_& m) {
     }
     void* to = PyByteArray_AS_STRING(copy.ptr());
     BackendError error;
-    BackendStatus status;
-    {
-      const py::gil_scoped_release release;
-      status = backend().copy_to_host(device, pointer(stream), pointer(address), bytes, to, &error);
-    }
+    BackendStatus status = BackendStatus::ok;
+    without_lock(
+        [&] { status = backend().copy_to_host(device, pointer(stream), pointer(address), bytes, to, &error); });
     require(status, error);
     return copy;
   });

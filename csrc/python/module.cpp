@@ -16,6 +16,7 @@
 #include "../jax/capsules.h"
 #include "call.h"
 #include "device.h"
+#include "interpreter_lock.h"
 #include "tensor.h"
 
 namespace py = pybind11;
@@ -366,7 +367,45 @@ PyMethodDef hot_functions[] = {
 }  // namespace
 }  // namespace fastreg::python
 
-PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
+// Written out, as PYBIND11_MODULE asks for the lock by PyGILState_Ensure before anything else: in a sub-interpreter
+// CPython up to 3.11 then waits for ever.
+static int pybind11_exec__core(PyObject*);
+
+namespace {
+
+int require_main_interpreter(PyObject*) {
+  if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
+    PyErr_SetString(PyExc_ImportError, "the compiled core works in the main interpreter, not in sub-interpreters");
+    return -1;
+  }
+  try {
+    PYBIND11_ENSURE_INTERNALS_READY
+    return 0;
+  }
+  PYBIND11_CATCH_INIT_EXCEPTIONS
+  return -1;
+}
+
+}  // namespace
+
+extern "C" PYBIND11_EXPORT PyObject* PyInit__core() {
+  PYBIND11_CHECK_PYTHON_VERSION
+  static PyModuleDef_Slot slots[] = {
+      {Py_mod_exec, reinterpret_cast<void*>(require_main_interpreter)},
+      {Py_mod_exec, reinterpret_cast<void*>(pybind11_exec__core)},
+#ifdef Py_mod_multiple_interpreters
+      {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#endif
+#ifdef Py_mod_gil
+      {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+      {0, nullptr},
+  };
+  static PyModuleDef definition{PyModuleDef_HEAD_INIT, "_core", nullptr, 0, nullptr, slots, nullptr, nullptr, nullptr};
+  return PyModuleDef_Init(&definition);
+}
+
+PYBIND11_MODULE_EXEC(_core, m) {
   using namespace fastreg;
   using namespace fastreg::python;
   m.doc() = "The compiled core of fastreg.";
@@ -405,8 +444,10 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       "floor_read",
       [](const py::object& source) {
         const ArrayView from = plain_bytes(source, false);
-        const py::gil_scoped_release release;
-        return floor_read(from.data, common_bytes(from, from));
+        const std::size_t bytes = common_bytes(from, from);
+        std::uint64_t seen = 0;
+        without_lock([&] { seen = floor_read(from.data, bytes); });
+        return seen;
       },
       py::arg("source"));
   m.def(
@@ -415,8 +456,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
         const ArrayView to = plain_bytes(target, true);
         const ArrayView from = plain_bytes(source, false);
         const std::size_t bytes = common_bytes(to, from);
-        const py::gil_scoped_release release;
-        floor_copy(to.data, from.data, bytes);
+        without_lock([&] { floor_copy(to.data, from.data, bytes); });
       },
       py::arg("target"), py::arg("source"));
   m.def(
@@ -425,8 +465,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
         const ArrayView to = plain_bytes(target, true);
         const ArrayView from = plain_bytes(source, false);
         const std::size_t bytes = common_bytes(to, from);
-        const py::gil_scoped_release release;
-        floor_add(to.data, from.data, bytes, from.dtype);
+        without_lock([&] { floor_add(to.data, from.data, bytes, from.dtype); });
       },
       py::arg("target"), py::arg("source"));
 }
