@@ -207,6 +207,35 @@ def test_what_stands_for_a_regularizer(backend, rules):
     assert attach([np.ones(2)], rules).value() == 0.02
 
 
+BRACKETS = "['a']['kernel']"
+
+
+@pytest.mark.parametrize("name", [BRACKETS, "layers[0].w", "[", "w[!0]", "a[0-9]", "w?", "w[*]"])
+def test_a_name_as_a_rule_is_for_that_name_alone(name):
+    matched_as_glob = {
+        "ak": np.ones(1),
+        "layers0.w": np.ones(1),
+        "w1": np.ones(1),
+        "a7": np.ones(1),
+    }
+    tensors = {**matched_as_glob, name: np.full(1, 2.0)}
+    assert attach(tensors, {name: L1(1.0)}).value() == 2.0
+    assert attach(tensors, {name: None, "*": L1(1.0)}).value() == 4.0
+    with pytest.raises(ValueError, match=r"never wins.*by '\*' before it"):
+        attach(tensors, {"*": L1(1.0), name: None})
+
+
+def test_rules_with_brackets():
+    tensors = {BRACKETS: np.ones(1), "['b']['bias']": np.ones(2), "w0": np.ones(4)}
+    assert attach(tensors, {"w[01]": L1(1.0)}).value() == 4.0
+    assert attach(tensors, {"*[[]'bias']": L1(1.0)}).value() == 2.0
+    with pytest.raises(ValueError, match=r"brackets are a choice.*write \"\*\[\[\]'kernel'\]\""):
+        attach(tensors, {"*['kernel']": L1(1.0)})
+    with pytest.raises(ValueError, match="did you mean"):
+        attach(tensors, {"['a']['kernle']": L1(1.0)})
+    assert attach({"*": np.ones(1), "b": np.ones(2)}, L1(1.0)).value() == 3.0
+
+
 def test_rules_that_never_win():
     tensors = {"dense/kernel": np.ones(1), "dense/bias": np.ones(1)}
     with pytest.raises(ValueError, match=r"rules\['\*kernels'\] matches no tensor .did you mean"):

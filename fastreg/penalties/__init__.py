@@ -3,8 +3,8 @@
 Contract
 --------
 - Tensors are read from the mapping (or sequence) at every call; strengths too.
-- Rules are globs over names (``fnmatch.fnmatchcase``).  The first that matches wins, what none
-  matches is left alone, and a rule that never wins is an error.
+- Rules are globs over names (``fnmatch.fnmatchcase``), or a name itself, brackets and all.  The
+  first that matches wins, what none matches is left alone, and a rule that never wins is an error.
 - Tied tensors (same device, lowest address, dtype and set of elements, so a transpose as well)
   count once, under the first name.
 - All or nothing: everything is checked, and every callable has run, before anything is written.

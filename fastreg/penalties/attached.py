@@ -23,8 +23,9 @@ def attach(tensors: Any, rules: Any) -> Penalties:
         read at every call, so ``params[name] = ...`` between calls is seen.
     rules : mapping, or what ``fastreg.regularizers.get`` takes
         Globs over names, each with a regularizer, or None for "no penalty".  The first glob that
-        matches a name wins; a name that none matches has no penalty.  One regularizer instead of
-        a mapping is for all tensors.  (A dict with the key "class_name" is a saved regularizer.)
+        matches a name wins; a name that none matches has no penalty.  A key that is the name of a
+        tensor is for that tensor alone, brackets and all.  One regularizer instead of a mapping is
+        for all tensors.  (A dict with the key "class_name" is a saved regularizer.)
 
     Returns
     -------

@@ -10,12 +10,12 @@ from .. import _callables, _errors, regularizers
 from ..regularizers.saved_forms import converted
 from .names import Names
 
-Matches = Callable[[str, str], bool]
-"""Whether a rule takes a name, given the name and the rule's glob."""
+Takes = Callable[[str, str], bool]
+"""Whether the rule of a glob that matches a name takes it, given the name and the glob."""
 
 
 class Rules(NamedTuple):
-    """Regularizers by glob; the first glob that matches a name wins."""
+    """Regularizers by glob or name; the first that matches a name wins."""
 
     by_glob: dict[str, Any]
     for_all: bool
@@ -48,10 +48,21 @@ def checked_rules(rules: Any) -> Rules:
     return Rules(checked, False)
 
 
+def matcher(glob: str, names: Names) -> Callable[[str], bool]:
+    """Return the test of a name: a glob that is a name itself matches that one alone.
+
+    >>> list(filter(matcher("w[01]", ["w0", "w1", "w2"]), ["w0", "w1", "w2"]))
+    ['w0', 'w1']
+    >>> list(filter(matcher("w[0]", ["w0", "w[0]"]), ["w0", "w[0]"]))
+    ['w[0]']
+    """
+    return glob.__eq__ if glob in names else lambda name: fnmatchcase(name, glob)
+
+
 def match(
     names: Names,
     rules: Rules,
-    matches: Matches = fnmatchcase,
+    takes: Takes = lambda name, glob: True,
     aliases: Callable[[], Mapping[str, str]] = dict,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the rule of each matched name, and the glob that won it.
@@ -63,28 +74,31 @@ def match(
     ValueError
         When a rule never wins.
     """
-    globs: dict[str, str] = {}
+    if rules.for_all:
+        globs = dict.fromkeys(names, "*")
+        return {name: rules.by_glob["*"] for name in names}, globs
+    matchers = {glob: matcher(glob, names) for glob in rules.by_glob}
+    globs = {}
     for name in names:
-        for glob in rules.by_glob:
-            if matches(name, glob):
+        for glob, matches in matchers.items():
+            if matches(name) and takes(name, glob):
                 globs[name] = glob
                 break
-    if not rules.for_all:
-        winners = set(globs.values())
-        for glob in rules.by_glob:
-            if glob not in winners:
-                raise ValueError(_never_wins(glob, names, globs, matches, aliases()))
+    winners = set(globs.values())
+    for glob, matches in matchers.items():
+        if glob not in winners:
+            matched = [name for name in names if matches(name) and takes(name, glob)]
+            raise ValueError(_never_wins(glob, names, matched, globs, aliases()))
     return {name: rules.by_glob[glob] for name, glob in globs.items()}, globs
 
 
 def _never_wins(
     glob: str,
     names: Names,
+    shadowed: Names,
     globs: Mapping[str, str],
-    matches: Matches,
     aliases: Mapping[str, str],
 ) -> str:
-    shadowed = [name for name in names if matches(name, glob)]
     if shadowed:
         earlier = list(dict.fromkeys(globs[name] for name in shadowed))
         return (
@@ -93,12 +107,19 @@ def _never_wins(
         )
     if not names:
         return f"rules[{glob!r}] matches no tensor: tensors is empty"
-    tied = {name: first for name, first in aliases.items() if fnmatchcase(name, glob)}
+    matches = matcher(glob, [*aliases])
+    tied = {name: first for name, first in aliases.items() if matches(name)}
     if tied:
         pairs = ", ".join(f"{name!r} to {first!r}" for name, first in tied.items())
         return (
             f"rules[{glob!r}] matches only further names of tied tensors ({pairs}), which have one "
             f"penalty, under their first name; write {next(iter(tied.values()))!r} instead"
+        )
+    literal = glob.replace("[", "[[]")
+    if any(fnmatchcase(name, literal) for name in names):
+        return (
+            f"rules[{glob!r}] matches no tensor: in a glob, brackets are a choice of characters; "
+            f"write {literal!r}"
         )
     # A glob is near to a name when its letters are: "*" and "?" are no help in that.
     near = _errors.suggestion(glob.strip("*?"), names) or _errors.suggestion(glob, names)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from torch.nn.parameter import is_lazy
 from .. import _backend, _callables, _errors, regularizers
 from ..penalties.names import Names
 from ..penalties.plan import Planner
-from ..penalties.rules import checked_rules, match, rule_name
+from ..penalties.rules import checked_rules, match, matcher, rule_name
 from ..regularizers.elementwise import is_fused
 from ..regularizers.saved_forms import converted
 from .callables import ByAutograd
@@ -127,19 +126,19 @@ class ParameterPlanner(Planner):
     def _matched_by_glob(self, names: Names, source: Any) -> tuple[dict[str, Any], dict[str, str]]:
         kind_of = self._parameters.kinds() if self._kernels else {}
 
-        def matches(name: str, glob: str) -> bool:
+        def takes(name: str, glob: str) -> bool:
             rule = self._kernels.get(glob)
-            return fnmatchcase(name, glob) and (rule is None or rule.takes(kind_of[name]))
+            return rule is None or rule.takes(kind_of[name])
 
         for glob, rule in self._kernels.items():
-            candidates = [name for name in names if fnmatchcase(name, glob)]
+            candidates = [*filter(matcher(glob, names), names)]
             if candidates and not any(rule.takes(kind_of[name]) for name in candidates):
                 raise ValueError(
                     f"rules[{glob!r}], which is for kernels, matches none: "
                     f"{_errors.listed(candidates)} are no weights that multiply activations, as "
                     "fastreg.torch.kernels tells; give the glob the regularizer itself"
                 )
-        rule_of, globs = match(names, self.rules, matches, self._parameters.aliases)
+        rule_of, globs = match(names, self.rules, takes, self._parameters.aliases)
         if self._kernels:  # their lazy parameters have the rule once they have a shape
             rule_of = {
                 name: rule

@@ -120,6 +120,16 @@ def test_what_does_not_fit_is_named(engine):
         penalties.value_and_grad(params, grad_scale="2")
 
 
+def test_names_with_brackets(engine):
+    params = {"['a']['kernel']": jnp.ones(2), "ak": jnp.ones(4), "layers": [jnp.ones(8)]}
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    by_path = dict(zip(names, jax.tree_util.tree_leaves(params), strict=True))
+    for name in names:
+        assert float(attach(by_path, {name: L1(1.0)}).value(by_path)) == by_path[name].size
+    penalties = attach(params, {"['a']['kernel']": L1(1.0)})
+    assert float(penalties.value(params)) == float(jax.jit(penalties.value)(params)) == 2.0
+
+
 def test_rules_that_are_functions(engine):
     params = make_params()
     rules = {"*0/kernel": OrthogonalRegularizer(0.5), "*bias": lambda w: jnp.abs(w).max()}

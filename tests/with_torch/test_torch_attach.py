@@ -130,6 +130,19 @@ def test_rules_that_are_refused(rules, error, message):
         fastreg.torch.attach(network(), rules)
 
 
+def test_names_with_brackets():
+    model = torch.nn.ModuleDict({"w[0]": torch.nn.Linear(2, 2), "w0": torch.nn.Linear(2, 2)})
+    penalties = fastreg.torch.attach(model, {"w[0].weight": L1(1.0)})
+    expected = model["w[0]"].weight.detach().abs().sum()
+    assert penalties.value().item() == pytest.approx(expected.item(), rel=1e-6)
+    rules = {"w[0]": L1(1.0)}
+    penalties = fastreg.torch.attach(model, {"w0.bias": None}, activity_regularizer=rules)
+    model["w0"](torch.ones(1, 2))
+    assert penalties.activity().item() == 0.0
+    out = model["w[0]"](torch.ones(1, 2))
+    assert penalties.activity().item() == pytest.approx(out.abs().sum().item(), rel=1e-6)
+
+
 def test_what_is_no_module_is_refused():
     with pytest.raises(TypeError, match=r"use fastreg\.attach"):
         fastreg.torch.attach(network().parameters(), "l2")
