@@ -20,7 +20,7 @@ import torch
 
 from .. import _arrays, _checks, _errors
 from .._frameworks import framework
-from . import operators
+from . import engines, operators
 
 _Strengths = Sequence[tuple[Any, Any]]
 _Numbers: TypeAlias = tuple[float, ...] | torch.Tensor
@@ -103,6 +103,8 @@ def _penalty(
     per_tensor: bool,
 ) -> Any:
     tensors = [_tensor(weight) for weight in weights]
+    if not torch.compiler.is_compiling():
+        engines.require_elements(tensors, _label)
     if isinstance(scale, torch.Tensor):  # it may be what is differentiated
         return _apply(_scaled(strengths, 1.0), tuple(which), per_tensor, *tensors) * scale
     return _apply(_scaled(strengths, scale), tuple(which), per_tensor, *tensors)
@@ -120,6 +122,10 @@ def _tensor(weight: Any) -> torch.Tensor:
     if tensor.layout is not torch.strided or tensor.is_nested:
         _arrays.require_plain_torch(torch, tensor, "w")
     return tensor
+
+
+def _label(place: int) -> str:
+    return f"tensors[{place}]" if place else "w"
 
 
 def _scaled(strengths: _Strengths, scale: Any) -> _Numbers:

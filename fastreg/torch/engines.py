@@ -6,13 +6,13 @@ Contract
 - Asked at each call: 0.5 us for any number of parameters where no such engine is loaded.  Then
   only the first and the last parameter are looked at, as an engine marks all that it trains.
 - What only autograd reaches: an engine collects gradients in hooks while a backward pass runs.
-  What is added to ``.grad`` afterwards is lost, so it is refused; a penalty in the loss is right.
+  What is added to ``.grad`` afterwards is lost, so it is refused with what works instead.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -23,10 +23,10 @@ class Owner(NamedTuple):
     """An engine that takes the gradients of a parameter."""
 
     engine: str
+    advice: str
+    """How the penalty's gradient reaches it instead."""
     place: int
     """Of the first such parameter."""
-    has_elements: bool
-    """Whether the parameter has its elements while no forward or backward pass needs them."""
 
 
 def owner_of(parameters: Sequence[Any]) -> Owner | None:
@@ -50,17 +50,12 @@ def owner_of(parameters: Sequence[Any]) -> Owner | None:
     >>> owner_of([weight]).engine
     'Megatron'
     """
-    if not parameters:
-        return None
-    if not _is_loaded() and not parameters[0].__dict__ and not parameters[-1].__dict__:
-        return None
-    # 26 ns for each, an eighth of what a call to the core takes for it.
-    if not any(map(_attributes, parameters)):
+    if not _may_be_marked(parameters):
         return None
     for place, parameter in enumerate(parameters):
-        for mark, engine, has_elements in _MARKS:
+        for mark, (engine, advice) in _MARKS.items():
             if mark in parameter.__dict__:
-                return Owner(engine, place, has_elements)
+                return Owner(engine, advice, place)
     return None
 
 
@@ -96,52 +91,71 @@ def require_gradients(parameters: Sequence[Any], names: Sequence[str]) -> None:
     ------
     RuntimeError
         With the name of the first, and the engine's.
+    TypeError
+        As :func:`require_elements`.
     """
     owner = owner_of(parameters)
-    if owner is None:
-        return
-    _require_elements(owner, names)
-    raise RuntimeError(
-        f"{owner.engine} takes the gradient of the parameter {names[owner.place]!r} away while "
-        "backward() runs, and updates it from its own copy, so that a penalty added to .grad would "
-        "be lost; add penalties.value() to the loss of each micro-batch instead"
-    )
+    if owner is not None:
+        require_elements(parameters, parameter_label(names))
+        raise RuntimeError(
+            f"{owner.engine} takes the gradient of the parameter {names[owner.place]!r} away while "
+            "backward() runs, and updates it from its own copy, so that a penalty added to .grad "
+            f"would be lost; {owner.advice}"
+        )
 
 
-def require_elements(parameters: Sequence[Any], names: Sequence[str]) -> None:
-    """Refuse parameters whose elements are elsewhere between passes.
+def parameter_label(names: Sequence[str]) -> Callable[[int], str]:
+    """Return what calls the parameter at a place by its name."""
+    return lambda place: f"the parameter {names[place]!r}"
+
+
+def require_elements(parameters: Sequence[Any], label: Callable[[int], str]) -> None:
+    """Refuse parameters whose elements are in other processes at this moment.
+
+    `label` is what a message calls the parameter at a place.
 
     Raises
     ------
     TypeError
-        With the name of the first, and the engine's.
+        With the label of the first.
     """
-    owner = owner_of(parameters)
-    if owner is not None:
-        _require_elements(owner, names)
+    if not _may_be_marked(parameters):
+        return
+    for place, parameter in enumerate(parameters):
+        # Inside of a forward pass and of GatheredParameters it has its elements.
+        marks = parameter.__dict__
+        if "ds_id" in marks and parameter.numel() != marks["ds_numel"]:
+            raise TypeError(
+                f"{label(place)} is partitioned by {_MARKS['ds_id'][0]}, so that this process has "
+                "none of its elements between forward and backward passes, and its penalty would "
+                "be 0; evaluate the regularizer in the forward pass of its layer and add that to "
+                "the loss, or use ZeRO stage 1 or 2 with penalties.value() in the loss"
+            )
 
 
-def _require_elements(owner: Owner, names: Sequence[str]) -> None:
-    if not owner.has_elements:
-        raise TypeError(
-            f"the parameter {names[owner.place]!r} is partitioned by {owner.engine}: between "
-            "passes this process has none of its elements, and its penalty would be 0; use ZeRO "
-            "stage 1 or 2 with penalties.value() in the loss, or fully_shard (FSDP2) instead"
-        )
-
-
-# Stage 3 first: it is the only one that takes elements away.
-_MARKS = (
-    ("ds_id", "DeepSpeed (ZeRO-3)", False),
-    ("_hp_mapping", "DeepSpeed (ZeRO-1, ZeRO-2 or its bfloat16 optimizer)", True),
-    ("main_grad", "Megatron", True),
-)
+_IN_THE_LOSS = "add penalties.value() to the loss of each micro-batch instead"
+_MARKS = {
+    "ds_id": ("DeepSpeed (ZeRO-3)", _IN_THE_LOSS),
+    "_hp_mapping": ("DeepSpeed (ZeRO-1, ZeRO-2 or its bfloat16 optimizer)", _IN_THE_LOSS),
+    # Where it fuses the gradients of weights with their accumulation, its hook leaves out what
+    # autograd gives beside them: a penalty in the loss.
+    "main_grad": (
+        "Megatron",
+        "once gradients are reduced, call parameter.main_grad.add_(rule.gradient("
+        "parameter.detach())) instead",
+    ),
+}
 _MODULES = ("deepspeed", "megatron")
+
+
+def _may_be_marked(parameters: Sequence[Any]) -> bool:
+    if not parameters:
+        return False
+    if not any(name in sys.modules for name in _MODULES):
+        return bool(parameters[0].__dict__ or parameters[-1].__dict__)
+    return any(map(_attributes, parameters))  # 26 ns for each
+
 
 _attributes = attrgetter("__dict__")
 _hooks = attrgetter("_backward_hooks")
 _late_hooks = attrgetter("_post_accumulate_grad_hooks")
-
-
-def _is_loaded() -> bool:
-    return any(name in sys.modules for name in _MODULES)

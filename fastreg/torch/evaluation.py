@@ -76,7 +76,7 @@ class ModulePenalties:
             self._plain = None
         elif self._plain is None or self._plain.plan is not plan:
             self._plain = self._as_plain(plan, weights)
-        engines.require_elements(weights, plan.names)
+        engines.require_elements(weights, engines.parameter_label(plan.names))
         return plan, weights
 
     def _as_plain(self, plan: Plan, weights: Arrays) -> _PlainCall | None:
