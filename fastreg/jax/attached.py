@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from itertools import compress
 from typing import Any
 
@@ -114,25 +115,8 @@ class TreePenalties:
             When names and rules do not fit, or a strength is not finite after scaling.
         """
         plan, weights = self._ready(params)
-        if mesh is None and not _is_followed(plan, weights, scale):
-            return _results.wrap_value(
-                evaluation.total(VALUE, plan, weights, None, scale, 1.0), _widest(weights)
-            )
         placed = () if mesh is None else plan.source(_leaf_specs(specs, params))
-        fused = tuple(compress(weights, plan.fused))
-        total = traced.total(
-            fused,
-            plan.strengths(),
-            plan.which,
-            scale,
-            mesh=mesh,
-            specs=tuple(compress(placed, plan.fused)),
-            names=[f"params[{name!r}]" for name in compress(plan.names, plan.fused)],
-        )
-        for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True):
-            if not is_fused:
-                total = total + plan.rules[name](weight) * scale
-        return total
+        return _value(plan, weights, scale, mesh, placed)
 
     def gradient(self, params: Any, *, scale: Any = 1.0, grad_scale: Any = 1.0) -> Any:
         """Give the gradient as a tree like `params`, zeros where there is no penalty.
@@ -162,16 +146,7 @@ class TreePenalties:
                 gradients.append(traced.gradient(weight, l1 * scale, l2 * scale, grad_scale))
             else:
                 gradients.append(jax.grad(plan.rules[name])(weight) * (scale * grad_scale))
-        leaves, treedef = jax.tree_util.tree_flatten(params)
-        # By place: two leaves may have one name, {"a/b": ..., "a": {"b": ...}}.
-        of_weights = iter(gradients)
-        return jax.tree_util.tree_unflatten(
-            treedef,
-            [
-                next(of_weights) if name in plan.rules else jnp.zeros_like(leaf)
-                for name, leaf in zip(plan.source.names, leaves, strict=True)
-            ],
-        )
+        return _like(params, plan, gradients)
 
     def value_and_grad(
         self, params: Any, *, scale: Any = 1.0, grad_scale: Any = 1.0
@@ -184,17 +159,11 @@ class TreePenalties:
                     f"params[{name!r}] has dtype {weight.dtype}, for which there is no gradient; "
                     "give it the rule None"
                 )
-        value, pull_back = jax.vjp(lambda tree: self.value(tree, scale=scale), params)
+        value, pull_back = jax.vjp(lambda weights: _value(plan, weights, scale), weights)
         if not is_followed(grad_scale):
             grad_scale = _checks.multiplier(grad_scale, "grad_scale")
         (gradients,) = pull_back(jnp.asarray(grad_scale, value.dtype))
-        return value, jax.tree_util.tree_map(
-            lambda gradient, leaf: (
-                jnp.zeros_like(leaf) if gradient.dtype == jax.dtypes.float0 else gradient
-            ),
-            gradients,
-            params,
-        )
+        return value, _like(params, plan, gradients)
 
     def _ready(self, params: Any) -> tuple[Plan, tuple[Any, ...]]:
         plan = self._plan
@@ -221,6 +190,43 @@ def _make_plan(params: Any, rules: Rules) -> Plan:
     rule_of, _ = match(names, rules)
     return Plan(
         names, {name: rule for name, rule in rule_of.items() if rule is not None}, (), rule_of
+    )
+
+
+def _value(
+    plan: Plan, weights: tuple[Any, ...], scale: Any, mesh: Any = None, specs: Any = ()
+) -> jax.Array:
+    """Return the sum of the penalties; `specs` are those of `weights`."""
+    if mesh is None and not _is_followed(plan, weights, scale):
+        return _results.wrap_value(
+            evaluation.total(VALUE, plan, weights, None, scale, 1.0), _widest(weights)
+        )
+    total = traced.total(
+        tuple(compress(weights, plan.fused)),
+        plan.strengths(),
+        plan.which,
+        scale,
+        mesh=mesh,
+        specs=tuple(compress(specs, plan.fused)),
+        names=[f"params[{name!r}]" for name in compress(plan.names, plan.fused)],
+    )
+    for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True):
+        if not is_fused:
+            total = total + plan.rules[name](weight) * scale
+    return total
+
+
+def _like(params: Any, plan: Plan, gradients: Iterable[Any]) -> Any:
+    """Return the gradients of the penalised leaves in a tree like `params`, zeros elsewhere."""
+    leaves, treedef = jax.tree_util.tree_flatten(params)
+    # By place: two leaves may have one name, {"a/b": ..., "a": {"b": ...}}.
+    of_weights = iter(gradients)
+    return jax.tree_util.tree_unflatten(
+        treedef,
+        [
+            next(of_weights) if name in plan.rules else jnp.zeros_like(leaf)
+            for name, leaf in zip(plan.source.names, leaves, strict=True)
+        ],
     )
 
 

@@ -9,6 +9,7 @@ Contract
   it is fused with the update, and stays where the weights are.  Backward passes can be
   differentiated again, in either mode; the forward pass refuses forward mode, as every
   ``custom_vjp`` does.
+- Arrays that are known to be sharded are computed where their shards are, outside of programs too.
 - Strengths that a trace follows have gradients as well.
 """
 
@@ -20,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import handler, slope
+from . import handler, placement, slope
 from .strengths import TERM_L1, TERM_L2, as_reals, coefficients, make_rule, real
 
 
@@ -36,7 +37,7 @@ class Form(NamedTuple):
     platforms: tuple[str, ...]
     """On which the core is called."""
     mesh: Any = None
-    """Where the tensors are sharded, and how; None where XLA knows or nothing is."""
+    """Where the caller says that the tensors are sharded; None where they say so themselves."""
     specs: tuple[Any, ...] = ()
 
 
@@ -60,6 +61,7 @@ def _evaluated_fwd(form: Form, weights: Any, operands: Any, slopes: Any) -> Any:
 
 def _evaluated_bwd(form: Form, residuals: Any, cotangents: Any) -> Any:
     weights, operands, slopes, total = residuals
+    form = _placed(form, weights)
     values_bar, total_bar = cotangents
     upstream = values_bar + total_bar
     if form.mesh is None:
@@ -144,6 +146,19 @@ def _forward_jvp(form: Form, primals: Any, tangents: Any) -> Any:
     return _forward(form, weights, operands, slopes), (values_dot, values_dot.sum())
 
 
+def _placed(form: Form, weights: Any) -> Form:
+    """Return the form of a call on these arrays, where they are."""
+    if form.mesh is not None:
+        return form
+    mesh, specs = placement.mesh_and_specs(weights)
+    if mesh is not None:
+        return form._replace(mesh=mesh, specs=specs)
+    if placement.are_spread(weights):
+        # XLA divides its own sums among devices, and calls of the core not.
+        return form._replace(platforms=())
+    return form
+
+
 def _program(form: Form, weights: Any, operands: Any, slopes: Any) -> tuple[Any, Any]:
     if form.mesh is None:
         return local(form, weights, operands, slopes)
@@ -154,7 +169,9 @@ def _program(form: Form, weights: Any, operands: Any, slopes: Any) -> tuple[Any,
 
 # Compiled for calls that no program of the caller's has in it, such as grad without jit.
 _compiled: Any = jax.jit(_program, static_argnums=0)
-_forward: Any = jax.custom_jvp(_compiled, nondiff_argnums=(0,))
+_forward: Any = jax.custom_jvp(
+    lambda form, *arrays: _compiled(_placed(form, arrays[0]), *arrays), nondiff_argnums=(0,)
+)
 _forward.defjvp(_forward_jvp)
 _evaluated: Any = jax.custom_vjp(_forward, nondiff_argnums=(0,))
 _evaluated.defvjp(_evaluated_fwd, _evaluated_bwd)

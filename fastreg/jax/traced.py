@@ -84,6 +84,11 @@ def _array(w: Any) -> Any:
     return framework(w)[2]
 
 
+def _strong(w: Any) -> Any:
+    # ``jnp.asarray`` of what ``grad`` follows outside of a program copies all of it.
+    return w if isinstance(w, jax.Array) and not w.weak_type else jnp.asarray(w)
+
+
 def _dtype_of(w: Any, name: str) -> str:
     """Give the short name of an array's dtype; TypeError where it has no penalty."""
     if w.dtype == jnp.bfloat16:
@@ -103,7 +108,7 @@ def _evaluate(
     specs: Sequence[Any],
     names: Sequence[str] = (),
 ) -> Any:
-    arrays = tuple(jnp.asarray(_array(w)) for w in weights)
+    arrays = tuple(_strong(_array(w)) for w in weights)
     dtypes = [
         _dtype_of(w, name) for w, name in zip(arrays, names or ["w"] * len(arrays), strict=True)
     ]
@@ -114,10 +119,6 @@ def _evaluate(
     # gradient that JAX takes is infinite then.
     rules = [_strengths.make_rule(l1, l2, scale, ()) for l1, l2 in strengths]
     platforms = handler.platforms()
-    if mesh is None:
-        mesh, specs = _placement(arrays)
-        if mesh is None and _is_spread(arrays):
-            platforms = ()  # XLA divides its own sums among devices, and calls of the core not
     form = Form(
         tuple(which),
         tuple(rule.terms for rule in rules),
@@ -129,30 +130,3 @@ def _evaluate(
     )
     operands = tuple(rule.operand for rule in rules)
     return evaluated(form, arrays, operands, tuple(rule.slopes for rule in rules))
-
-
-def _placement(arrays: Sequence[Any]) -> tuple[Any, tuple[Any, ...]]:
-    """Give the mesh and the specs of arrays that are known to be sharded over one; else None.
-
-    Of concrete arrays this is always known, inside programs only for a mesh of explicit axes.
-    """
-    placed: list[Any] = [_sharding(w) for w in arrays]
-    if any(not isinstance(sharding, jax.sharding.NamedSharding) for sharding in placed):
-        return None, ()
-    meshes = {sharding.mesh for sharding in placed}
-    specs = tuple(sharding.spec for sharding in placed)
-    if len(meshes) != 1 or not any(entry is not None for spec in specs for entry in spec):
-        return None, ()
-    return placed[0].mesh, specs
-
-
-def _sharding(w: Any) -> Any:
-    if isinstance(w, jax.core.Tracer):
-        return getattr(w.aval, "sharding", None)
-    return w.sharding
-
-
-def _is_spread(arrays: Sequence[Any]) -> bool:
-    return any(
-        not isinstance(w, jax.core.Tracer) and len(w.sharding.device_set) > 1 for w in arrays
-    )
