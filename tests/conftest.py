@@ -1,12 +1,11 @@
 """Fixtures: every test that takes `backend` runs on the fallback and on each native kernel.
 
-The doctests of an adapter are collected where its framework is installed.
+`left_out.py` says what is collected where a framework is missing.
 """
-
-from importlib.util import find_spec
 
 import pytest
 from interpreter import SANITIZED
+from left_out import LeftOut
 
 from fastreg import _backend
 
@@ -14,20 +13,8 @@ from fastreg import _backend
 collect_ignore_glob = ["*conftest.py"]
 
 
-class _AdaptersHere:
-    """Leaves out the packages of adapters whose framework is missing, wherever fastreg lies.
-
-    A plugin, because hooks of this file are not asked about directories beside its own.
-    """
-
-    def pytest_ignore_collect(self, collection_path):
-        name = collection_path.name
-        is_adapter = collection_path.parent.name == "fastreg" and name in ("torch", "jax", "keras")
-        return True if is_adapter and find_spec(name) is None else None
-
-
 def pytest_configure(config):
-    config.pluginmanager.register(_AdaptersHere())
+    config.pluginmanager.register(LeftOut())
 
 
 def _available():

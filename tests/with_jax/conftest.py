@@ -1,13 +1,10 @@
 """Fixtures of the tests with JAX: who computes the value, and whether JAX has float64."""
 
-from importlib.util import find_spec
-
 import pytest
 
 from fastreg import _backend
 
-# Where JAX is not installed, there is nothing here that could be tested.
-collect_ignore_glob = ["*conftest.py"] if find_spec("jax") else ["*.py"]
+collect_ignore_glob = ["*conftest.py"]
 
 
 def _engines():

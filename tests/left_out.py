@@ -1,0 +1,102 @@
+"""What a run of the tests leaves out, said at its end: skips by reason, and frameworks in one line.
+
+Contract
+--------
+- The tests of a framework (a folder ``tests/with_*``) and the doctests of its adapter are collected
+  where it can be found, and nowhere else.
+- A run in which a framework is missing names what was left out for it, and what runs everything.
+- Skipped tests are counted by reason; pytest's option ``-rs`` lists where they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+FRAMEWORKS = ("torch", "jax", "keras")
+# By folder, without which it has nothing to run. Some tests of with_keras need no Keras.
+FOLDERS = {"with_torch": "torch", "with_jax": "jax", "with_loops": "torch"}
+EVERYTHING = "pip install -e '.[test-frameworks]' && python -m pytest"
+WHOLE = " (whole files)"
+
+
+def missing_frameworks() -> list[str]:
+    """Return the names of the frameworks that are not installed."""
+    return [name for name in FRAMEWORKS if find_spec(name) is None]
+
+
+class LeftOut:
+    """The plugin of `tests/conftest.py`.
+
+    A plugin, because a conftest's own hooks are not asked about directories beside it.
+    """
+
+    def __init__(self) -> None:
+        self.folders: set[str] = set()
+
+    def pytest_ignore_collect(self, collection_path: Path) -> bool | None:
+        # The folder itself is not asked about where the command line names it; its files are.
+        for path in (collection_path, collection_path.parent):
+            name, above = path.name, path.parent.name
+            if above == "fastreg" and name in FRAMEWORKS and find_spec(name) is None:
+                return True
+            if above == "tests" and name in FOLDERS and find_spec(FOLDERS[name]) is None:
+                self.folders.add(f"tests/{name}")
+                return True
+        return None
+
+    # Around all others: what is said last is read.
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+        yield
+        # By name and reason: a file is collected twice, for its tests and for its doctests.
+        skipped = {
+            (report.nodeid, reason_of(report))
+            for report in terminalreporter.stats.get("skipped", [])
+        }
+        reasons = Counter(reason for _, reason in skipped)
+        if reasons:
+            terminalreporter.section("skipped, by reason")
+            for reason, count in reasons.most_common():
+                terminalreporter.line(f"{count:5d}  {reason}")
+        line = frameworks_line(self.folders, reasons)
+        if line:
+            terminalreporter.section("left out")
+            terminalreporter.line(line)
+
+
+def reason_of(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """Return why a test or a file was skipped; lines that differ in nothing else are one."""
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    reason = reason.removeprefix("Skipped: ").splitlines()[0]
+    absent = re.match(r"could not import '(\w+)(\.\w+)*'", reason)
+    if absent:
+        reason = f"{absent[1]} is not installed"
+    else:
+        reason = re.sub(
+            r"^(\w+) is not installed\b.*", lambda m: f"{m[1].lower()} is not installed", reason
+        )
+    if isinstance(report, pytest.CollectReport):
+        reason += WHOLE
+    return reason
+
+
+def frameworks_line(folders: set[str], reasons: Counter[str]) -> str:
+    """Return what was left out for want of frameworks, and what runs it; nothing if none is."""
+    missing = missing_frameworks()
+    tests = files = 0
+    for reason, count in reasons.items():
+        if reason.split(" is not installed")[0] in missing:
+            whole = reason.endswith(WHOLE)
+            files += count * whole
+            tests += count * (not whole)
+    parts = sorted(folders)
+    parts += [f"{tests} tests elsewhere"] * bool(tests) + [f"{files} files elsewhere"] * bool(files)
+    if not parts:
+        return ""
+    return f"without {', '.join(missing)}: {', '.join(parts)}; everything: {EVERYTHING}"

@@ -1,0 +1,45 @@
+"""What a run says of the tests that it leaves out."""
+
+from collections import Counter
+
+import left_out
+from interpreter import ROOT, runs
+
+
+def test_a_run_without_frameworks_names_what_it_leaves_out():
+    output = runs(f"""
+        import sys
+        sys.modules.update(torch=None, jax=None, keras=None)   # as if they were not installed
+        import pytest
+        folder = {str(ROOT / "tests")!r}
+        pytest.main(["-q", "-c", {str(ROOT / "pyproject.toml")!r}, "-p", "no:cacheprovider",
+                     folder + "/with_torch", folder + "/with_jax", folder + "/test_interop.py"])
+    """)
+    lines = output.splitlines()
+    assert "    1  torch is not installed (whole files)" in lines
+    assert (
+        "without torch, jax, keras: tests/with_jax, tests/with_torch, 1 files elsewhere; "
+        "everything: pip install -e '.[test-frameworks]' && python -m pytest" in lines
+    )
+
+
+def test_nothing_is_said_where_nothing_is_missing(monkeypatch):
+    monkeypatch.setattr(left_out, "missing_frameworks", lambda: [])
+    assert left_out.frameworks_line(set(), Counter({"there is no CUDA device": 3})) == ""
+
+
+def test_reasons_that_differ_in_their_words_are_one():
+    class Report:
+        def __init__(self, reason):
+            self.longrepr = ("file.py", 1, f"Skipped: {reason}")
+
+    reasons = {
+        left_out.reason_of(Report(reason))
+        for reason in (
+            "could not import 'torch': No module named 'torch'",
+            "could not import 'torch.distributed': No module named 'torch'",
+            "torch is not installed: No module named 'torch'",
+            "torch is not installed",
+        )
+    }
+    assert reasons == {"torch is not installed"}
