@@ -64,22 +64,28 @@ def to_float64(view: Array, dtype: str) -> npt.NDArray[np.float64]:
     return view.astype(np.float64)
 
 
+# An element that is no array takes the type of what it is shifted by, before NumPy 2 at least.
+_HALF = np.uint32(16)
+
+
 def from_bfloat16(bits: Array) -> npt.NDArray[np.float32]:
     """Widen bfloat16 bits (uint16) to float32, exactly."""
     wide = bits.astype(np.uint32)
-    wide <<= 16
+    wide <<= _HALF
     return wide.view(np.float32)
 
 
 def to_bfloat16(numbers: npt.NDArray[np.float32]) -> Array:
     """Round float32 to bfloat16 bits (uint16), to nearest even; NaN stays a quiet NaN."""
     bits = numbers.view(np.uint32)
-    result = bits >> 16
-    result &= 1
-    result += 0x7FFF
+    # Written into arrays, because operators make numbers of arrays without axes: those warn of what
+    # wraps, and cannot be written to.
+    result = np.right_shift(bits, _HALF, out=np.empty_like(bits))
+    result &= np.uint32(1)
+    result += np.uint32(0x7FFF)
     result += bits  # wraps for some NaN, which the next lines replace
-    result >>= 16
+    result >>= _HALF
     missing = np.isnan(numbers)
     if missing.any():
-        result[missing] = (bits[missing] >> 16) | 0x40
+        result[missing] = (bits[missing] >> _HALF) | np.uint32(0x40)
     return result.astype(np.uint16)
