@@ -1,6 +1,7 @@
 """XLA's binary interface as it is declared here, compared with the header that jaxlib ships."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -99,6 +100,20 @@ NUMBERS = {
         "BF16",
     ]
 }
+# By the names of versions of the interface before 4, what later ones say.
+RENAMED = {
+    "XLA_FFI_Extension_Base": "XLA_FFI_InternalExtension",
+    "XLA_FFI_Error_GetMessage": "XLA_FFI_Error_GetDetails",
+}
+
+
+def renamed():
+    """Yield a line of source for each name that the header of this jaxlib has no longer."""
+    header = Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h").read_text()
+    known = set(re.findall(r"\w+", header))
+    for before, after in RENAMED.items():
+        if before not in known:
+            yield f"#define {before} {after}"
 
 
 def assertions():
@@ -122,6 +137,7 @@ def compiled(tmp_path, lines):
     source.write_text(
         "\n".join(
             ['#include "xla/ffi/api/c_api.h"', '#include "jax/xla_ffi_abi.h"']
+            + [*renamed()]
             + [f"static_assert({line});" for line in lines]
         )
     )
