@@ -22,8 +22,8 @@ class Rules(NamedTuple):
     """Whether one regularizer was given for all tensors: then it may be without any."""
 
 
-def checked_rules(rules: Any) -> Rules:
-    """Turn what a user gave into rules.
+def checked_rules(rules: Any, argument: str = "rules") -> Rules:
+    """Return rules of what a user gave; errors call it `argument`.
 
     Raises
     ------
@@ -37,14 +37,14 @@ def checked_rules(rules: Any) -> Rules:
     for glob, rule in rules.items():
         if not isinstance(glob, str):
             raise TypeError(
-                f"rules must have globs (str) as keys, not {_errors.described(glob)}; for example "
-                '{"*kernel": "l2"}'
+                f"{argument} must have globs (str) as keys, not {_errors.described(glob)}; for "
+                'example {"*kernel": "l2"}'
             )
         try:
             checked[glob] = converted(regularizers.get(rule))
         except (TypeError, ValueError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(f"rules[{glob!r}]: {error}") from error
+            raise kind(f"{argument}[{glob!r}]: {error}") from error
     return Rules(checked, False)
 
 
@@ -64,10 +64,13 @@ def match(
     rules: Rules,
     takes: Takes = lambda name, glob: True,
     aliases: Callable[[], Mapping[str, str]] = dict,
+    argument: str = "rules",
+    thing: str = "tensor",
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the rule of each matched name, and the glob that won it.
 
     `aliases` gives further names of tensors, each with the one that the tensor counts under.
+    Errors say `argument` for the rules, and `thing` for what the names are of.
 
     Raises
     ------
@@ -88,43 +91,46 @@ def match(
     for glob, matches in matchers.items():
         if glob not in winners:
             matched = [name for name in names if matches(name) and takes(name, glob)]
-            raise ValueError(_never_wins(glob, names, matched, globs, aliases()))
+            label = f"{argument}[{glob!r}]"
+            raise ValueError(_never_wins(label, glob, names, matched, globs, aliases(), thing))
     return {name: rules.by_glob[glob] for name, glob in globs.items()}, globs
 
 
 def _never_wins(
+    label: str,
     glob: str,
     names: Names,
     shadowed: Names,
     globs: Mapping[str, str],
     aliases: Mapping[str, str],
+    thing: str,
 ) -> str:
     if shadowed:
         earlier = list(dict.fromkeys(globs[name] for name in shadowed))
         return (
-            f"rules[{glob!r}] never wins: all it matches ({_errors.listed(shadowed)}) is matched "
+            f"{label} never wins: all it matches ({_errors.listed(shadowed)}) is matched "
             f"by {_errors.listed(earlier)} before it; put it first or remove it"
         )
     if not names:
-        return f"rules[{glob!r}] matches no tensor: tensors is empty"
+        return f"{label} matches no {thing}: there is none"
     matches = matcher(glob, [*aliases])
     tied = {name: first for name, first in aliases.items() if matches(name)}
     if tied:
         pairs = ", ".join(f"{name!r} to {first!r}" for name, first in tied.items())
         return (
-            f"rules[{glob!r}] matches only further names of tied tensors ({pairs}), which have one "
+            f"{label} matches only further names of tied tensors ({pairs}), which have one "
             f"penalty, under their first name; write {next(iter(tied.values()))!r} instead"
         )
     literal = glob.replace("[", "[[]")
     if any(fnmatchcase(name, literal) for name in names):
         return (
-            f"rules[{glob!r}] matches no tensor: in a glob, brackets are a choice of characters; "
+            f"{label} matches no {thing}: in a glob, brackets are a choice of characters; "
             f"write {literal!r}"
         )
     # A glob is near to a name when its letters are: "*" and "?" are no help in that.
     near = _errors.suggestion(glob.strip("*?"), names) or _errors.suggestion(glob, names)
     return (
-        f"rules[{glob!r}] matches no tensor{near}; the names are {_errors.listed(names)}, and a "
+        f"{label} matches no {thing}{near}; the names are {_errors.listed(names)}, and a "
         "glob must match a whole name, as '*kernel' does"
     )
 

@@ -2,11 +2,12 @@
 
 Contract
 --------
-- A forward hook evaluates the regularizer of each tensor that a module gives, differentiably, and
-  keeps the term.  ``take()`` gives the sum for the loss, and forgets the terms.  The loss is the
-  way in because what treats the loss treats the penalty: loss scaling, division by the number of
-  micro-batches, DistributedDataParallel.
-- A term that nobody takes would be lost without a sign: :meth:`require_taken` refuses to go on.
+- A forward hook evaluates the regularizer of the tensors that a module gives, differentiably, and
+  keeps the term.  Which tensors count, and their batch sizes, is told by :mod:`.outputs`.
+  ``take()`` gives the sum for the loss, and forgets the terms.  The loss is the way in because what
+  treats the loss treats the penalty: loss scaling, division by the number of micro-batches,
+  averaging over processes (:mod:`.replicas`).
+- A term that is in no loss would be dropped silently: :meth:`require_taken` refuses to go on.
 - Terms are collected while torch records gradients, in training and evaluation alike, as in Keras.
 - Copies and pickles of a module carry hooks that do nothing; so do hooks that outlive their owner.
 """
@@ -14,25 +15,37 @@ Contract
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 
 from .. import _checks, _errors
 from ..penalties.rules import Rules, checked_rules, match
+from . import outputs, replicas
 
 REDUCTIONS = ("mean", "sum")
+
+
+class _Term(NamedTuple):
+    """A penalty, and over how many processes its gradient will be averaged (None: not known)."""
+
+    penalty: Any
+    processes: float | None
+    module: str
 
 
 class Activity:
     """The hooks on a module's submodules, and the terms that they have collected."""
 
-    def __init__(self, module: Any, rules: Any, reduction: str) -> None:
+    def __init__(self, module: Any, rules: Any, reduction: str, batch_axis: Any) -> None:
         self.divides = _checks.choice(reduction, "activity_reduction", REDUCTIONS) == "mean"
-        self.terms: list[Any] = []
+        self.terms: list[_Term] = []
         self.rules: Rules | None = None
+        self._module = module
         self._handles: list[Any] = []
+        self._waiting = 0
+        by_glob, self.batch_axis = _checked_batch_axis(batch_axis)
         if rules is None:
             return
         if not isinstance(rules, Mapping):
@@ -40,23 +53,43 @@ class Activity:
                 "activity_regularizer must be a mapping of globs over module.named_modules() to "
                 f"regularizers, not {_errors.described(rules)}; for example {{'*relu': 'l1'}}"
             )
-        self.rules = checked_rules(rules)
+        self.rules = checked_rules(rules, "activity_regularizer")
         modules = dict(module.named_modules())
-        rule_of, _ = match(list(modules), self.rules)
-        for name, rule in rule_of.items():
-            if rule is not None:
-                hook = _Hook(weakref.ref(self), rule, name)
-                self._handles.append(modules[name].register_forward_hook(hook))
+        rule_of, _ = match(
+            list(modules), self.rules, argument="activity_regularizer", thing="module"
+        )
+        hooked = [name for name, rule in rule_of.items() if rule is not None]
+        axes_of, _ = match(
+            hooked,
+            Rules(by_glob, False),
+            argument=outputs.ARGUMENT,
+            thing="module with a regularizer",
+        )
+        for name in hooked:
+            hook = _Hook(weakref.ref(self), rule_of[name], name, axes_of.get(name))
+            # A tensor-parallel layer makes plain tensors of its DTensors by a hook of its own.
+            first = replicas.is_parallel(modules[name])
+            self._handles.append(modules[name].register_forward_hook(hook, prepend=first))
 
-    def take(self) -> Any:
-        """Give the sum of the terms, 0-d, and forget them; 0.0 where there are none."""
-        terms, self.terms = self.terms, []
-        if not terms:
-            return torch.zeros(())
-        total = terms[0]
-        for term in terms[1:]:
+    def take(self, scale: float | None) -> Any:
+        """Return the sum of the terms, 0-d, and forget them; 0.0 where there are none.
+
+        Raises
+        ------
+        RuntimeError
+            Without a scale, for sums over samples where nothing tells how gradients are averaged.
+        """
+        if scale is not None:
+            scale = _checks.multiplier(scale, "scale")
+        total = None if self.terms else torch.zeros(())
+        for penalty, processes, module in self.terms:
+            factor = processes if scale is None else scale
+            if factor is None:
+                raise replicas.no_tell(module)
+            term = penalty if factor == 1.0 else penalty * factor
             # Modules on other devices, and penalties in float64 beside others in float32.
-            total = total + term.to(total.device)
+            total = term if total is None else total + term.to(total.device)
+        self.terms, self._waiting = [], 0
         return total
 
     def require_taken(self) -> None:
@@ -68,70 +101,122 @@ class Activity:
             When terms were collected that nobody has taken.
         """
         if self.terms:
-            count = len(self.terms)
-            self.terms = []
-            raise RuntimeError(
-                f"{count} activity penalties were collected but are in no loss, so their gradients "
-                "are missing from this step: add penalties.activity() to the loss before backward()"
-                ", and run what is not trained on under torch.no_grad()"
-            )
+            raise self._lost(len(self.terms))
+
+    def require_taken_since(self) -> None:
+        """Refuse to go on with terms that were there at the last call, before a forward pass.
+
+        Raises
+        ------
+        RuntimeError
+            When nobody has taken them since.
+        """
+        if 0 < self._waiting < len(self.terms):
+            raise self._lost(self._waiting)
+        self._waiting = len(self.terms)
+
+    def _lost(self, count: int) -> RuntimeError:
+        self.terms, self._waiting = [], 0
+        stage = (
+            "; a pipeline stage without the loss cannot have activity penalties, so put them on "
+            "modules of the last one"
+        )
+        return RuntimeError(
+            f"{count} activity penalties were collected but are in no loss, so their gradients "
+            "are missing from this step: add penalties.activity() to the loss before backward()"
+            ", and run what is not trained on under torch.no_grad()"
+            f"{stage if replicas.are_many() else ''}"
+        )
 
     def close(self) -> None:
         """Remove the hooks, and forget the terms."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self.terms = []
+        self.terms, self._waiting = [], 0
+
+    def enclosing(self, name: str) -> list[Any]:
+        """Return the modules around the one of this name and itself, the innermost first."""
+        found = [self._module]
+        for part in filter(None, name.split(".")):
+            found.append(getattr(found[-1], part))
+        return found[::-1]
+
+
+def _checked_batch_axis(batch_axis: Any) -> tuple[dict[str, Any], int]:
+    """Return the batch axes by glob, and the one for modules that say none.
+
+    Raises
+    ------
+    TypeError
+        For another kind.
+    """
+    label = outputs.ARGUMENT
+    if isinstance(batch_axis, Mapping):
+        return {
+            glob: outputs.checked_axes(axes, f"{label}[{glob!r}]")
+            for glob, axes in batch_axis.items()
+        }, 0
+    if isinstance(batch_axis, bool) or not isinstance(batch_axis, int):
+        raise TypeError(
+            f"{label} must be an axis (int), or a mapping of globs over module.named_modules() to "
+            f"axes, not {_errors.described(batch_axis)}"
+        )
+    return {}, batch_axis
 
 
 class _Hook:
     """The forward hook of one module."""
 
-    def __init__(self, owner: Callable[[], Activity | None], rule: Any, name: str) -> None:
+    def __init__(
+        self, owner: Callable[[], Activity | None], rule: Any, name: str, axes: Any
+    ) -> None:
         self._owner = owner
         self._rule = rule
         self._name = name
+        self._axes = axes
         self._has_collected = False
 
     def __call__(self, module: Any, inputs: Any, output: Any) -> None:
         owner = self._owner()
         if owner is None or not torch.is_grad_enabled():
             return
+        label = f"module {self._name!r}"
         # Checkpointing runs forward() again during backward(), and needs all of it to be run.
         is_again = torch._C._current_graph_task_id() != -1
         if is_again and not self._has_collected:
             raise RuntimeError(
-                f"module {self._name!r} with an activity regularizer runs in backward() only, "
+                f"{label} with an activity regularizer runs in backward() only, "
                 "where its penalty is too late: call checkpoint(..., use_reentrant=False)"
             )
-        for tensor in _tensors(output):
+        are_many = replicas.are_many()
+        enclosing = owner.enclosing(self._name) if are_many else []
+        processes: float | None = 1.0
+        if are_many and not owner.divides:
+            processes = replicas.averaged_over(enclosing)
+        for tensor, batch_size in outputs.activations(
+            module, output, self._axes, owner.batch_axis, label
+        ):
+            if are_many:
+                tensor = replicas.whole(tensor, enclosing, label)
             term = self._rule(tensor)
-            if owner.divides and tensor.ndim:
-                term = term / max(tensor.shape[0], 1)
+            if owner.divides:
+                term = term / batch_size
             if not isinstance(term, torch.Tensor):
                 term = torch.as_tensor(term, device=tensor.device)
-            if not is_again:
-                self._has_collected = True
-                owner.terms.append(term)
+            if is_again:
+                continue
+            if are_many:
+                term = replicas.as_output(term, enclosing)
+            self._has_collected = True
+            owner.terms.append(_Term(term, processes, label))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Hook, (_nobody, None, self._name)
+        return _Hook, (_nobody, None, self._name, None)
 
     def __deepcopy__(self, memo: Any) -> _Hook:
-        return _Hook(_nobody, None, self._name)
+        return _Hook(_nobody, None, self._name, None)
 
 
 def _nobody() -> None:
     """Stand for the owner of a hook that a copied module has."""
-
-
-def _tensors(output: Any) -> Iterator[Any]:
-    """Give the tensors in what a module gives: itself, or those of nested containers."""
-    if isinstance(output, torch.Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        for part in output.values():
-            yield from _tensors(part)
-    elif isinstance(output, (list, tuple)):
-        for part in output:
-            yield from _tensors(part)

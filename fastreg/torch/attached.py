@@ -22,6 +22,7 @@ def attach(
     activity_regularizer: Any = None,
     *,
     activity_reduction: str = "mean",
+    activity_batch_axis: Any = 0,
 ) -> Penalties:
     """Put penalties on the parameters of a module, by name.
 
@@ -40,8 +41,12 @@ def attach(
         Globs over ``module.named_modules()``, each with the regularizer of what that module gives.
         See :meth:`Penalties.activity`.
     activity_reduction : {"mean", "sum"}, optional
-        Whether activity penalties are divided by the batch size (``output.shape[0]``), as in Keras
-        since 3.14.
+        Whether activity penalties are divided by the batch size, as in Keras since 3.14.
+    activity_batch_axis : int or mapping, optional
+        The batch axis of what modules give that do not say it (by ``batch_first``); or globs over
+        modules with an activity regularizer, each with an axis, or, for a module that gives a tuple
+        or dict, with the axes of its parts as they are nested (None: does not count), for example
+        ``{"encoder": (0, None), "decoder": {"hidden": 1}}``.
 
     Returns
     -------
@@ -71,7 +76,13 @@ def attach(
 
     >>> penalties = attach(model, fastreg.torch.kernels(regularizers.L2(1e-4)))
     """
-    return Penalties(module, rules, activity_regularizer, activity_reduction=activity_reduction)
+    return Penalties(
+        module,
+        rules,
+        activity_regularizer,
+        activity_reduction=activity_reduction,
+        activity_batch_axis=activity_batch_axis,
+    )
 
 
 class Penalties:
@@ -96,12 +107,21 @@ class Penalties:
         activity_regularizer: Any = None,
         *,
         activity_reduction: str = "mean",
+        activity_batch_axis: Any = 0,
     ) -> None:
         require_module(module)
-        self._arguments = module, rules, activity_regularizer, activity_reduction
+        self._arguments = (
+            module,
+            rules,
+            activity_regularizer,
+            activity_reduction,
+            activity_batch_axis,
+        )
         self._penalties = ModulePenalties(module, rules)
         self._last: Any = None
-        self._activity = Activity(module, activity_regularizer, activity_reduction)
+        self._activity = Activity(
+            module, activity_regularizer, activity_reduction, activity_batch_axis
+        )
 
     @property
     def rules(self) -> dict[str, Any]:
@@ -211,6 +231,7 @@ class Penalties:
         ...     attach(model, regularizers.L2(0.5)).value()
         1.0
         """
+        self._activity.require_taken_since()
         return self._penalties.value(scale)
 
     def report(self, *, scale: float = 1.0) -> Report:
@@ -316,22 +337,36 @@ class Penalties:
 
     # ------------------------------------------------------------------ activity penalties
 
-    def activity(self) -> Any:
-        """Give the activity penalties of the forward passes since the last call.
+    def activity(self, *, scale: float | None = None) -> Any:
+        """Return the activity penalties of the forward passes since the last call.
 
         Add it to the loss, before the loss is scaled or divided::
 
             loss = criterion(model(x), y) + penalties.activity()
 
-        Each tensor that a module with an activity regularizer gave is a term, divided by the batch
-        size unless `activity_reduction` is "sum" or the tensor is 0-d.  Terms are collected while
-        torch records gradients.  Those that are in no loss when penalties are added to gradients
-        are an error: their gradients would be missing without a sign.
+        What a module with an activity regularizer gave is a term, divided by the batch size unless
+        `activity_reduction` is "sum" or the tensor has no batch axis.  States of recurrent modules
+        and attention weights are none, unless `activity_batch_axis` asks for them.  Terms are
+        collected while torch records gradients.  Those that are in no loss when penalties are added
+        to gradients, or at the second :meth:`value`, are an error: their gradients would be missing
+        without a sign.
+
+        Parameters
+        ----------
+        scale : float, optional
+            A factor.  Without it sums over samples are multiplied by the number of processes over
+            which DistributedDataParallel or FSDP2 average gradients, so that they stay sums.
 
         Returns
         -------
         torch.Tensor
             0-d, differentiable; 0.0 without terms.
+
+        Raises
+        ------
+        RuntimeError
+            For sums over samples in one of several processes, where nothing tells how gradients are
+            averaged.
 
         Examples
         --------
@@ -343,7 +378,7 @@ class Penalties:
         >>> penalties.activity()
         tensor(1.5000)
         """
-        return self._activity.take()
+        return self._activity.take(scale)
 
     def _add_before_step(self, scale: float, grad_scale: float, value: bool) -> Penalties:
         self._activity.require_taken()
@@ -354,8 +389,14 @@ class Penalties:
 
 def _copy(*arguments: Any) -> Penalties:
     """Attach again, as a copied module has no penalties."""
-    module, rules, activity_regularizer, reduction = arguments
-    return Penalties(module, rules, activity_regularizer, activity_reduction=reduction)
+    module, rules, activity_regularizer, reduction, batch_axis = arguments
+    return Penalties(
+        module,
+        rules,
+        activity_regularizer,
+        activity_reduction=reduction,
+        activity_batch_axis=batch_axis,
+    )
 
 
 # The package makes itself the module of this class; doctest then needs to be told of it.

@@ -709,14 +709,14 @@ WORLDS = {
 # ------------------------------------------------------------------------------------ the processes
 
 
-def run(directory, world, rank, only):
+def run(directory, worlds, world, rank, only):
     torch.set_num_threads(1)
     fastreg.set_num_threads(1)
     meeting = dist.FileStore(str(Path(directory, f"meeting{world}")), world)
     meeting.set_timeout(2 * SECONDS)
     groups = 0
     connect(directory, world, rank, groups)
-    for case in WORLDS[world]:
+    for case in worlds[world]:
         if only and case.__name__ not in only:
             continue
         start, error = time.monotonic(), None
@@ -744,11 +744,11 @@ def connect(directory, world, rank, number):
     )
 
 
-def main(directory, *only):
+def main(worlds, directory, *only):
     context = multiprocessing.get_context("fork")
-    for world in WORLDS:
+    for world in worlds:
         processes = [
-            context.Process(target=run, args=(directory, world, rank, only), daemon=True)
+            context.Process(target=run, args=(directory, worlds, world, rank, only), daemon=True)
             for rank in range(world)
         ]
         for process in processes:
@@ -758,4 +758,4 @@ def main(directory, *only):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(WORLDS, *sys.argv[1:])

@@ -322,7 +322,11 @@ def test_activity_terms_of_nested_outputs():
     x = torch.ones(4, 3, requires_grad=True)
     for reduction, wanted in (("mean", 12 / 4 + 12), ("sum", 12 + 12)):
         with fastreg.torch.attach(
-            model, {}, {"": L1(1.0)}, activity_reduction=reduction
+            model,
+            {},
+            {"": L1(1.0)},
+            activity_reduction=reduction,
+            activity_batch_axis={"": {"a": 0, "b": (0, (0,))}},
         ) as penalties:
             model(x)
             model(x)

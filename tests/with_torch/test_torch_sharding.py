@@ -1,15 +1,10 @@
 """DTensors, FSDP2, HSDP and DDP: several processes with gloo give what one process gives."""
 
-import ast
-import json
 import os
-import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from worlds import cases, require_good, run
 
 from fastreg import regularizers
 
@@ -18,59 +13,17 @@ if not torch.distributed.is_available() or not hasattr(os, "fork"):
     pytest.skip("torch without torch.distributed, or no fork", allow_module_level=True)
 
 WORKER = Path(__file__).with_name("sharding_worker.py")
-ROOT = WORKER.parents[2]
-SECONDS = 240
-
-
-def _cases():
-    """Read the worker's table of worlds, without the modules that it loads."""
-    for node in ast.parse(WORKER.read_text()).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "WORLDS":
-            worlds = zip(node.value.keys, node.value.values, strict=True)
-            return {case.id: world.value for world, cases in worlds for case in cases.elts}
-    raise AssertionError("no WORLDS")
-
-
-CASES = _cases()
+CASES = cases(WORKER)
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """Run the processes once, and give what they printed: outcomes by case and rank, and stderr."""
-    (loopback, *_) = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
-    command = [sys.executable, str(WORKER), str(tmp_path_factory.mktemp("stores"))]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={
-            **os.environ,
-            "GLOO_SOCKET_IFNAME": loopback,
-            "PYTHONPATH": os.pathsep.join([*filter(None, sys.path), str(ROOT)]),
-        },
-    )
-    try:
-        output, errors = process.communicate(timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # the processes that it forked are of its group
-        output, errors = process.communicate()
-        errors += f"\nended after {SECONDS} s"
-    found = {}
-    for line in output.splitlines():
-        outcome = json.loads(line)
-        found[outcome["case"], outcome["rank"]] = outcome["error"]
-    return found, errors
+    return run(WORKER, tmp_path_factory.mktemp("stores"))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_processes(outcomes, case):
-    found, errors = outcomes
-    for rank in range(CASES[case]):
-        assert (case, rank) in found, f"rank {rank} did not end this case; stderr:\n{errors}"
-    failed = {rank: found[case, rank] for rank in range(CASES[case]) if found[case, rank]}
-    assert not failed, "\n".join(f"rank {rank}:\n{text}" for rank, text in failed.items())
+    require_good(outcomes, case, CASES[case])
 
 
 # Dynamo's own way with functions of autograd.
