@@ -112,7 +112,8 @@ def _never_wins(
             f"by {_errors.listed(earlier)} before it; put it first or remove it"
         )
     if not names:
-        return f"{label} matches no {thing}: there is none"
+        none = "tensors is empty" if thing == "tensor" else "there is none"
+        return f"{label} matches no {thing}: {none}"
     matches = matcher(glob, [*aliases])
     tied = {name: first for name, first in aliases.items() if matches(name)}
     if tied:
