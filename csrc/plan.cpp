@@ -37,11 +37,88 @@ struct ChunkSums {
   double* l2;
 };
 
+bool weights_lie_right(const Item& item) { return item.layout == nullptr || item.layout->weights_consecutive; }
+bool gradients_lie_right(const Item& item, unsigned outputs) {
+  return item.layout == nullptr || !writes_gradient(outputs) || item.layout->gradients_consecutive;
+}
+// Elements that lie apart, in another order than their partners, or that are integers.
+bool is_staged(const Item& item, unsigned outputs) {
+  return item.coefficients.terms != 0 &&
+         !(is_floating(item.dtype) && weights_lie_right(item) && gradients_lie_right(item, outputs));
+}
+
+// The kernel with streaming stores, where there is one that this item is for; else null.
+Kernel streaming_kernel(const Item& item, unsigned outputs, const KernelTable& table) {
+  if (item.count * static_cast<std::int64_t>(item_size(item.dtype)) < bytes_worth_streaming ||
+      reinterpret_cast<std::uintptr_t>(item.gradients) % 16 != 0 || item.layout != nullptr ||
+      item.gradients == item.weights || item.coefficients.terms == 0 || !is_floating(item.dtype)) {
+    return nullptr;
+  }
+  return table.streaming_kernels[static_cast<std::size_t>(item.dtype)][item.coefficients.terms - 1][outputs];
+}
+
+// Memory in which the chunks of staged items are laid out for the kernels, and which streaming kernels need, for each
+// thread of a call. Not on the stack, which may be as small as 64 KiB in threads that others have made.
+class Stages {
+ public:
+  Stages(const Item* items, std::size_t item_count, unsigned outputs, const KernelTable& table, int threads)
+      : count_(threads) {
+    std::int64_t most = 0;
+    for (std::size_t i = 0; i < item_count; ++i) {
+      if (is_staged(items[i], outputs) || streaming_kernel(items[i], outputs, table) != nullptr) {
+        most = std::max(most, std::min<std::int64_t>(items[i].count, chunk_size));
+      }
+    }
+    if (most != 0) {
+      lines_ = (static_cast<std::size_t>(most) * sizeof(double) + sizeof(Line) - 1) / sizeof(Line);
+      memory_.reset(new Line[2 * lines_ * static_cast<std::size_t>(count_)]);
+      taken_ = std::make_unique<std::atomic<bool>[]>(static_cast<std::size_t>(count_));
+    }
+  }
+
+  // One of them, for one thread: room for the weights and for the gradients of a chunk.
+  class Stage {
+   public:
+    explicit Stage(const Stages& stages) : stages_(stages) {
+      while (stages_.taken_[place_].exchange(true, std::memory_order_acquire)) {
+        place_ = (place_ + 1) % static_cast<std::size_t>(stages_.count_);
+      }
+    }
+    ~Stage() { stages_.taken_[place_].store(false, std::memory_order_release); }
+    Stage(const Stage&) = delete;
+    Stage& operator=(const Stage&) = delete;
+
+    static_assert(chunk_size * sizeof(double) >= streaming_scratch_bytes);
+    void* weights() const { return &stages_.memory_[2 * place_ * stages_.lines_]; }
+    void* gradients() const { return &stages_.memory_[(2 * place_ + 1) * stages_.lines_]; }
+
+   private:
+    const Stages& stages_;
+    std::size_t place_ = 0;
+  };
+
+ private:
+  struct alignas(64) Line {
+    char bytes[64];
+  };
+  int count_;
+  std::size_t lines_ = 0;
+  std::unique_ptr<Line[]> memory_;
+  std::unique_ptr<std::atomic<bool>[]> taken_;
+};
+
+// What scatter takes zeros from.
+const char chunk_of_zeros[chunk_size * sizeof(double)] = {};
+
 // The chunks of one item from `first` on; `sums` are those of the first of them.
 class ChunkRun {
  public:
-  ChunkRun(const Item& item, unsigned outputs, const KernelTable& table)
-      : item_(item), outputs_(outputs), kernel_(choose(item, outputs, table)) {}
+  ChunkRun(const Item& item, unsigned outputs, const KernelTable& table, const Stages& stages)
+      : item_(item),
+        outputs_(outputs),
+        kernel_(choose(item, outputs, table)),
+        streaming_(streaming_kernel(item, outputs, table)),
+        stages_(stages) {}
 
   void run(std::int64_t first, std::int64_t chunks, ChunkSums sums) const {
     const std::int64_t begin = first * chunk_size;
@@ -50,17 +127,27 @@ class ChunkRun {
       write_zeros(begin, count);
       return;
     }
-    const bool weights_lie_right = item_.layout == nullptr || item_.layout->weights_consecutive;
-    const bool gradients_lie_right =
-        item_.layout == nullptr || !writes_gradient(outputs_) || item_.layout->gradients_consecutive;
-    if (is_floating(item_.dtype) && weights_lie_right && gradients_lie_right) {
-      kernel_({weights_at(begin), gradients_at(begin), count, item_.coefficients.gradient_l1,
-               item_.coefficients.gradient_l2, sums.l1, sums.l2});
+    if (!is_staged(item_, outputs_)) {
+      KernelArguments arguments{weights_at(begin),
+                                gradients_at(begin),
+                                count,
+                                item_.coefficients.gradient_l1,
+                                item_.coefficients.gradient_l2,
+                                sums.l1,
+                                sums.l2,
+                                nullptr};
+      if (streaming_ == nullptr) {
+        kernel_(arguments);
+        return;
+      }
+      const Stages::Stage stage(stages_);
+      arguments.scratch = stage.weights();
+      streaming_(arguments);
       return;
     }
+    const Stages::Stage stage(stages_);
     for (std::int64_t done = 0; done < count; done += chunk_size, ++sums.l1, ++sums.l2) {
-      run_staged(begin + done, std::min<std::int64_t>(count - done, chunk_size), weights_lie_right, gradients_lie_right,
-                 sums);
+      run_staged(begin + done, std::min<std::int64_t>(count - done, chunk_size), stage, sums);
     }
   }
 
@@ -70,13 +157,7 @@ class ChunkRun {
       return nullptr;
     }
     const auto dtype = static_cast<std::size_t>(is_floating(item.dtype) ? item.dtype : DType::f64);
-    const std::size_t terms = item.coefficients.terms - 1;
-    const Kernel streaming = table.streaming_kernels[dtype][terms][outputs];
-    const bool large = item.count * static_cast<std::int64_t>(item_size(item.dtype)) >= bytes_worth_streaming;
-    const bool aligned = reinterpret_cast<std::uintptr_t>(item.gradients) % 16 == 0;
-    return streaming != nullptr && large && aligned && item.layout == nullptr && item.gradients != item.weights
-               ? streaming
-               : table.kernels[dtype][terms][outputs];
+    return table.kernels[dtype][item.coefficients.terms - 1][outputs];
   }
 
   const void* weights_at(std::int64_t element) const {
@@ -88,11 +169,10 @@ class ChunkRun {
                : nullptr;
   }
 
-  // One chunk of elements that lie apart, in another order than their partners, or that are integers.
-  void run_staged(std::int64_t begin, std::int64_t count, bool weights_lie_right, bool gradients_lie_right,
-                  ChunkSums sums) const {
-    alignas(64) char weights[chunk_size * sizeof(double)];
-    alignas(64) char gradients[chunk_size * sizeof(double)];
+  void run_staged(std::int64_t begin, std::int64_t count, const Stages::Stage& stage, ChunkSums sums) const {
+    void* weights = stage.weights();
+    void* gradients = stage.gradients();
+    const bool gradients_apart = !gradients_lie_right(item_, outputs_);
     const std::size_t size = item_size(item_.dtype);
     KernelArguments arguments{weights_at(begin),
                               gradients_at(begin),
@@ -100,24 +180,25 @@ class ChunkRun {
                               item_.coefficients.gradient_l1,
                               item_.coefficients.gradient_l2,
                               sums.l1,
-                              sums.l2};
-    if (!weights_lie_right) {
+                              sums.l2,
+                              nullptr};
+    if (!weights_lie_right(item_)) {
       gather(*item_.layout, Operand::weights, item_.weights, size, begin, count, weights);
       arguments.weights = weights;
     }
     if (!is_floating(item_.dtype)) {
       // Integers have no gradient, so the other buffer is free.
-      convert_to_f64(item_.dtype, arguments.weights, count, reinterpret_cast<double*>(gradients));
+      convert_to_f64(item_.dtype, arguments.weights, count, static_cast<double*>(gradients));
       arguments.weights = gradients;
     }
-    if (!gradients_lie_right) {
+    if (gradients_apart) {
       if ((outputs_ & output_add) != 0) {
         gather(*item_.layout, Operand::gradients, item_.gradients, size, begin, count, gradients);
       }
       arguments.gradients = gradients;
     }
     kernel_(arguments);
-    if (!gradients_lie_right) {
+    if (gradients_apart) {
       scatter(*item_.layout, Operand::gradients, item_.gradients, size, begin, count, gradients);
     }
   }
@@ -132,16 +213,17 @@ class ChunkRun {
       std::memset(gradients_at(begin), 0, static_cast<std::size_t>(count) * size);
       return;
     }
-    const char zeros[chunk_size * sizeof(double)] = {};
     for (std::int64_t done = 0; done < count; done += chunk_size) {
       scatter(*item_.layout, Operand::gradients, item_.gradients, size, begin + done,
-              std::min<std::int64_t>(count - done, chunk_size), zeros);
+              std::min<std::int64_t>(count - done, chunk_size), chunk_of_zeros);
     }
   }
 
   const Item& item_;
   unsigned outputs_;
   Kernel kernel_;
+  Kernel streaming_;  // instead, for a large gradient that is only written; or null
+  const Stages& stages_;
 };
 
 double value_of(const Item& item, ChunkSums sums) {
@@ -178,9 +260,10 @@ void evaluate_in_turn(const Item* items, std::size_t item_count, unsigned output
   }
   const SumMemory sums(most_chunks);
   const KernelTable& table = kernels();
+  const Stages stages(items, item_count, outputs, table, 1);
   for (std::size_t i = 0; i < item_count; ++i) {
     if (items[i].count != 0) {
-      ChunkRun(items[i], outputs, table).run(0, chunk_count(items[i].count), sums.from(0));
+      ChunkRun(items[i], outputs, table, stages).run(0, chunk_count(items[i].count), sums.from(0));
     }
     if (wants_value(outputs)) {
       values[i] = value_of(items[i], sums.from(0));
@@ -202,7 +285,8 @@ class SharedWork {
         table_(kernels()),
         first_chunk_(first_chunks(items, item_count)),
         chunks_per_task_(chunks_per_task(first_chunk_.back(), threads)),
-        sums_(first_chunk_.back()) {}
+        sums_(first_chunk_.back()),
+        stages_(items, item_count, outputs, table_, threads) {}
 
   void run() {
     run_tasks([](void* work, std::int64_t task) { static_cast<SharedWork*>(work)->run_task(task); }, this,
@@ -232,7 +316,7 @@ class SharedWork {
     for (auto i = static_cast<std::size_t>(after - first_chunk_.begin() - 1); chunk < last; ++i) {
       const std::int64_t end = std::min(last, first_chunk_[i + 1]);
       if (end > chunk) {
-        ChunkRun(items_[i], outputs_, table_).run(chunk - first_chunk_[i], end - chunk, sums_.from(chunk));
+        ChunkRun(items_[i], outputs_, table_, stages_).run(chunk - first_chunk_[i], end - chunk, sums_.from(chunk));
         chunk = end;
       }
     }
@@ -245,6 +329,7 @@ class SharedWork {
   std::vector<std::int64_t> first_chunk_;
   std::int64_t chunks_per_task_;
   SumMemory sums_;
+  Stages stages_;
 };
 
 void evaluate_together(const Item* items, std::size_t item_count, unsigned outputs, double* values, int threads) {

@@ -101,7 +101,7 @@ def select(backend: str) -> None:
 
 def _select_by_environment() -> None:
     _environment.choice("FASTREG_ISA", INSTRUCTION_SETS)
-    _environment.positive_integer("FASTREG_NUM_THREADS")
+    _environment.thread_count("FASTREG_NUM_THREADS")
     wanted = _environment.choice("FASTREG_BACKEND", BACKENDS)
     if wanted is None:
         wanted = "numpy" if _load_core() is None else "native"

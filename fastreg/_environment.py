@@ -15,16 +15,18 @@ def choice(name: str, choices: Sequence[str]) -> str | None:
     return _checks.choice(value, f"the environment variable {name}", choices) if value else None
 
 
-def positive_integer(name: str) -> int | None:
-    """Read an environment variable which takes a positive integer; unset or empty gives None."""
+def thread_count(name: str) -> int | None:
+    """Read an environment variable which takes a number of threads; unset or empty gives None."""
     value = os.environ.get(name)
     if not value:
         return None
-    if not (value.isascii() and value.isdigit()) or int(value) < 1:
+    digits = value.lstrip("0") if value.isascii() and value.isdigit() else ""
+    if not digits or len(digits) > 9 or int(digits) > _checks.MOST_THREADS:
         raise ValueError(
-            f"the environment variable {name} must be a positive integer, not {value!r}"
+            f"the environment variable {name} must be a positive integer up to "
+            f"{_checks.MOST_THREADS}, not {value!r}"
         )
-    return int(value)
+    return int(digits)
 
 
 def runs_the_command() -> bool:

@@ -49,6 +49,8 @@ def test_backend_of_the_environment(backend):
         ("FASTREG_NUM_THREADS", "two", "a positive integer"),
         ("FASTREG_NUM_THREADS", "1.5", "a positive integer"),
         ("FASTREG_NUM_THREADS", "²", "a positive integer"),
+        ("FASTREG_NUM_THREADS", "1025", "a positive integer up to 1024"),
+        ("FASTREG_NUM_THREADS", "9" * 5000, "a positive integer up to 1024"),
     ],
 )
 @pytest.mark.parametrize("backend", ["numpy", None])

@@ -201,12 +201,14 @@ struct PenaltyKernel {
 
   template <bool may_stream>
   FASTREG_INLINE void run_block(const Storage* weights, Storage* gradients, int count, LaneSums& sums,
-                                Coefficients coefficients) {
+                                Coefficients coefficients, void* scratch) {
     // The terms are taken before anything is written: the gradients may lie on the weights.
     if constexpr (converts) {
       constexpr int piece = 1024;
       alignas(line_bytes) Real magnitudes[sums_magnitudes ? piece : 1];
-      alignas(line_bytes) Real memory[wants_gradient ? block_size + real_lanes<Real> : 1];
+      alignas(line_bytes) Real few[wants_gradient && !streaming ? block_size + real_lanes<Real> : 1];
+      static_assert((chunk_size + real_lanes<Real>)*sizeof(Real) <= streaming_scratch_bytes);
+      Real* memory = streaming ? static_cast<Real*>(scratch) : few;
       // Where lines of the gradients begin, registers of the converted weights begin too.
       Real* numbers = memory + (wants_gradient ? -elements_to_line(gradients) & (real_lanes<Real> - 1) : 0);
       for (int i = 0; i < count; i += piece) {
@@ -234,7 +236,7 @@ struct PenaltyKernel {
 
   // The last row may be short: it is padded with +0, whose terms change no bit of a lane, since no term is below +0.
   FASTREG_INLINE void run_short_row(const Storage* weights, Storage* gradients, int elements, LaneSums& sums,
-                                    Coefficients coefficients) {
+                                    Coefficients coefficients, void* scratch) {
     alignas(line_bytes) Storage padded_weights[lanes_per_chunk] = {};
     alignas(line_bytes) Storage padded_gradients[lanes_per_chunk] = {};
     const std::size_t bytes = static_cast<std::size_t>(elements) * sizeof(Storage);
@@ -242,7 +244,7 @@ struct PenaltyKernel {
     if constexpr (adds) {
       std::memcpy(padded_gradients, gradients, bytes);
     }
-    run_block<false>(padded_weights, padded_gradients, lanes_per_chunk, sums, coefficients);
+    run_block<false>(padded_weights, padded_gradients, lanes_per_chunk, sums, coefficients, scratch);
     if constexpr (wants_gradient) {
       std::memcpy(gradients, padded_gradients, bytes);
     }
@@ -269,13 +271,13 @@ struct PenaltyKernel {
       while (elements >= lanes_per_chunk) {
         const int rows = elements / lanes_per_chunk;
         const int count = (rows < rows_per_block ? rows : rows_per_block) * lanes_per_chunk;
-        run_block<streaming>(weights, gradients, count, sums, coefficients);
+        run_block<streaming>(weights, gradients, count, sums, coefficients, arguments.scratch);
         weights += count;
         gradients += wants_gradient ? count : 0;
         elements -= count;
       }
       if (elements != 0) {
-        run_short_row(weights, gradients, elements, sums, coefficients);
+        run_short_row(weights, gradients, elements, sums, coefficients, arguments.scratch);
       }
       if constexpr (wants_value) {
         if constexpr ((terms & term_l1) != 0) {

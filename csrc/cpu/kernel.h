@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../canonical_sum.h"
 #include "../penalty.h"
 
 namespace fastreg {
@@ -20,7 +21,11 @@ struct KernelArguments {
   double gradient_l2;
   double* l1_sums;  // one per chunk, written if output_value and the term is there
   double* l2_sums;
+  void* scratch;  // for streaming kernels of half precision: streaming_scratch_bytes, aligned to 64
 };
+
+// A chunk as float32, and a register more: too much for the stack of a thread that has but 64 KiB.
+constexpr std::size_t streaming_scratch_bytes = chunk_size * sizeof(float) + 64;
 
 using Kernel = void (*)(const KernelArguments&);
 

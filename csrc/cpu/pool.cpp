@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <chrono>
 #include <condition_variable>
+#include <csignal>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
@@ -16,6 +17,7 @@
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
+#include <unistd.h>
 #endif
 #if defined(__linux__)
 #include <sched.h>
@@ -23,6 +25,7 @@
 
 #include "float_environment.h"
 #include "processor.h"
+#include "quota.h"
 
 namespace fastreg {
 namespace {
@@ -122,6 +125,28 @@ class Job {
   std::atomic<std::int64_t> done_{0};
 };
 
+// A thread inherits the signals that its creator blocks. Workers take none that are the process's: its handlers are
+// written for threads that it knows. The signals of faults stay, for whoever prints where a fault was.
+class SignalsBlocked {
+ public:
+#if defined(__unix__) || defined(__APPLE__)
+  SignalsBlocked() {
+    sigset_t blocked;
+    sigfillset(&blocked);
+    for (const int fault : {SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP}) {
+      sigdelset(&blocked, fault);
+    }
+    pthread_sigmask(SIG_BLOCK, &blocked, &before_);
+  }
+  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  SignalsBlocked(const SignalsBlocked&) = delete;
+  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
+
+ private:
+  sigset_t before_;
+#endif
+};
+
 class Pool {
  public:
   bool has_watching_workers() const { return watching_.load(std::memory_order_relaxed) > 0; }
@@ -155,6 +180,10 @@ class Pool {
   }
 
   void hire(int helpers) {
+    if (workers_ >= helpers) {
+      return;
+    }
+    const SignalsBlocked blocked;
     while (workers_ < helpers) {
       try {
         std::thread(&Pool::serve, this, workers_).detach();
@@ -167,7 +196,7 @@ class Pool {
 
   void serve(int number) {
     const FloatEnvironment environment;
-    const Processors processors;
+    Processors processors;
     bool watches = false;
     Lock lock(mutex_);
     for (;;) {
@@ -251,14 +280,34 @@ Pool& pool() {
 }
 
 int count_processors() {
+  int count = 0;
 #if defined(__linux__)
   cpu_set_t set;
   CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) == 0) {
-    return std::max(1, CPU_COUNT(&set));
+  if (sched_getaffinity(getpid(), sizeof set, &set) == 0) {
+    count = CPU_COUNT(&set);
   }
 #endif
-  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  if (count == 0) {
+    count = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  }
+  const int by_quota = processors_by_quota();
+  return std::min({count, by_quota > 0 ? by_quota : count, max_threads});
+}
+
+// As they were found at most this long ago.
+constexpr std::chrono::nanoseconds processors_stand = std::chrono::seconds(1);
+
+int known_processors() {
+  static std::atomic<int> count{count_processors()};
+  static std::atomic<Clock::rep> counted{Clock::now().time_since_epoch().count()};
+  const Clock::rep now = Clock::now().time_since_epoch().count();
+  Clock::rep before = counted.load(std::memory_order_relaxed);
+  if (Clock::duration(now - before) > processors_stand &&
+      counted.compare_exchange_strong(before, now, std::memory_order_relaxed)) {
+    count.store(count_processors(), std::memory_order_relaxed);
+  }
+  return count.load(std::memory_order_relaxed);
 }
 
 [[noreturn]] void refuse(const std::string& name, const std::string& was) {
@@ -266,10 +315,11 @@ int count_processors() {
                               was);
 }
 
-int initial_num_threads() {
+// FASTREG_NUM_THREADS; 0 where it is not set.
+int threads_of_environment() {
   const char* text = std::getenv("FASTREG_NUM_THREADS");
   if (text == nullptr || *text == '\0') {
-    return std::min(count_processors(), max_threads);
+    return 0;
   }
   char* end = nullptr;
   errno = 0;
@@ -280,8 +330,9 @@ int initial_num_threads() {
   return static_cast<int>(count);
 }
 
-std::atomic<int>& num_threads() {
-  static std::atomic<int> count{initial_num_threads()};
+// What the user wants; 0 for as many as there are processors.
+std::atomic<int>& wanted_threads() {
+  static std::atomic<int> count{threads_of_environment()};
   return count;
 }
 
@@ -302,13 +353,16 @@ BriefCall::BriefCall() {
 
 BriefCall::~BriefCall() { last_brief_end.store(Clock::now().time_since_epoch().count(), std::memory_order_relaxed); }
 
-int get_num_threads() { return num_threads().load(std::memory_order_relaxed); }
+int get_num_threads() {
+  const int wanted = wanted_threads().load(std::memory_order_relaxed);
+  return wanted != 0 ? wanted : known_processors();
+}
 
 void set_num_threads(std::int64_t count) {
   if (count < 1 || count > max_threads) {
     refuse("n", std::to_string(count));
   }
-  num_threads().store(static_cast<int>(count), std::memory_order_relaxed);
+  wanted_threads().store(static_cast<int>(count), std::memory_order_relaxed);
 }
 
 void run_tasks(Task task, void* context, std::int64_t count, int threads) {

@@ -30,7 +30,9 @@ class BriefCall {
   bool is_worth_sharing_;
 };
 
-// How many threads a call may use: FASTREG_NUM_THREADS, else the processors that this process may run on.
+// How many threads a call may use: what was set, else FASTREG_NUM_THREADS, else the processors that the process may run
+// on (its main thread's affinity), or as many as its control group gives it time for, if these are fewer. Both may
+// change while it runs: they are read again when a second has passed.
 int get_num_threads();
 
 // Throws std::invalid_argument unless 1 <= count <= max_threads.

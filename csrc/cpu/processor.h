@@ -19,26 +19,29 @@ inline int current_processor() {
 #endif
 }
 
-// The processors that a worker may run on, as they were when it was made.
+// The processors that a worker may run on.
 class Processors {
  public:
-  Processors() {
 #if defined(__linux__)
-    is_known_ = sched_getaffinity(0, sizeof allowed_, &allowed_) == 0;
+  Processors() : is_known_(read(allowed_)), placed_(allowed_) {}
 #endif
-  }
 
   // Moves this thread off `processor` for good if it is there and may run elsewhere.
-  void leave(int processor) const {
+  void leave(int processor) {
 #if defined(__linux__)
-    if (!is_known_ || processor < 0 || current_processor() != processor) {
+    cpu_set_t now;
+    if (!is_known_ || processor < 0 || current_processor() != processor || !read(now)) {
       return;
+    }
+    if (!CPU_EQUAL(&now, &placed_)) {
+      allowed_ = now;  // somebody else has placed this thread since, and that stands
     }
     cpu_set_t others = allowed_;
     CPU_CLR(processor, &others);
     if (CPU_COUNT(&others) != 0) {
       sched_setaffinity(0, sizeof others, &others);
     }
+    read(placed_);
 #else
     (void)processor;
 #endif
@@ -46,8 +49,14 @@ class Processors {
 
  private:
 #if defined(__linux__)
-  cpu_set_t allowed_;
-  bool is_known_ = false;
+  static bool read(cpu_set_t& set) {
+    CPU_ZERO(&set);
+    return sched_getaffinity(0, sizeof set, &set) == 0;
+  }
+
+  cpu_set_t allowed_;  // by others than this class
+  bool is_known_;
+  cpu_set_t placed_;  // by this class, as the system has it
 #endif
 };
 

@@ -2,6 +2,8 @@
 // judgements of layout.h against the sets of addresses themselves.
 #include "plan.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <numeric>
 #include <set>
@@ -185,6 +187,48 @@ void check_layouts(DType dtype, const Strided& weights, const Strided& gradients
   CHECK(gradient_memory.untouched(), what);
 }
 
+// How much of its stack a thread uses that evaluates an array whose elements are `step` apart.
+std::size_t stack_used_for(DType dtype, std::int64_t count, std::int64_t step, unsigned outputs) {
+  constexpr unsigned char untouched = 0xa5;
+  const Strided array{{count}, {step}};
+  const std::size_t item = item_size(dtype);
+  Bytes weights(extent_in_elements(array) * item, 0);
+  Bytes gradients(weights.size(), 0);
+  fill(weights.data(), dtype, weights.size() / item, Fill::ordinary, 3);
+  fill(gradients.data(), dtype, weights.size() / item, Fill::ordinary, 4);
+  const ArrayView weight_view = view_of(array, dtype, weights.data());
+  const ArrayView gradient_view = view_of(array, dtype, gradients.data());
+  const LaidOut laid_out(weight_view, &gradient_view);
+  struct Call {
+    Item item;
+    unsigned outputs;
+  } call{{weight_view.data, gradient_view.data, weight_view.count, make_coefficients(0.3, 0.7, 1.0, 1.0),
+          laid_out.needed ? &laid_out.layout : nullptr, dtype},
+         outputs};
+
+  constexpr std::size_t size = std::size_t{1} << 18;  // enough to see how much it is
+  Bytes stack(size, 0);
+  std::fill(stack.data(), stack.data() + size, untouched);
+  pthread_attr_t attributes;
+  pthread_attr_init(&attributes);
+  pthread_t thread;
+  CHECK(pthread_attr_setstack(&attributes, stack.data(), size) == 0);
+  const int failure = pthread_create(
+      &thread, &attributes,
+      [](void* context) -> void* {
+        const auto& of = *static_cast<Call*>(context);
+        double value = 0.0;
+        evaluate(&of.item, 1, of.outputs, &value);
+        return nullptr;
+      },
+      &call);
+  CHECK(failure == 0 && pthread_join(thread, nullptr) == 0);
+  pthread_attr_destroy(&attributes);
+  return static_cast<std::size_t>(
+      stack.data() + size -
+      std::find_if(stack.data(), stack.data() + size, [](unsigned char byte) { return byte != untouched; }));
+}
+
 const std::vector<Axes>& shapes() {
   static const std::vector<Axes> all = {{},     {0},      {1},        {7},          {3, 5},      {0, 4},
                                         {1, 9}, {65, 67}, {2, 1, 50}, {3, 4, 5, 6}, {5, 20, 43}, {1, 4097}};
@@ -288,6 +332,31 @@ TEST(layouts_of_every_dtype) {
       }
     }
   }
+}
+
+// Threads that others make may have 64 KiB of stack; sanitizers need more.
+TEST(small_stacks_suffice) {
+  const int before = get_num_threads();
+  for (const int threads : {1, 3}) {
+    set_num_threads(threads);
+    const std::int64_t count = threads == 1 ? 5'003 : 300'007;  // so large that threads share it
+    for (int dtype = 0; dtype < dtype_count; ++dtype) {
+      const auto type = static_cast<DType>(dtype);
+      if (threads != 1 && type != DType::f16 && type != DType::f64 && type != DType::i8) {
+        continue;
+      }
+      for (const unsigned outputs :
+           {unsigned{output_value}, output_value | output_gradient, output_value | output_gradient | output_add}) {
+        if (outputs == output_value || is_floating(type)) {
+          for (const std::int64_t step : {1, 2}) {
+            const std::size_t used = stack_used_for(type, count, step, outputs);
+            CHECK(used < (std::size_t{16} << 10), name_of(type), "step", step, "outputs", outputs, "bytes", used);
+          }
+        }
+      }
+    }
+  }
+  set_num_threads(before);
 }
 
 TEST(layouts_judged) {

@@ -12,6 +12,8 @@
 #include <atomic>
 #include <cfenv>
 #include <chrono>
+#include <csignal>
+#include <memory>
 #include <thread>
 
 #include "arrays.h"
@@ -181,6 +183,87 @@ TEST(pool_keeps_workers_off_the_processor_of_the_caller) {
   }
 }
 #endif
+
+#if defined(__linux__)
+// The affinity that somebody else gives a worker stands, even where the worker could get off its caller's processor.
+TEST(pool_leaves_workers_where_others_put_them) {
+  cpu_set_t before;
+  CHECK(sched_getaffinity(0, sizeof before, &before) == 0);
+  if (CPU_COUNT(&before) < 2) {
+    return;
+  }
+  struct Record {
+    std::atomic<int> begun{0};
+    std::atomic<int> worker{0};
+    cpu_set_t set;
+    std::thread::id caller = std::this_thread::get_id();
+  };
+  const auto call = [] {
+    auto record = std::make_unique<Record>();
+    run_tasks(
+        [](void* context, std::int64_t) {
+          auto& all = *static_cast<Record*>(context);
+          if (std::this_thread::get_id() != all.caller) {
+            sched_getaffinity(0, sizeof all.set, &all.set);
+            all.worker = static_cast<int>(gettid());
+          }
+          all.begun.fetch_add(1);
+          wait_until([&] { return all.begun == 2; });
+        },
+        record.get(), 2, 2);
+    return record;
+  };
+  const int worker = call()->worker;
+  CHECK(worker != 0);
+  const int own = sched_getcpu();
+  cpu_set_t here;
+  CPU_ZERO(&here);
+  CPU_SET(own, &here);
+  CHECK(sched_setaffinity(0, sizeof here, &here) == 0);
+  CHECK(sched_setaffinity(worker, sizeof here, &here) == 0);
+  for (int i = 0; i < 20; ++i) {
+    run_tasks([](void*, std::int64_t) { std::this_thread::sleep_for(std::chrono::milliseconds(1)); }, nullptr, 4, 2);
+  }
+  cpu_set_t after;
+  CHECK(sched_getaffinity(worker, sizeof after, &after) == 0);
+  CHECK(CPU_EQUAL(&after, &here));
+  sched_setaffinity(worker, sizeof before, &before);
+  sched_setaffinity(0, sizeof before, &before);
+}
+#endif
+
+// Signals of the process are for threads that its handlers know; faults are for whoever prints where they were.
+TEST(pool_keeps_signals_from_workers) {
+  sigset_t before;
+  CHECK(pthread_sigmask(SIG_SETMASK, nullptr, &before) == 0);
+  struct Record {
+    std::atomic<int> begun{0};
+    sigset_t mask;
+    std::thread::id caller = std::this_thread::get_id();
+  } record;
+  sigemptyset(&record.mask);
+  run_tasks(
+      [](void* context, std::int64_t) {
+        auto& all = *static_cast<Record*>(context);
+        if (std::this_thread::get_id() != all.caller) {
+          pthread_sigmask(SIG_SETMASK, nullptr, &all.mask);
+        }
+        all.begun.fetch_add(1);
+        wait_until([&] { return all.begun == 2; });
+      },
+      &record, 2, 2);
+  for (const int signal : {SIGINT, SIGTERM, SIGALRM, SIGPROF, SIGCHLD, SIGUSR1, SIGHUP}) {
+    CHECK(sigismember(&record.mask, signal) == 1, "signal", signal);
+  }
+  for (const int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT}) {
+    CHECK(sigismember(&record.mask, signal) == 0, "signal", signal);
+  }
+  sigset_t after;
+  CHECK(pthread_sigmask(SIG_SETMASK, nullptr, &after) == 0);
+  for (int signal = 1; signal < 32; ++signal) {
+    CHECK(sigismember(&after, signal) == sigismember(&before, signal), "the caller's, signal", signal);
+  }
+}
 
 TEST(pool_shares_brief_calls_in_close_succession_only) {
   bool some_were_shared = false;
