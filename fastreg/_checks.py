@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from . import _arrays, _dtypes, _memory, _penalty
 from ._errors import described, listed, suggestion
+from ._float_environment import Default, product
 from ._frameworks import is_jax_tracer
 from ._penalty import ADD, GRADIENT
 
@@ -35,7 +36,8 @@ def _real(value: object, name: str, wanted: str) -> float:
         isinstance(value, np.generic) and type(value).__module__.startswith("ml_dtypes")
     ):
         try:
-            return float(value)
+            with Default():
+                return float(value)
         except OverflowError:
             raise ValueError(
                 f"{name} must be {wanted}, not {described(value)}: it does not fit a float"
@@ -197,7 +199,7 @@ def check_coefficients(
     """Refuse coefficients that are not finite in the type they are used in."""
     for pair in strengths:
         for name, number in zip(("l1", "l2"), pair, strict=True):
-            if not math.isfinite(number * scale):
+            if not math.isfinite(product(number, scale)):
                 raise ValueError(
                     f"{name} * scale must be finite, not {number!r} * {scale!r}; use smaller values"
                 )

@@ -6,8 +6,7 @@ Contract
   arithmetic of the gradient are the numerics contract, step by step (see :func:`canonical_sum`).
 - Work goes in slabs of 8 chunks: temporaries take a few 100 KB, whatever the size of the arrays.
 - Everything is checked before anything is written.
-- One thing that only the native core can do: switch flush-to-zero off.  Where somebody switched
-  it on (``torch.set_flush_denormal(True)``), sums of subnormal numbers differ here.
+- The caller's floating point environment changes nothing, where the C library lets it be set.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _arrays, _checks, _dtypes, _memory, _penalty
+from ._float_environment import Default
 from ._penalty import ADD, GRADIENT, VALUE
 
 Array = npt.NDArray[Any]
@@ -79,7 +79,7 @@ def canonical_sum(values: Sequence[float]) -> float:
     >>> canonical_sum([0.5, 0.25])
     0.75
     """
-    with np.errstate(all="ignore"):
+    with Default(), np.errstate(all="ignore"):
         return _tree(np.asarray(values, np.float64))
 
 
@@ -277,7 +277,7 @@ def evaluate_many(
     views, targets = _checks.checked_views(
         outputs, names, weights, gradients, strengths, which, scale, grad_scale
     )
-    with np.errstate(all="ignore"):
+    with Default(), np.errstate(all="ignore"):
         values = [
             _evaluate(
                 outputs,

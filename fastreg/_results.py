@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _arrays, _device, _dtypes, _errors
+from ._float_environment import Default
 from ._frameworks import framework
 
 
@@ -140,7 +141,7 @@ def wrap_gradient(gradient: Any, w: Any) -> Any:
 def assign(target: Any, numbers: npt.NDArray[np.float64], name: str, add: bool = False) -> None:
     """Write or add float64 numbers to a checked gradient, rounded to its dtype at the end."""
     view, dtype = _arrays.host_view(target, name, True)
-    with np.errstate(all="ignore"):
+    with Default(), np.errstate(all="ignore"):
         if add:
             numbers = numbers + _dtypes.to_float64(view, dtype)
         view[...] = _dtypes.to_bfloat16(numbers.astype(np.float32)) if dtype == "bf16" else numbers

@@ -3,6 +3,9 @@
 // torch.set_flush_denormal(True) and -ffast-math libraries switch subnormals off for the whole thread, which would
 // change sums; a new thread inherits the state of its creator. So every call and every task of a worker runs inside one
 // of these, which puts back what was there.
+//
+// Compilers know nothing of that state, and may move arithmetic across its changes. What is in memory that others can
+// see they leave in its place; numbers of one's own go through `unmoved`.
 #pragma once
 
 #include <cstdint>
@@ -19,14 +22,22 @@ class FloatEnvironment {
     if (changed_) {
       write((saved_ & ~control_mask) | wanted);
     }
+    asm volatile("" : : : "memory");
   }
   ~FloatEnvironment() {
+    asm volatile("" : : : "memory");
     if (changed_) {
       write(saved_);
     }
   }
   FloatEnvironment(const FloatEnvironment&) = delete;
   FloatEnvironment& operator=(const FloatEnvironment&) = delete;
+
+  // The number itself: what it is computed from, and what is computed from it, stays on its side of this.
+  static double unmoved(double number) {
+    asm volatile("" : "+m"(number) : : "memory");
+    return number;
+  }
 
  private:
 #if defined(__x86_64__) || defined(__i386__)

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "../canonical_sum.h"
+#include "../cpu/float_environment.h"
 #include "device.h"
 #include "interpreter_lock.h"
 
@@ -82,11 +84,18 @@ bool fits_f32(double x) { return std::isfinite(static_cast<float>(x)); }
 
 }  // namespace
 
-Rule::Rule(double l1, double l2, double scale, double grad_scale)
-    : coefficients(make_coefficients(l1, l2, scale, grad_scale)),
-      is_finite(std::isfinite(coefficients.l1) && std::isfinite(coefficients.l2)),
-      gradient_fits_f32(fits_f32(coefficients.gradient_l1) && fits_f32(coefficients.gradient_l2)),
-      gradient_fits_f64(std::isfinite(coefficients.gradient_l1) && std::isfinite(coefficients.gradient_l2)) {}
+Rule::Rule(double l1, double l2, double scale, double grad_scale) {
+  const FloatEnvironment environment;
+  coefficients = make_coefficients(FloatEnvironment::unmoved(l1), FloatEnvironment::unmoved(l2), scale, grad_scale);
+  is_finite = std::isfinite(coefficients.l1) && std::isfinite(coefficients.l2);
+  gradient_fits_f32 = fits_f32(coefficients.gradient_l1) && fits_f32(coefficients.gradient_l2);
+  gradient_fits_f64 = std::isfinite(coefficients.gradient_l1) && std::isfinite(coefficients.gradient_l2);
+}
+
+double total_of(std::vector<double>& values) {
+  const FloatEnvironment environment;
+  return FloatEnvironment::unmoved(canonical_sum_in_place(values.data(), static_cast<std::int64_t>(values.size())));
+}
 
 Call::Call(unsigned outputs, Slots slots) : outputs_(outputs), slots_(slots) {
   if (writes_gradients() && slots.count > 1) {

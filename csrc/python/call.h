@@ -7,13 +7,13 @@
 #include <memory>
 #include <vector>
 
-#include "../cpu/float_environment.h"
 #include "../plan.h"
 #include "tensor.h"
 
 namespace fastreg::python {
 
-// What one regularizer asks for, judged once for all tensors that it is for.
+// What one regularizer asks for, judged once for all tensors that it is for; whatever the caller's floating-point
+// state.
 struct Rule {
   Rule(double l1, double l2, double scale, double grad_scale);
 
@@ -22,6 +22,9 @@ struct Rule {
   bool gradient_fits_f32;
   bool gradient_fits_f64;
 };
+
+// The canonical sum of the values, which are overwritten; whatever the caller's floating-point state.
+double total_of(std::vector<double>& values);
 
 // Thrown where an operand lies on a device and not all is as plain as Call has it: the call is fastreg._device's.
 struct OnDevice : std::exception {};
@@ -77,7 +80,6 @@ class Call {
   bool writes_gradients() const { return (outputs_ & output_gradient) != 0; }
   bool spans_are_disjoint() const;
 
-  FloatEnvironment environment_;  // strengths are multiplied and judged under the contract's rounding too
   unsigned outputs_;
   Slots slots_;
   std::size_t added_ = 0;

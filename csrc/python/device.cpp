@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "../cpu/float_environment.h"
 #include "../cuda/loader.h"
 #include "interpreter_lock.h"
 

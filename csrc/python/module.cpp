@@ -9,9 +9,7 @@
 #include <new>
 #include <stdexcept>
 
-#include "../canonical_sum.h"
 #include "../cpu/dispatch.h"
-#include "../cpu/float_environment.h"
 #include "../cpu/pool.h"
 #include "../jax/capsules.h"
 #include "call.h"
@@ -224,7 +222,7 @@ PyObject* evaluate(const Many& many, PyObject* others) {
   if (many.per_tensor) {
     return py::cast(values).release().ptr();
   }
-  return PyFloat_FromDouble(canonical_sum_in_place(values.data(), static_cast<std::int64_t>(values.size())));
+  return PyFloat_FromDouble(total_of(values));
 }
 
 PyObject* evaluate_many(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
@@ -417,13 +415,7 @@ PYBIND11_MODULE_EXEC(_core, m) {
   if (PyModule_AddFunctions(m.ptr(), hot_functions) != 0) {
     throw py::error_already_set();
   }
-  m.def(
-      "canonical_sum",
-      [](std::vector<double> values) {
-        const FloatEnvironment environment;
-        return canonical_sum_in_place(values.data(), static_cast<std::int64_t>(values.size()));
-      },
-      py::arg("values"));
+  m.def("canonical_sum", [](std::vector<double> values) { return total_of(values); }, py::arg("values"));
 
   m.def("get_num_threads", get_num_threads);
   m.def("set_num_threads", set_num_threads, py::arg("n"));

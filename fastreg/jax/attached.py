@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import _adapters, _checks, _results
+from .._float_environment import product
 from .._penalty import VALUE
 from ..penalties import evaluation
 from ..penalties.plan import Plan
@@ -143,7 +144,9 @@ class TreePenalties:
         for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True):
             if is_fused:
                 l1, l2 = strengths[next(which)]
-                gradients.append(traced.gradient(weight, l1 * scale, l2 * scale, grad_scale))
+                gradients.append(
+                    traced.gradient(weight, product(l1, scale), product(l2, scale), grad_scale)
+                )
             else:
                 gradients.append(jax.grad(plan.rules[name])(weight) * (scale * grad_scale))
         return _like(params, plan, gradients)

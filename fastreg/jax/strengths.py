@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _checks, _errors
+from .._float_environment import Default
 
 TERM_L1, TERM_L2 = 1, 2
 
@@ -67,11 +68,11 @@ def make_rule(l1: Any, l2: Any, scale: Any, slope_dtypes: Sequence[str]) -> Rule
     _checks.check_coefficients(
         ((l1, l2),), (0,) * len(slope_dtypes), slope_dtypes, scale, 1.0, bool(slope_dtypes)
     )
-    scaled = l1 * scale, l2 * scale
-    with np.errstate(over="ignore", under="ignore"):
+    with Default(), np.errstate(over="ignore", under="ignore"):
+        scaled = l1 * scale, l2 * scale
         slopes = np.asarray((scaled[0], 2.0 * scaled[1]), real())
+        terms = (TERM_L1 if scaled[0] != 0.0 else 0) | (TERM_L2 if scaled[1] != 0.0 else 0)
     bits = np.asarray(scaled, np.float64).view(np.uint32).reshape(2, 2)
-    terms = (TERM_L1 if scaled[0] != 0.0 else 0) | (TERM_L2 if scaled[1] != 0.0 else 0)
     return Rule(bits, slopes, terms, scaled)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import _errors, regularizers
+from .._float_environment import product
 from ._framework import keras
 
 _ops = keras.ops
@@ -103,7 +104,7 @@ def _value(w: Any, l1: Any, l2: Any, scale: Any) -> Any:
         return Penalty(regularizers.L1L2(l1, l2), scale)(w)
     x = _ops.cast(w, _result_dtype(w))
     value = _ops.zeros((), x.dtype)
-    for strength, term in ((l1 * scale, _ops.abs), (l2 * scale, _ops.square)):
+    for strength, term in ((product(l1, scale), _ops.abs), (product(l2, scale), _ops.square)):
         if strength != 0.0:
             value = value + strength * _ops.sum(term(x))
     return value

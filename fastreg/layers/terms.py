@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _arrays, _callables, _dtypes, _errors, _results, regularizers
+from .._float_environment import Default, product
 from ..regularizers.elementwise import is_fused
 from ..regularizers.saved_forms import converted
 
@@ -71,7 +72,7 @@ def value(rule: Any, array: Array, label: str, scale: float = 1.0) -> float:
     if is_fused(rule):
         penalty: float = rule(array, scale=scale)
         return penalty
-    return _number(rule(_given(array)), label) * scale
+    return product(_number(rule(_given(array)), label), scale)
 
 
 def accumulate(
@@ -117,11 +118,11 @@ def accumulate(
             f"the gradient that the regularizer of {label} gives has shape {view.shape}; it must "
             f"have that of the array, {array.shape}"
         )
-    with np.errstate(all="ignore"):  # infinities and NaN are data, not news
+    with Default(), np.errstate(all="ignore"):  # infinities and NaN are data, not news
         _results.assign(
             gradient, _dtypes.to_float64(view, dtype) * (scale * grad_scale), label, add=True
         )
-    return number * scale
+    return product(number, scale)
 
 
 def _given(array: Array) -> Array:

@@ -15,6 +15,7 @@ import numpy as np
 
 from .. import _adapters, _backend, _callables, _checks, _device, _results
 from .._device.recording import claim, unclaimed
+from .._float_environment import Default, product
 from .._penalty import ADD, VALUE
 from .plan import Arrays, Plan
 from .rules import called, rule_name
@@ -113,7 +114,7 @@ def values(plan: Plan, weights: Arrays, scale: float) -> list[float]:
         return fused_values
     merged = iter(fused_values)
     return [
-        next(merged) if is_fused else called(plan.rules[name], name, weight) * factor
+        next(merged) if is_fused else product(called(plan.rules[name], name, weight), factor)
         for name, weight, is_fused in zip(plan.names, weights, fused, strict=True)
     ]
 
@@ -161,7 +162,9 @@ def _traced_gradients(
     for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True):
         if is_fused:
             l1, l2 = strengths[next(which)]
-            gradients[name] = adapter.gradient(weight, l1 * scale, l2 * scale, grad_scale)
+            gradients[name] = adapter.gradient(
+                weight, product(l1, scale), product(l2, scale), grad_scale
+            )
         else:
             gradients[name] = plan.rules[name].gradient(weight) * (scale * grad_scale)
     return gradients
@@ -197,7 +200,7 @@ def _with_callables(
         grad_scale,
     )
     value_factor = float(scale)
-    factor = value_factor * float(grad_scale)
+    factor = product(value_factor, float(grad_scale))
     called_values: dict[str, tuple[float, Any]] = {}
     for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True):
         if not is_fused:
@@ -205,7 +208,7 @@ def _with_callables(
             with _results.unrecorded():  # the gradient is asked for by name, not of autograd
                 value = called(rule, name, weight) if outputs & VALUE else 0.0
             slope = _callables.slope_of(rule.gradient(weight), weight, name)
-            with np.errstate(all="ignore"):
+            with Default(), np.errstate(all="ignore"):
                 called_values[name] = value * value_factor, slope * factor
     fused_values = _backend.evaluate_many(
         outputs,

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _adapters, _checks, _dtypes, _errors, _results
+from .._float_environment import Default, product
 from .._penalty import VALUE, VALUE_AND_ADD, VALUE_AND_GRADIENT
 from .base import Configured
 
@@ -77,7 +78,7 @@ class OrthogonalRegularizer(Configured):
         """Give the penalty of a matrix; arguments and result are as for :class:`L1`."""
         adapter = _adapters.following(w) or _adapters.of_strengths(self._factor, scale)
         if adapter is not None:
-            return adapter.orthogonal(w, self._factor * scale, self._mode)
+            return adapter.orthogonal(w, product(self._factor, scale), self._mode)
         value, _ = self._evaluate(VALUE, w, None, scale, 1.0)
         return _results.wrap_value(value, w)
 
@@ -129,7 +130,7 @@ class OrthogonalRegularizer(Configured):
         if self._mode == "columns":
             matrix = matrix.T
         pairs = len(matrix) * (len(matrix) - 1) / 2
-        with np.errstate(all="ignore"):  # infinities and NaN are data, not news
+        with Default(), np.errstate(all="ignore"):  # infinities and NaN are data, not news
             largest = np.abs(matrix).max(axis=1, keepdims=True, initial=0.0)
             scaled = matrix / np.where(largest == 0.0, 1.0, largest)
             norms = np.sqrt(np.square(scaled).sum(axis=1, keepdims=True))

@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 import torch
 
 from .. import _arrays, _checks, _errors
+from .._float_environment import product
 from .._frameworks import framework
 from . import engines, operators
 
@@ -133,7 +134,7 @@ def _scaled(strengths: _Strengths, scale: Any) -> _Numbers:
         return float64([number * scale for pair in strengths for number in pair])
     scale = _checks.multiplier(scale, "scale")
     _checks.check_coefficients(strengths, (), (), scale, 1.0, False)
-    return tuple([number * scale for pair in strengths for number in pair])
+    return tuple([product(number, scale) for pair in strengths for number in pair])
 
 
 def float64(numbers: Sequence[Any]) -> torch.Tensor:

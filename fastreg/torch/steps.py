@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from .. import _errors
+from .._float_environment import product
 
 Add = Callable[[float, float, bool], Any]
 """Adds gradients, given scale, grad_scale and whether the penalty is wanted; gives what has it as
@@ -79,7 +80,7 @@ class StepHandle:
         # args[0] is the optimizer.
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
-            self._add(self._scale, self._grad_scale * _loss_scale(optimizer), self._value)
+            self._add(self._scale, product(self._grad_scale, _loss_scale(optimizer)), self._value)
             return None
 
         def penalised() -> Any:
