@@ -184,8 +184,8 @@ class Penalties:
         TypeError, ValueError
             For a gradient that does not fit its parameter, before anything is written.
         RuntimeError
-            When :meth:`before_step` adds them already, and for activity penalties that are in no
-            loss.
+            When :meth:`before_step` or the last ``backward()`` added them already, and for activity
+            penalties that are in no loss.
 
         Examples
         --------
@@ -198,16 +198,22 @@ class Penalties:
         >>> model.weight.grad
         tensor([[1024., 1024.]])
         """
-        if self._penalties.step is not None and self._penalties.step.is_active:
+        if self._is_before_steps():
             raise RuntimeError(
                 "before_step(optimizer) adds these penalties at each optimizer.step(), so they "
                 "would count twice; drop this call, or remove() the handle of before_step"
+            )
+        if self._penalties.is_in_gradients():
+            raise RuntimeError(
+                "the last backward() added these penalties to the gradients already, as value() "
+                "was in its loss, so they would count twice; drop this call, or take value() out "
+                "of the loss"
             )
         self._activity.require_taken()
         return summed(self._penalties.add(scale, grad_scale, value, not torch.is_grad_enabled()))
 
     def value(self, *, scale: float = 1.0) -> Any:
-        """Give the penalty of all parameters.
+        """Return the penalty of all parameters; in a loss, ``loss + penalties.value()``.
 
         Parameters
         ----------
@@ -217,9 +223,16 @@ class Penalties:
         Returns
         -------
         torch.Tensor or float
-            While torch records gradients, a 0-d tensor that is differentiable: ``loss +
-            penalties.value()`` is the usual way, at the usual cost of autograd.  Under
+            While torch records gradients, a 0-d tensor that is differentiable.  An ordinary
+            ``backward()`` adds the gradients to ``.grad`` in one native call when all others are
+            there, for parameters in host memory; elsewhere autograd adds them.  Under
             ``torch.no_grad()`` what :meth:`accumulate` gives.
+
+        Raises
+        ------
+        RuntimeError
+            While torch records gradients, when :meth:`before_step` adds them already.  (In the
+            backward pass: where a parameter was modified in place since.)
 
         Examples
         --------
@@ -227,10 +240,22 @@ class Penalties:
         >>> from fastreg import regularizers
         >>> model = torch.nn.Linear(2, 1, bias=False)
         >>> _ = torch.nn.init.ones_(model.weight)
+        >>> penalties = attach(model, regularizers.L2(0.5))
+        >>> loss = model(torch.zeros(1, 2)).sum() + penalties.value()
+        >>> loss.backward()
+        >>> model.weight.grad
+        tensor([[1., 1.]])
         >>> with torch.no_grad():
-        ...     attach(model, regularizers.L2(0.5)).value()
+        ...     penalties.value()
         1.0
         """
+        if torch.is_grad_enabled() and self._is_before_steps():
+            raise RuntimeError(
+                "before_step(optimizer) adds these penalties at each optimizer.step(), so they "
+                "would count twice with value() in the loss; remove() the handle of before_step, "
+                "or, for a look at the value, read penalties.last or call value() under "
+                "torch.no_grad()"
+            )
         self._activity.require_taken_since()
         return self._penalties.value(scale)
 
@@ -308,7 +333,7 @@ class Penalties:
         plan, weights = self._penalties.current()
         engines.require_gradients(weights, plan.names)  # its optimizer is often of no known kind
         require_optimizer(optimizer)
-        if self._penalties.step is not None and self._penalties.step.is_active:
+        if self._is_before_steps():
             raise RuntimeError(
                 "before_step() was called already, so the penalties would count twice; remove() "
                 "the handle that it gave first"
@@ -379,6 +404,10 @@ class Penalties:
         tensor(1.5000)
         """
         return self._activity.take(scale)
+
+    def _is_before_steps(self) -> bool:
+        step = self._penalties.step
+        return step is not None and step.is_active
 
     def _add_before_step(self, scale: float, grad_scale: float, value: bool) -> Penalties:
         self._activity.require_taken()

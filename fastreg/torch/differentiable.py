@@ -53,6 +53,27 @@ def gradient(w: Any, l1: Any, l2: Any, factor: Any) -> Any:
     return _apply_gradient(upstream, _scaled(((l1, l2),), 1.0), (0,), w)[0]
 
 
+def gradients(
+    weights: Sequence[torch.Tensor],
+    upstream: torch.Tensor,
+    strengths: _Numbers,
+    which: tuple[int, ...],
+) -> Sequence[torch.Tensor]:
+    """Return each tensor's gradient in a backward pass, times the upstream gradient.
+
+    `strengths` are scaled, l1 and l2 of each rule in turn.
+    """
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        recorded: Sequence[torch.Tensor] = _apply_gradient(upstream, strengths, which, *weights)
+        return recorded
+    if not torch._C._has_storage(upstream):  # is_grads_batched
+        one = torch.ones((), dtype=upstream.dtype, device=upstream.device)
+        slopes = operators.penalty_gradient(weights, one, *_as_arguments(strengths), which)
+        factors = upstream.expand(len(weights)).unbind()
+        return [(f * slope).to(slope.dtype) for f, slope in zip(factors, slopes, strict=True)]
+    return operators.penalty_gradient(weights, upstream, *_as_arguments(strengths), which)
+
+
 def orthogonal(w: Any, factor: Any, mode: str) -> Any:
     """Give the penalty of ``OrthogonalRegularizer``, 0-d: `factor` times the mean of abs(cos).
 
@@ -226,11 +247,7 @@ class _Penalty(torch.autograd.Function):  # type: ignore[misc]
         if len(needed) < len(weights):
             weights, which = [weights[i] for i in needed], tuple([which[i] for i in needed])
             upstream = upstream[needed] if upstream.dim() else upstream
-        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-            made = iter(_apply_gradient(upstream, strengths, which, *weights))
-        else:
-            numbers = _as_arguments(strengths)
-            made = iter(operators.penalty_gradient(weights, upstream, *numbers, which))
+        made = iter(gradients(weights, upstream, strengths, which))
         return (None, None, None, *[next(made) if need else None for need in needs])
 
 

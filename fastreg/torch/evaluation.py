@@ -24,7 +24,7 @@ from .._penalty import ADD, GRADIENT, VALUE_AND_ADD
 from ..penalties import Report, evaluation
 from ..penalties.plan import Arrays, Plan
 from ..penalties.report import make_report, shares_of_zeros
-from . import engines, sharding
+from . import engines, in_backward, sharding
 from .callables import ByAutograd
 from .parameters import ParameterPlanner, Parameters
 from .steps import StepHandle
@@ -57,6 +57,7 @@ class ModulePenalties:
         self.planner = ParameterPlanner(rules, self.parameters)
         self.step: StepHandle | None = None
         """What adds them before an optimizer's steps; its optimizer has to hold the parameters."""
+        self.last_added = in_backward.LastAdded()
         self._trained: list[bool] = []
         self._plain: _PlainCall | None = None
         self.current()
@@ -93,11 +94,20 @@ class ModulePenalties:
         """Give the penalty, differentiable while torch records gradients."""
         plan, weights = self.current()
         if torch.is_grad_enabled():
+            if self._plain is not None:
+                term = in_backward.value(plan, weights, scale, self.last_added)
+                if term is not None:
+                    return term
             return evaluation.value(plan, weights, scale)
         local, is_sharded = _local(weights, plan)
         if not is_sharded:
             return evaluation.value(plan, weights, scale)
         return summed(_Sharded(evaluation.values(plan, local, scale), weights))
+
+    def is_in_gradients(self) -> bool:
+        """Return whether a backward pass has added the penalty, and nothing happened since."""
+        weights = () if self._plain is None else self._plain.weights
+        return bool(weights) and self.last_added.is_unchanged(weights[0])
 
     def report(self, scale: float) -> Report:
         """Give each parameter's penalty, share of zeros and rule."""

@@ -446,7 +446,7 @@ def only_a_value_communicates():
     model = sharded(seeded(Net), line())
     optimizer = optimizer_of(model, "sgd")
     penalties = attach(model, RULES)
-    penalties.before_step(optimizer)
+    handle = penalties.before_step(optimizer)
     x, y = map(mine, data())
     nn.functional.mse_loss(model(x), y).backward()
     with CommDebugMode() as communication:
@@ -458,6 +458,7 @@ def only_a_value_communicates():
     with CommDebugMode() as communication:
         assert float(penalties.last) == float(first)
     assert communication.get_total_counts() == 0, communication.get_comm_counts()
+    handle.remove()
     with CommDebugMode() as communication:
         penalties.value()
     assert communication.get_total_counts() == 1, communication.get_comm_counts()
@@ -483,7 +484,7 @@ def between_forward_and_backward():
     model = sharded(seeded(Rooted), line())
     optimizer = optimizer_of(model, "sgd")
     penalties = attach(model, RULES["*"])
-    penalties.before_step(optimizer)
+    handle = penalties.before_step(optimizer)
     expected = expected_values(gathered(model), RULES["*"])[1]
     loss = model(mine(data()[0])).sum()
     assert not isinstance(model.weight, DTensor)
@@ -493,6 +494,7 @@ def between_forward_and_backward():
     assert isinstance(model.weight, DTensor)
     optimizer.step()
     close(penalties.last, expected)
+    handle.remove()
     # In the loss, the gradient of a gathered parameter is averaged with the others, once.
     optimizer.zero_grad()
     (0.0 * model(mine(data()[0])).sum() + penalties.value()).backward()

@@ -235,11 +235,17 @@ def test_what_would_count_twice_is_refused():
     model = network()
     optimizer = OPTIMIZERS["sgd"](model.parameters())
     penalties = attached(model)
-    penalties.before_step(optimizer)
+    handle = penalties.before_step(optimizer)
     with pytest.raises(RuntimeError, match="count twice"):
         penalties.accumulate()
     with pytest.raises(RuntimeError, match="count twice"):
         penalties.before_step(optimizer)
+    with pytest.raises(RuntimeError, match=r"count twice.*torch\.no_grad\(\)"):
+        penalties.value()
+    with torch.no_grad():
+        assert penalties.value() > 0.0
+    handle.remove()
+    assert penalties.value().requires_grad
 
 
 def test_an_optimizer_without_the_parameters_is_refused():

@@ -85,11 +85,11 @@ def step(torch: Any, sizes: Sizes) -> Setting:
 
     rules = {"*weight": L1L2(L1_STRENGTH, L2_STRENGTH)}
 
+    penalties = fastreg.torch.attach(model, rules)
+
     def before_step(optimizer: Any) -> object:
         return fastreg.torch.attach(model, rules).before_step(optimizer)
 
-    named = dict(model.named_parameters())
-    penalties = fastreg.attach(named, rules)
     return Setting(
         "torch",
         f"step of {sizes.torch_layers} x Linear({width}), batch {sizes.batch}, fused SGD",
@@ -98,8 +98,9 @@ def step(torch: Any, sizes: Sizes) -> Setting:
             "one bare addition": stepper(after_backward=added),
             "loss += ...": stepper(lambda loss: loss + penalty_of(weights)),
             "foreach, no value": stepper(after_backward=unrecorded),
-            "fastreg, before_step": stepper(prepare=before_step),
+            "fastreg, accumulate": stepper(after_backward=lambda: penalties.accumulate()),
             "fastreg, loss + value()": stepper(lambda loss: loss + penalties.value()),
+            "fastreg, before_step": stepper(prepare=before_step),
         },
         usual="loss += ...",
         bare="no penalty",

@@ -1,0 +1,267 @@
+"""A penalty in the loss whose gradients are added to ``.grad`` when the backward pass has finished.
+
+Contract
+--------
+- What ``.grad`` holds when ``backward()`` returns is the gradient of ``loss + penalty``: whatever
+  the loss is multiplied by (loss scaling, micro-batches) reaches the penalty, and whatever reads
+  ``.grad`` afterwards (clipping, optimizers) reads the sum.  A backward pass that fails adds
+  nothing.
+- Instead of a new gradient for each parameter, which autograd would add, there is one native call
+  that adds in place.  It runs after all other work of the pass, and what that queues for its end.
+- This is for plain leaf tensors in host memory and an ordinary ``backward()``.  Wherever something
+  could see the difference (hooks of parameters, processes that average gradients,
+  ``create_graph``, ``torch.autograd.grad``, ``inputs=``), the gradients are returned to autograd.
+- A parameter that was modified in place since is refused, as autograd refuses it.
+- Several threads may run backward passes, but not at once over the same parameters.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.weak import TensorWeakRef
+
+from .. import _backend
+from .._penalty import ADD, GRADIENT, VALUE
+from ..penalties.plan import Arrays, Plan
+from . import differentiable, engines, operators
+
+_private: Any = torch._C
+_engine: Any = getattr(torch.autograd.Variable, "_execution_engine", None)
+
+_attributes = attrgetter("__dict__")
+
+with torch.inference_mode(False):
+    # A leaf that no one else has: the engine visits it only where it accumulates into all leaves.
+    _ANCHOR = torch.zeros((), device="cpu", requires_grad=True)
+    _ANCHOR_NODE = torch.autograd.graph.get_gradient_edge(_ANCHOR).node
+
+
+class LastAdded:
+    """Knows whether nothing has happened to a gradient since a backward pass added the penalty."""
+
+    def __init__(self) -> None:
+        self._gradient: Any = None
+        self._version = -1
+
+    def note(self, parameter: Any) -> None:
+        """Remember the gradient that a penalty has just been added to."""
+        gradient = parameter.grad
+        if gradient is not None:
+            self._gradient, self._version = TensorWeakRef(gradient), gradient._version
+
+    def is_unchanged(self, parameter: Any) -> bool:
+        """Return whether the gradient of `parameter` is the one noted, and as it was."""
+        if self._gradient is None:
+            return False
+        gradient = parameter.grad
+        return (
+            gradient is not None
+            and self._gradient() is gradient
+            and bool(gradient._version == self._version)
+        )
+
+
+class _Call(NamedTuple):
+    """What the forward pass read."""
+
+    plan: Plan
+    weights: Arrays
+    versions: list[int]
+    strengths: tuple[tuple[float, float], ...]
+    scale: float
+    last_added: LastAdded
+
+    def numbers(self) -> tuple[float, ...]:
+        """Return the scaled strengths, l1 and l2 of each rule in turn."""
+        return tuple([number * self.scale for pair in self.strengths for number in pair])
+
+
+def value(plan: Plan, weights: Arrays, scale: Any, last_added: LastAdded) -> Any:
+    """Return the penalty of plain leaf tensors, 0-d, for a loss.
+
+    None where it has to be computed by the functions that autograd, torch.compile and torch.func
+    know: then nothing has been done.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or not weights
+        or not weights[0].is_cpu
+        or isinstance(scale, torch.Tensor)  # it may be what is differentiated
+        or _private._len_torch_dispatch_stack()
+        or _private._are_functorch_transforms_active()
+        or not _can_defer()
+    ):
+        return None
+    strengths = plan.strengths()
+    try:
+        penalty = _backend.evaluate_many(
+            VALUE, plan.names, weights, None, strengths, plan.which, scale, 1.0, False
+        )
+    except (TypeError, ValueError):  # the other way says it of tensors
+        return None
+    if type(penalty) is not float:  # on a device
+        return None
+    versions = [weight._version for weight in weights]
+    term = operators.as_value(penalty, operators.value_dtype(weights))
+    call = _Call(plan, weights, versions, strengths, float(scale), last_added)
+    return _apply(_ANCHOR, call, term, *weights)
+
+
+class _InBackward(torch.autograd.Function):  # type: ignore[misc]
+    """A penalty that is known already, as a function of the parameters."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, anchor: torch.Tensor, call: _Call, penalty: torch.Tensor, *_: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.call = call
+        ctx.save_for_backward(anchor)  # so that a second backward needs retain_graph
+        return penalty
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> Any:
+        call: _Call = ctx.call
+        _ = ctx.saved_tensors
+        _require_unmodified(call)
+        accumulates = _accumulates_into_all_leaves()
+        if accumulates and not torch.is_grad_enabled() and not _are_watched(call.weights):
+            factor = upstream.item()
+            if math.isfinite(factor):
+                _after_all_others(functools.partial(_add, call, factor))
+                return (None,) * (3 + len(call.weights))
+        if accumulates:
+            _after_all_others(functools.partial(call.last_added.note, call.weights[0]))
+        made = differentiable.gradients(call.weights, upstream, call.numbers(), call.plan.which)
+        return (None, None, None, *made)
+
+
+_apply: Any = _InBackward.apply
+
+
+def _require_unmodified(call: _Call) -> None:
+    """Refuse parameters that are not what the penalty is of.
+
+    Raises
+    ------
+    RuntimeError
+        With the name of the first.
+    """
+    if [weight._version for weight in call.weights] == call.versions:
+        return
+    for name, weight, version in zip(call.plan.names, call.weights, call.versions, strict=True):
+        if weight._version != version:
+            raise RuntimeError(
+                f"the parameter {name!r} was modified by an in-place operation after value() had "
+                f"computed its penalty (version {weight._version}, expected {version}), so its "
+                "gradient would be that of another loss; call backward() before the parameters "
+                "change, and value() again after that"
+            )
+
+
+def _are_watched(weights: Arrays) -> bool:
+    """Return whether something gets the gradients of parameters before ``backward()`` returns."""
+    if engines.needs_autograd(weights):
+        return True
+    # torch.distributed.optim: an optimizer for each parameter, called by a hook of its node.
+    return any(["_in_backward_optimizers" in held for held in map(_attributes, weights) if held])
+
+
+# ------------------------------------------------------------------------------------- the addition
+
+
+def _add(call: _Call, factor: float) -> None:
+    plan, weights = call.plan, call.weights
+    try:
+        found = _backend.accumulate_parameters(
+            GRADIENT | ADD,
+            plan.names,
+            weights,
+            (),
+            (),
+            call.strengths,
+            plan.which,
+            call.scale,
+            factor,
+            True,
+        )
+    except (TypeError, ValueError):  # autograd takes gradients that the core does not
+        found = NotImplemented
+    if found is NotImplemented:
+        _add_each(call, factor)
+    call.last_added.note(weights[0])
+
+
+def _add_each(call: _Call, factor: float) -> None:
+    """Add where a gradient is missing, sparse or of another dtype, as autograd adds."""
+    with torch.no_grad():
+        upstream = torch.tensor(factor, dtype=torch.float64)
+        made = operators.penalty_gradient(
+            call.weights, upstream, call.numbers(), None, call.plan.which
+        )
+        for weight, gradient in zip(call.weights, made, strict=True):
+            if not weight.requires_grad:  # frozen since
+                continue
+            if weight.grad is None:
+                weight.grad = gradient
+            elif weight.grad.layout is not torch.strided:
+                weight.grad = gradient + weight.grad
+            else:
+                weight.grad.add_(gradient)
+
+
+# --------------------------------------------------------------------------------- torch's engine
+
+
+def _accumulates_into_all_leaves() -> bool:
+    """Return whether this is ``backward()`` without ``inputs``, and not ``torch.autograd.grad``."""
+    if _private._are_functorch_transforms_active():  # is_grads_batched
+        return False
+    try:
+        return bool(_private._will_engine_execute_node(_ANCHOR_NODE))
+    except RuntimeError:  # no engine runs: compiled autograd
+        return False
+
+
+def _after_all_others(callback: Any) -> None:
+    """Have `callback` called at the end of this backward pass.
+
+    Those that are queued while it runs come first.
+    """
+    _engine.queue_callback(functools.partial(_engine.queue_callback, callback))
+
+
+@functools.cache
+def _can_defer() -> bool:
+    """Return whether this torch has what is private to it, and it does what it did.
+
+    A callback that never ran would be a penalty that is missing without a sign.
+    """
+    seen: list[Any] = []
+
+    class Probe(torch.autograd.Function):  # type: ignore[misc]
+        @staticmethod
+        def forward(ctx: Any, anchor: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+            return w.detach().clone()
+
+        @staticmethod
+        def backward(ctx: Any, upstream: torch.Tensor) -> Any:
+            seen.append(_accumulates_into_all_leaves())
+            _after_all_others(lambda: seen.append(None if w.grad is None else w.grad.item()))
+            return None, upstream
+
+    with torch.inference_mode(False), torch.enable_grad():
+        w = torch.ones((), device="cpu", requires_grad=True)
+        apply: Any = Probe.apply
+        try:
+            apply(_ANCHOR, w).backward()
+            apply(_ANCHOR, w).backward(inputs=[w])
+            torch.autograd.grad(apply(_ANCHOR, w), [w])
+            _ = w._backward_hooks, w._post_accumulate_grad_hooks
+        except (AttributeError, RuntimeError, TypeError):
+            return False
+    return seen == [True, 1.0, False, 2.0, False, 2.0]

@@ -1,0 +1,432 @@
+"""``loss + penalties.value()``: what a backward pass leaves in ``.grad``, however it is run."""
+
+import threading
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch.utils.checkpoint import checkpoint  # noqa: E402
+
+import fastreg.torch  # noqa: E402
+from fastreg.regularizers import L1L2  # noqa: E402
+from fastreg.torch import in_backward  # noqa: E402
+
+STRENGTHS = 1e-2, 3e-2
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def added(monkeypatch):
+    """The factors of the gradients that were added at the end of backward passes."""
+    factors = []
+    add = in_backward._add
+
+    def spy(call, factor):
+        factors.append(factor)
+        add(call, factor)
+
+    monkeypatch.setattr(in_backward, "_add", spy)
+    return factors
+
+
+def network(dtype=torch.float32):
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3), torch.nn.Linear(2, 2)
+    return torch.nn.Sequential(*layers).to(dtype)  # the last one is used by no loss
+
+
+def error_of(model):
+    x = torch.linspace(-1, 1, 20, dtype=model[0].weight.dtype).reshape(4, 5)
+    return model[:3](x).square().mean()
+
+
+def plain_penalty(model):
+    """In float32 at least, as a penalty is."""
+    wide = [
+        p if p.dtype == torch.float64 else p.float()
+        for name, p in model.named_parameters()
+        if name.endswith("weight")
+    ]
+    return sum(STRENGTHS[0] * w.abs().sum() + STRENGTHS[1] * w.square().sum() for w in wide)
+
+
+def attached(model):
+    return fastreg.torch.attach(model, {"*.weight": L1L2(*STRENGTHS)})
+
+
+def assert_same_gradients(model, expected, rtol=1e-6, atol=1e-7):
+    for (name, found), wanted in zip(model.named_parameters(), expected.parameters(), strict=True):
+        assert (found.grad is None) == (wanted.grad is None), name
+        if found.grad is not None:
+            torch.testing.assert_close(found.grad, wanted.grad, rtol=rtol, atol=atol)
+
+
+# ------------------------------------------------------------------- an ordinary backward pass
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [
+        (torch.float32, 1e-6),
+        (torch.float64, 1e-14),
+        (torch.bfloat16, 2**-7),
+        (torch.float16, 2**-10),
+    ],
+)
+def test_gradients_are_those_of_the_sum(dtype, tolerance, added):
+    model, expected = network(dtype), network(dtype)
+    penalties = attached(model)
+    for _ in range(3):  # without gradients, then with all
+        term = penalties.value()
+        assert term.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert term.shape == ()
+        assert term.item() == pytest.approx(plain_penalty(expected).item(), rel=1e-6)
+        (error_of(model) + term).backward()
+        (error_of(expected) + plain_penalty(expected)).backward()
+        assert_same_gradients(model, expected, tolerance, tolerance)
+    assert added == [1.0] * 3
+
+
+def test_the_upstream_gradient_reaches_the_penalty(added):
+    model, expected = network(), network()
+    penalties = attached(model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    for micro in range(4):
+        scaler.scale((error_of(model) + penalties.value()) / 4).backward()
+        ((error_of(expected) + plain_penalty(expected)) / 4).backward()
+        if micro == 0:
+            (0.5 * penalties.value(scale=3.0)).backward()
+            (0.5 * 3.0 * plain_penalty(expected) / 2**12).backward()
+    for p in expected.parameters():
+        p.grad = None if p.grad is None else p.grad * 2**12
+    assert_same_gradients(model, expected, 1e-6, 1e-3)
+    assert added == [2.0**10, 0.5] + [2.0**10] * 3
+
+
+def test_gradients_stay_the_tensors_that_they_are(added):
+    model = network()
+    penalties = attached(model)
+    error_of(model).backward()
+    before = [p.grad for p in model[:3].parameters()]
+    penalties.value().backward()
+    assert all(p.grad is one for p, one in zip(model[:3].parameters(), before, strict=True))
+    assert added == [1.0]
+
+
+def test_strengths_are_those_of_the_forward_pass():
+    model, expected = network(), network()
+    penalties = attached(model)
+    term = penalties.value()
+    penalties.rules["*.weight"].l2 = 7.0
+    term.backward()
+    plain_penalty(expected).backward()
+    assert_same_gradients(model, expected)
+
+
+@pytest.mark.parametrize("factor", [float("inf"), float("nan"), 1e38])
+def test_a_factor_that_gradients_overflow_with(factor):
+    """Infinities and NaN, which a GradScaler looks for, as plain operators give them."""
+    model, expected = network(), network()
+    with torch.no_grad():
+        for net in (model, expected):
+            net[0].weight.fill_(1e3)
+    (attached(model).value() * factor).backward()
+    (plain_penalty(expected) * factor).backward()
+    for p, q in zip(model.parameters(), expected.parameters(), strict=True):
+        if q.grad is not None:
+            assert torch.equal(p.grad.isfinite(), q.grad.isfinite())
+
+
+def test_parameters_that_were_frozen_in_between():
+    model, expected = network(), network()
+    error_of(model).backward()
+    error_of(expected).backward()
+    term, plain = attached(model).value(), plain_penalty(expected)
+    model[0].weight.requires_grad_(False)
+    expected[0].weight.requires_grad_(False)
+    term.backward()
+    plain.backward()
+    assert_same_gradients(model, expected)
+
+
+def test_sparse_gradients_become_whole_ones(added):
+    def embedding():
+        torch.manual_seed(0)
+        return torch.nn.Embedding(5, 2, sparse=True)
+
+    model, expected = embedding(), embedding()
+    penalties = fastreg.torch.attach(model, L1L2(*STRENGTHS))
+    rows = torch.tensor([1, 3])
+    (model(rows).sum() + penalties.value()).backward()
+    w = expected.weight
+    penalty = STRENGTHS[0] * w.abs().sum() + STRENGTHS[1] * w.square().sum()
+    (expected(rows).sum() + penalty).backward()
+    torch.testing.assert_close(model.weight.grad.to_dense(), expected.weight.grad.to_dense())
+    assert added == [1.0]
+
+
+# --------------------------------------------------------- where autograd has to have gradients
+
+
+def test_hooks_of_parameters_see_the_sum(added):
+    model, expected = network(), network()
+    seen = {}
+    for key, net in (("found", model), ("wanted", expected)):
+        seen[key] = []
+        net[0].weight.register_hook(lambda g: g * (g.abs() > 1e-2))
+        net[2].weight.register_post_accumulate_grad_hook(
+            lambda p, key=key: seen[key].append(p.grad.clone())
+        )
+    (error_of(model) + attached(model).value()).backward()
+    (error_of(expected) + plain_penalty(expected)).backward()
+    assert_same_gradients(model, expected)
+    torch.testing.assert_close(seen["found"], seen["wanted"])
+    assert added == []
+
+
+def test_hooks_that_are_gone_are_none(added):
+    model = network()
+    handles = [
+        model[0].weight.register_hook(lambda g: g),
+        model[0].weight.register_post_accumulate_grad_hook(lambda p: None),
+    ]
+    for handle in handles:
+        handle.remove()
+    attached(model).value().backward()
+    assert added == [1.0]
+
+
+def test_an_optimizer_that_steps_inside_of_the_backward_pass(added):
+    apply_in_backward = pytest.importorskip("torch.distributed.optim")._apply_optimizer_in_backward
+    model, expected = network(), network()
+    apply_in_backward(torch.optim.SGD, model.parameters(), {"lr": 0.1})
+    penalties = attached(model)
+    (error_of(model) + penalties.value()).backward()
+    (error_of(expected) + plain_penalty(expected)).backward()
+    for p, q in zip(model.parameters(), expected.parameters(), strict=True):
+        wanted = q if q.grad is None else q - 0.1 * q.grad
+        torch.testing.assert_close(p, wanted)
+    assert added == []
+
+
+def test_gradients_that_are_asked_for(added):
+    model, expected = network(), network()
+    penalties = attached(model)
+    weights = [net[0].weight for net in (model, expected)]
+    (found,) = torch.autograd.grad(error_of(model) + 2 * penalties.value(), weights[0])
+    (wanted,) = torch.autograd.grad(error_of(expected) + 2 * plain_penalty(expected), weights[1])
+    torch.testing.assert_close(found, wanted)
+    (error_of(model) + penalties.value()).backward(inputs=[weights[0]])
+    (error_of(expected) + plain_penalty(expected)).backward(inputs=[weights[1]])
+    assert_same_gradients(model, expected)
+    assert added == []
+
+
+def test_gradients_of_gradients():
+    model, expected = network(), network()
+    for net, penalty in ((model, attached(model).value()), (expected, plain_penalty(expected))):
+        grads = torch.autograd.grad(penalty.square(), [net[0].weight], create_graph=True)
+        (error_of(net) + grads[0].square().sum()).backward()
+    assert_same_gradients(model, expected, 1e-5, 1e-6)
+
+
+def test_gradients_that_are_recorded(added):
+    model = network()
+    with pytest.warns(UserWarning, match="create_graph=True"):
+        attached(model).value().backward(create_graph=True)
+    gradient = model[0].weight.grad
+    assert gradient.requires_grad
+    model.zero_grad()
+    gradient.sum().backward()
+    torch.testing.assert_close(model[0].weight.grad, torch.full((7, 5), 2 * STRENGTHS[1]))
+    assert added == []
+
+
+def test_batched_upstream_gradients(added):
+    model = network()
+    w = model[0].weight
+    term = attached(model).value()
+    (found,) = torch.autograd.grad(
+        term, w, grad_outputs=torch.tensor([1.0, 3.0]), is_grads_batched=True
+    )
+    slope = STRENGTHS[0] * w.detach().sign() + 2 * STRENGTHS[1] * w.detach()
+    torch.testing.assert_close(found, torch.stack([slope, 3 * slope]))
+    assert added == []
+
+
+# --------------------------------------------------------------------------- what goes wrong
+
+
+def test_parameters_modified_in_between_are_refused():
+    model = network()
+    term = attached(model).value()
+    with torch.no_grad():
+        model[2].weight.add_(1.0)
+    with pytest.raises(RuntimeError, match=r"'2\.weight' was modified by an in-place operation"):
+        term.backward()
+    assert model[0].weight.grad is None
+
+
+def test_a_backward_pass_that_fails_adds_nothing(added):
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, upstream):
+            raise ArithmeticError("no gradient")
+
+    model = network()
+    term = attached(model).value()
+    with pytest.raises(ArithmeticError, match="no gradient"):
+        (Fails.apply(model[0].bias.sum()) + term).backward()
+    assert added == []
+    assert model[0].weight.grad is None
+
+
+def test_a_second_backward_pass_needs_the_graph(added):
+    model, expected = network(), network()
+    term, plain = attached(model).value(), plain_penalty(expected)
+    for _ in range(2):
+        term.backward(retain_graph=True)
+        plain.backward(retain_graph=True)
+    assert_same_gradients(model, expected)
+    term.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        term.backward()
+    assert added == [1.0] * 3
+
+
+# ------------------------------------------------------------------------------- counted twice
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_accumulate_after_the_penalty_in_the_loss_is_refused(watched):
+    model = network()
+    penalties = attached(model)
+    if watched:
+        model[0].weight.register_hook(lambda g: g)
+    (error_of(model) + penalties.value()).backward()
+    before = model[0].weight.grad.clone()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="count twice"):
+            penalties.accumulate()
+    assert torch.equal(model[0].weight.grad, before)
+    # other gradients: of a further pass, and of the next step
+    error_of(model).backward()
+    penalties.accumulate()
+    model.zero_grad()
+    error_of(model).backward()
+    penalties.accumulate()
+    (error_of(model) + penalties.value()).backward()
+    model.zero_grad(set_to_none=False)
+    penalties.accumulate()
+
+
+def test_accumulate_while_the_penalty_in_a_loss_is_for_later():
+    model = network()
+    penalties = attached(model)
+    assert penalties.value().requires_grad
+    error_of(model).backward()
+    penalties.accumulate()
+
+
+# ------------------------------------------------------------------- other ways to run the pass
+
+
+def test_in_a_thread(added):
+    model, expected = network(), network()
+    penalties = attached(model)
+
+    def work():
+        (error_of(model) + penalties.value()).backward()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    (error_of(expected) + plain_penalty(expected)).backward()
+    assert_same_gradients(model, expected)
+    assert added == [1.0]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("inside", [False, True])
+def test_checkpointing(reentrant, inside, added):
+    model, expected = network(), network()
+    penalties = attached(model)
+    x = torch.linspace(-1, 1, 20).reshape(4, 5).requires_grad_()
+
+    def forward(x):
+        error = model[:3](x).square().mean()
+        return error + penalties.value() if inside else error
+
+    loss = checkpoint(forward, x, use_reentrant=reentrant)
+    (loss if inside else loss + penalties.value()).backward()
+    (error_of(expected) + plain_penalty(expected)).backward()
+    assert_same_gradients(model, expected)
+    assert added == [1.0]
+
+
+def test_under_anomaly_detection(added):
+    model, expected = network(), network()
+    with pytest.warns(UserWarning, match="Anomaly"), torch.autograd.detect_anomaly():
+        (error_of(model) + attached(model).value()).backward()
+    (error_of(expected) + plain_penalty(expected)).backward()
+    assert_same_gradients(model, expected)
+    assert added == [1.0]
+
+
+def test_a_loss_that_is_compiled(added):
+    model, expected = network(), network()
+    penalties = attached(model)
+    error = torch.compile(error_of, backend="aot_eager")
+    (error(model) + penalties.value()).backward()
+    (error_of(expected) + plain_penalty(expected)).backward()
+    assert_same_gradients(model, expected, 1e-5, 1e-6)
+    assert added == [1.0]
+
+
+def test_under_autocast(added):
+    model, expected = network(), network()
+    with torch.autocast("cpu", torch.bfloat16):
+        (error_of(model) + attached(model).value()).backward()
+        (error_of(expected) + plain_penalty(expected)).backward()
+    assert_same_gradients(model, expected)
+    assert added == [1.0]
+
+
+# ------------------------------------------------------------------------- another torch's engine
+
+
+@pytest.fixture
+def _probed_again():
+    in_backward._can_defer.cache_clear()
+    yield
+    in_backward._can_defer.cache_clear()
+
+
+class Forgetful:
+    """An engine that takes callbacks and never calls them."""
+
+    def queue_callback(self, callback):
+        pass
+
+
+@pytest.mark.usefixtures("_probed_again")
+@pytest.mark.parametrize("engine", [None, Forgetful()])
+def test_an_engine_that_calls_nothing_back_is_not_trusted(engine, monkeypatch, added):
+    monkeypatch.setattr(in_backward, "_engine", engine)
+    model, expected = network(), network()
+    (error_of(model) + attached(model).value()).backward()
+    (error_of(expected) + plain_penalty(expected)).backward()
+    assert_same_gradients(model, expected)
+    assert added == []
