@@ -23,7 +23,7 @@ import numpy.typing as npt
 from .. import _arrays, _callables, _dtypes, _errors, _results, regularizers
 from .._float_environment import Default, product
 from ..regularizers.elementwise import is_fused
-from ..regularizers.saved_forms import converted
+from ..regularizers.saved_forms import converted, warn_of_nothing
 
 Array = npt.NDArray[Any]
 
@@ -44,10 +44,12 @@ def regularizer(
     try:
         if isinstance(identifier, Mapping):
             return regularizers.deserialize(identifier, custom_objects)
-        return converted(regularizers.get(identifier), custom_objects)
+        found = converted(regularizers.get(identifier), custom_objects)
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{argument}: {error}") from error
+    warn_of_nothing(identifier, found, argument)
+    return found
 
 
 def value(rule: Any, array: Array, label: str, scale: float = 1.0) -> float:

@@ -190,7 +190,7 @@ class Planner:
             plan.tied and not plan.still_tied(source)
         ):
             fresh = self._resolved(names, source)
-            if fresh.names != plan.names:
+            if (fresh.names, fresh.tied) != (plan.names, plan.tied):
                 self._plan = plan = fresh
                 weights = plan.source(source)
         return plan, weights

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from .. import _callables, _errors, regularizers
-from ..regularizers.saved_forms import converted
+from ..regularizers.saved_forms import converted, warn_of_nothing
 from .names import Names
 
 Takes = Callable[[str, str], bool]
@@ -32,7 +32,7 @@ def checked_rules(rules: Any, argument: str = "rules") -> Rules:
         strings.
     """
     if not isinstance(rules, Mapping) or isinstance(rules.get("class_name"), str):
-        return Rules({"*": converted(regularizers.get(rules))}, True)
+        return Rules({"*": checked_rule(rules, argument, False)}, True)
     checked: dict[str, Any] = {}
     for glob, rule in rules.items():
         if not isinstance(glob, str):
@@ -40,12 +40,33 @@ def checked_rules(rules: Any, argument: str = "rules") -> Rules:
                 f"{argument} must have globs (str) as keys, not {_errors.described(glob)}; for "
                 'example {"*kernel": "l2"}'
             )
-        try:
-            checked[glob] = converted(regularizers.get(rule))
-        except (TypeError, ValueError) as error:
-            kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(f"{argument}[{glob!r}]: {error}") from error
+        checked[glob] = checked_rule(rule, f"{argument}[{glob!r}]")
     return Rules(checked, False)
+
+
+def checked_rule(given: Any, label: str, names: bool = True) -> Any:
+    """Return the regularizer that a user's rule stands for, or None.
+
+    Raises
+    ------
+    TypeError, ValueError
+        What ``fastreg.regularizers.get`` raises, after `label` where that `names` more than the
+        argument.
+
+    Warns
+    -----
+    UserWarning
+        For a name or class whose strengths are 0, which nobody can set later.
+    """
+    try:
+        found = converted(regularizers.get(given))
+    except (TypeError, ValueError) as error:
+        if not names:
+            raise
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{label}: {error}") from error
+    warn_of_nothing(given, found, label)
+    return found
 
 
 def matcher(glob: str, names: Names) -> Callable[[str], bool]:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from .. import _errors
+from .._warnings import warn
 from .base import Regularizer
-from .elementwise import L1, L1L2, L2
+from .elementwise import L1, L1L2, L2, Elementwise
 from .orthogonal import OrthogonalRegularizer
 
 _CLASSES: dict[str, type[Regularizer]] = {
@@ -100,6 +101,21 @@ def converted(found: Any, custom_objects: Mapping[str, Any] | None = None) -> An
     if type(found).__module__.startswith("keras."):
         return deserialize(serialize(found), custom_objects)
     return found
+
+
+def warn_of_nothing(given: Any, found: Any, label: str) -> None:
+    """Warn where a name or class stands for a regularizer whose strengths are 0.
+
+    An object with strengths 0 is no mistake: its strengths can be set later.
+    """
+    if isinstance(given, (str, type)) and isinstance(found, Elementwise):
+        if found._l1 or found._l2:
+            return
+        what = repr(given) if isinstance(given, str) else f"the class {given.__name__}"
+        warn(
+            f"{label} is {what}, whose strengths are 0, so it does nothing; pass an object with "
+            'strengths, L1L2(l1=1e-5, l2=1e-4) for example, or "l1_l2" for 0.01 and 0.01'
+        )
 
 
 def serialize(regularizer: Any) -> Any:

@@ -19,8 +19,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from .. import _errors, regularizers
-from ..regularizers.saved_forms import converted
+from .. import _errors
+from ..penalties.rules import checked_rule
 
 KERNEL, EMBEDDING, OTHER = "kernel", "embedding", "other"
 
@@ -100,11 +100,7 @@ def kernels(regularizer: Any, *, embeddings: bool = False) -> Kernels:
     >>> fastreg.torch.attach(model, rules)
     <Penalties on 3 of 4 parameters: '0.weight', '0.bias', '1.bias'>
     """
-    try:
-        found = converted(regularizers.get(regularizer))
-    except (TypeError, ValueError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"regularizer: {error}") from error
+    found = checked_rule(regularizer, "regularizer")
     if found is None:
         raise TypeError(
             "regularizer must stand for a regularizer, not None; leave the glob out, or give it "

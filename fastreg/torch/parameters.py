@@ -18,11 +18,11 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from .. import _backend, _callables, _errors, regularizers
+from .._warnings import warn
 from ..penalties.names import Names
 from ..penalties.plan import Planner
-from ..penalties.rules import checked_rules, match, matcher, rule_name
+from ..penalties.rules import checked_rule, checked_rules, match, matcher, rule_name
 from ..regularizers.elementwise import is_fused
-from ..regularizers.saved_forms import converted
 from .callables import ByAutograd
 from .kinds import Kernels, kinds
 
@@ -103,6 +103,8 @@ class ParameterPlanner(Planner):
         self.frozen: list[str] = []
         """Names of parameters that have a rule and require no gradient."""
         self._wrapped: dict[int, ByAutograd] = {}
+        self._ruled: dict[str, Any] = {}
+        """The parameters that had a rule when they were last matched."""
 
     def matched(self, names: Names, source: Any) -> tuple[dict[str, Any], dict[str, str]]:
         """Do what the base class says, for parameters that require a gradient."""
@@ -111,11 +113,12 @@ class ParameterPlanner(Planner):
         else:
             rule_of = _asked(self._predicate, names, source)
             origins = {name: rule_name(rule) for name, rule in rule_of.items()}
-        self.frozen = [
-            name
-            for name, rule in rule_of.items()
-            if rule is not None and not source[name].requires_grad
-        ]
+        before = self._ruled
+        self._ruled = {name: source[name] for name, rule in rule_of.items() if rule is not None}
+        self.frozen = [name for name, one in self._ruled.items() if not one.requires_grad]
+        gone = {name: one for name, one in before.items() if name not in source}
+        if gone:
+            self._warn_of_lost(gone, source)
         trained = {
             name: self._with_gradient(rule)
             for name, rule in rule_of.items()
@@ -147,10 +150,37 @@ class ParameterPlanner(Planner):
             }
         return rule_of, globs
 
+    def _warn_of_lost(self, gone: dict[str, Any], source: Any) -> None:
+        """Warn of names that had a rule and are gone, where what became of them has none."""
+        tied_to = self._parameters.aliases()
+        lost = []
+        for name, parameter in gone.items():
+            heirs = [tied_to[name]] if name in tied_to else _heirs(name, parameter, source)
+            if not any(heir in self._ruled for heir in heirs):
+                became = f" (now {_errors.listed(heirs)}, without a rule)" if heirs else ""
+                lost.append(f"{name!r}{became}")
+        if lost:
+            warn(
+                f"parameters that had a penalty are no longer in the module: {', '.join(lost)}; "
+                "attach anew with rules that take what is there, as fastreg.torch.kernels(...) "
+                "does where layers are pruned or parametrized"
+            )
+
     def _with_gradient(self, rule: Any) -> Any:
         if rule is None or is_fused(rule) or _callables.has_gradient(rule):
             return rule
         return self._wrapped.setdefault(id(rule), ByAutograd(rule))
+
+
+def _heirs(name: str, parameter: Any, source: Mapping[str, Any]) -> list[str]:
+    """Return the names of what a parameter has become."""
+    same = [other for other, one in source.items() if one is parameter]
+    if same:
+        return same
+    path, dot, last = name.rpartition(".")
+    made_of = f"{path}{dot}parametrizations.{last}."
+    renamed = {f"{name}_orig", f"{name}_g", f"{name}_v"}
+    return [other for other in source if other in renamed or other.startswith(made_of)]
 
 
 def is_predicate(rules: Any) -> bool:
@@ -181,11 +211,7 @@ def _asked(predicate: Predicate, names: Names, source: Any) -> dict[str, Any]:
     for name in names:
         if is_lazy(source[name]):
             continue  # it is asked for once it has a shape
-        try:
-            rule = converted(regularizers.get(predicate(name, source[name])))
-        except (TypeError, ValueError) as error:
-            kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(f"rules({name!r}, parameter): {error}") from error
+        rule = checked_rule(predicate(name, source[name]), f"rules({name!r}, parameter)")
         if rule is not None:
             found[name] = rule
     if names and not found and not any(map(is_lazy, source.values())):
