@@ -36,10 +36,12 @@ def total(
 ) -> jax.Array:
     """Give the penalty of all tensors, 0-d; float64 if one of them is, else float32.
 
-    `names` are what messages call the tensors.
+    `names` are what messages call the tensors; without them, one tensor's penalty is no sum, which
+    would begin at +0 where the penalty is -0.
     """
-    result: jax.Array = _evaluate(weights, strengths, which, scale, mesh, specs, names)[1]
-    return result
+    each, result = _evaluate(weights, strengths, which, scale, mesh, specs, names)
+    alone: jax.Array = each.reshape(()) if len(weights) == 1 and not names else result
+    return alone
 
 
 def values(

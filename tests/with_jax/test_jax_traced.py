@@ -95,6 +95,16 @@ def test_subnormal_numbers_are_not_flushed(core):
     assert float(compiled(strong)(w)) == float(strong(w)) > 0
 
 
+@pytest.mark.parametrize("element", [0.0, 1e-40, 1.0])
+def test_values_of_any_sign_have_the_bits_of_the_core(core, element):
+    w = jnp.full(3, element, "float32")
+    for regularizer in (*TERMS, L1(1e-41), L2(1e-42)):
+        for scale in (1.0, -1.0, 0.0, -0.0):
+            expected = np.float32(regularizer(np.asarray(w), scale=scale))
+            value = jax.jit(lambda w, r=regularizer, s=scale: r(w, scale=s))(w)
+            assert bits(value) == bits(expected)
+
+
 def test_several_threads_call_at_once(core):
     arrays = [normal((200_003,), seed=seed) for seed in range(4)]
     function = compiled(BOTH)
@@ -156,6 +166,88 @@ def test_scales_of_methods(engine):
     assert bits(gradient) == bits(BOTH.gradient(np.asarray(w), scale=0.5, grad_scale=8.0))
     value = jax.jit(lambda w: BOTH(w, scale=0.5))(w)
     assert float(value) == pytest.approx(float(BOTH(w, scale=0.5)), rel=1e-6)
+
+
+def special(dtype):
+    """Return both zeros, subnormal, normal, largest and infinite numbers, and NaN, of a dtype."""
+    info = jnp.finfo(dtype)
+    tiny, least, most = (float(x) for x in (info.tiny, info.smallest_subnormal, info.max))
+    positive = [
+        0.0,
+        least,
+        3 * least,
+        tiny - least,
+        tiny,
+        1.5 * tiny,
+        1e-3,
+        1.0,
+        2.5,
+        most,
+        math.inf,
+    ]
+    numbers = np.asarray([*positive, *(-x for x in positive), math.nan], "float64")
+    with np.errstate(over="ignore"):
+        return numbers.astype(dtype)
+
+
+def patterns(dtype):
+    """Return every number of a type of 16 bits."""
+    return np.arange(1 << 16, dtype=np.uint16).view(dtype)
+
+
+def both_gradients(regularizer, w, scale):
+    w = jnp.asarray(w)
+    yield jax.jit(lambda w: regularizer.gradient(w, scale=scale))(w)
+    yield jax.jit(jax.grad(lambda w: regularizer(w, scale=scale)))(w)
+
+
+def same_bits(found, expected):
+    """Say whether all bits are equal, but for those of NaN."""
+    found, missing = np.asarray(found), np.isnan(expected)
+    return (
+        found.dtype == expected.dtype
+        and np.isnan(found[missing]).all()
+        and bits(found[~missing]) == bits(expected[~missing])
+    )
+
+
+@pytest.mark.parametrize("scale", [1.0, -0.5])
+@pytest.mark.parametrize("dtype", [*HALVES_AND_SINGLE, "float64"])
+@pytest.mark.parametrize("regularizer", [L1(0.3), L1(1e-6), BOTH, L1L2(1e-30, 0.7)], ids=repr)
+def test_signs_of_zeros_and_subnormal_weights_are_exact(double, dtype, regularizer, scale):
+    weights = special(jnp.dtype(dtype))
+    for w in (weights, patterns(weights.dtype)) if weights.dtype.itemsize == 2 else (weights,):
+        with np.errstate(all="ignore"):
+            expected = regularizer.gradient(w, scale=scale)
+        for gradient in both_gradients(regularizer, w, scale):
+            assert same_bits(gradient, expected)
+
+
+@pytest.mark.parametrize("scale", [1.0, -0.5])
+@pytest.mark.parametrize("dtype", [*HALVES_AND_SINGLE, "float64"])
+def test_products_of_l2_are_exact_or_flushed_where_they_are_subnormal(double, dtype, scale):
+    w = special(jnp.dtype(dtype))
+    w = patterns(w.dtype) if w.dtype.itemsize == 2 else w
+    compute = np.float64 if dtype == "float64" else np.float32
+    expected = L2(0.7).gradient(w, scale=scale)
+    tiny = np.finfo(compute).tiny
+    flushed = (np.abs(w.astype(compute)) < tiny) | (np.abs(expected.astype(compute)) < tiny)
+    zeros = np.copysign(np.zeros_like(expected), expected)
+    for gradient in both_gradients(L2(0.7), w, scale):
+        gradient = np.asarray(gradient)
+        assert same_bits(gradient[~flushed], expected[~flushed])
+        exact = gradient[flushed] == expected[flushed]
+        assert same_bits(gradient[flushed], np.where(exact, expected[flushed], zeros[flushed]))
+
+
+@pytest.mark.parametrize("l2", [0.0, 0.7])
+def test_strengths_that_are_traced_have_the_signs_of_the_core(double, l2):
+    w = special(jnp.dtype("float32"))
+    for scale in (1.0, -0.5):
+        gradient = jax.jit(jax.grad(lambda w, l1, scale: penalty(w, l1=l1, l2=l2, scale=scale)))
+        with np.errstate(all="ignore"):
+            expected = L1L2(0.3, l2).gradient(w, scale=scale)
+        assert same_bits(gradient(jnp.asarray(w), 0.3, scale), expected)
 
 
 # ------------------------------------------------------------------- NaN and absent terms
