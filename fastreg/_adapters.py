@@ -103,6 +103,16 @@ def of_any(
     return None
 
 
+def require_jax(arrays: Sequence[Any], names: Sequence[str]) -> None:
+    """Refuse arrays of others where JAX traces a number that they are multiplied with."""
+    for array, name in zip(arrays, names, strict=True):
+        if framework(array)[0] != "jax":
+            raise TypeError(
+                f"tensors[{name!r}] is {_errors.described(array)}, but JAX traces a scale or a "
+                "strength; pass arrays of JAX, jax.numpy.asarray(...)"
+            )
+
+
 def _are_plain_torch(arrays: Sequence[Any], is_followed_by_autograd: bool) -> bool:
     """Say at once that `_adapter_of` has nothing for many tensors of torch: 400 take 20 us."""
     torch: Any = sys.modules.get("torch")

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _dtypes, _errors
+from ._frameworks import wraps_jax_array
 
 Array = npt.NDArray[Any]
 
@@ -34,7 +35,7 @@ def host_view(x: Any, name: str, writable: bool) -> tuple[Array, str]:
     ----------
     x
         A NumPy array or scalar, a torch CPU tensor, a JAX CPU array, a ``keras.Variable`` of
-        these, or an object with the buffer protocol or ``__dlpack__``.
+        these, what has ``__jax_array__``, or an object with the buffer protocol or ``__dlpack__``.
     name
         What errors call it, for example "w".
     writable
@@ -69,6 +70,8 @@ def host_view(x: Any, name: str, writable: bool) -> tuple[Array, str]:
             raise _errors.special_array_error(
                 name, "a symbolic KerasTensor, which has no elements yet", "pass the array itself"
             )
+    if wraps_jax_array(x):
+        return host_view(x.__jax_array__(), name, writable)
     if isinstance(x, (bytes, bytearray)):  # buffers, but of text rather than of numbers
         raise _errors.kind_error(x, name)
     try:

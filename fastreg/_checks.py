@@ -45,11 +45,20 @@ def _real(value: object, name: str, wanted: str) -> float:
     raise TypeError(
         f"{name} must be {wanted}, not {described(value)}; "
         + (
-            "strengths that JAX traces go into fastreg.jax.penalty(w, l1=..., l2=...)"
+            _remedy_for_tracers(name)
             if is_jax_tracer(value)
             else f"pass a Python or NumPy number, for example {name}=float(x)"
         )
     )
+
+
+def _remedy_for_tracers(name: str) -> str:
+    if name in ("scale", "grad_scale"):
+        return (
+            "a factor that JAX traces takes arrays of JAX, jax.numpy.asarray(w), and calls that "
+            "write into nothing"
+        )
+    return "strengths that JAX traces go into fastreg.jax.penalty(w, l1=..., l2=...)"
 
 
 def strength(value: object, name: str) -> float:

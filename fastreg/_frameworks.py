@@ -13,7 +13,8 @@ from typing import Any
 def framework(x: Any) -> tuple[str, Any, Any]:
     """Say whose array `x` is: "torch", "jax", "cupy" or "other", the module, and the array itself.
 
-    The array is what a ``keras.Variable`` wraps, else `x`.
+    The array is what a ``keras.Variable`` wraps, or an object with ``__jax_array__`` as flax nnx
+    has; else `x`.
     """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, getattr(torch, "Tensor", ())):
@@ -28,7 +29,20 @@ def framework(x: Any) -> tuple[str, Any, Any]:
     variable: Any = getattr(keras, "Variable", ())
     if isinstance(x, variable):
         return framework(x.value)
+    if wraps_jax_array(x):
+        return "jax", jax, x.__jax_array__()
     return "other", None, x
+
+
+def wraps_jax_array(x: object) -> bool:
+    """Return whether `x` is no array, but JAX takes it for the one that it holds."""
+    jax = sys.modules.get("jax")
+    # Tracers have the name as well.
+    return (
+        jax is not None
+        and hasattr(type(x), "__jax_array__")
+        and not isinstance(x, getattr(jax, "Array", ()))
+    )
 
 
 def is_jax_tracer(x: object) -> bool:

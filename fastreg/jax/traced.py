@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _dtypes, _errors
+from .. import _checks, _dtypes, _errors
 from .._frameworks import framework
 from . import handler, slope
 from . import orthogonal as _orthogonal
@@ -62,12 +62,7 @@ def values(
 def gradient(w: Any, l1: Any, l2: Any, factor: Any) -> jax.Array:
     """Give ``factor * (l1 * sign(w) + 2 * l2 * w)`` as a new array, in the dtype of `w`."""
     w = _array(w)
-    dtype = _dtype_of(w, "w")
-    if dtype not in _dtypes.FLOATS:
-        raise TypeError(
-            f"w has dtype {w.dtype}, for which there is no gradient; pass for example "
-            "w.astype(numpy.float32)"
-        )
+    dtype = _require_floating(w)
     rule = _strengths.make_rule(l1, l2, factor, (dtype,))
     both = _strengths.coefficients(rule.operand, rule.slopes)
     result: jax.Array = slope.compiled(w, rule.terms, both, jnp.ones((), w.dtype))
@@ -76,14 +71,38 @@ def gradient(w: Any, l1: Any, l2: Any, factor: Any) -> jax.Array:
 
 def orthogonal(w: Any, factor: Any, mode: str) -> jax.Array:
     """Give the penalty of ``OrthogonalRegularizer``, 0-d."""
-    w = _array(w)
+    w = _strong(_array(w))
     _dtype_of(w, "w")
     result: jax.Array = _orthogonal.penalty(w, factor, mode)
     return result
 
 
+def orthogonal_value_and_grad(
+    w: Any, factor: Any, mode: str, grad_scale: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Return what :func:`orthogonal` gives, and its gradient times `grad_scale`."""
+    w = _strong(_array(w))
+    _require_floating(w)
+    value, pull_back = jax.vjp(lambda w: _orthogonal.penalty(w, factor, mode), w)
+    if not _strengths.is_followed(grad_scale):
+        grad_scale = _checks.multiplier(grad_scale, "grad_scale")
+    (slope,) = pull_back(jnp.asarray(grad_scale, value.dtype))
+    return value, slope
+
+
 def _array(w: Any) -> Any:
     return framework(w)[2]
+
+
+def _require_floating(w: Any) -> str:
+    """Return the short name of an array's dtype; TypeError where it has no gradient."""
+    dtype = _dtype_of(w, "w")
+    if dtype not in _dtypes.FLOATS:
+        raise TypeError(
+            f"w has dtype {w.dtype}, for which there is no gradient; pass for example "
+            "w.astype(numpy.float32)"
+        )
+    return dtype
 
 
 def _strong(w: Any) -> Any:

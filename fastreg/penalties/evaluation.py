@@ -25,8 +25,22 @@ def value(plan: Plan, weights: Arrays, scale: float) -> Any:
     """Give the canonical sum of the penalties, as :func:`total` does or differentiable."""
     adapter = _adapters.of_any(_adapters.following, weights, plan.names)
     if adapter is None:
-        return total(VALUE, plan, weights, None, scale, 1.0)
+        try:
+            return total(VALUE, plan, weights, None, scale, 1.0)
+        except TypeError:
+            adapter = _adapter_of_numbers(plan, weights, scale)
+            if adapter is None:
+                raise
     return _followed_value(adapter, plan, weights, scale)
+
+
+def _adapter_of_numbers(plan: Plan, weights: Arrays, *factors: Any) -> Any:
+    """Return the adapter of traced factors or strengths; asked only where the core refused them."""
+    numbers = (*factors, *(number for pair in plan.strengths() for number in pair))
+    adapter = _adapters.of_strengths(*numbers)
+    if adapter is not None:
+        _adapters.require_jax(weights, plan.names)
+    return adapter
 
 
 def total(
@@ -125,9 +139,20 @@ def new_gradients(
     """Give what :func:`total` gives, and new gradients by name in the kinds of the tensors."""
     _require_gradients(plan)
     adapter = _adapters.of_any(_adapters.tracing, weights, plan.names)
-    if adapter is not None:
-        penalty = _followed_value(adapter, plan, weights, scale) if outputs & VALUE else 0.0
-        return penalty, _traced_gradients(adapter, plan, weights, scale, grad_scale)
+    if adapter is None:
+        try:
+            return _new_gradients(outputs, plan, weights, scale, grad_scale)
+        except TypeError:
+            adapter = _adapter_of_numbers(plan, weights, scale, grad_scale)
+            if adapter is None:
+                raise
+    penalty = _followed_value(adapter, plan, weights, scale) if outputs & VALUE else 0.0
+    return penalty, _traced_gradients(adapter, plan, weights, scale, grad_scale)
+
+
+def _new_gradients(
+    outputs: int, plan: Plan, weights: Arrays, scale: float, grad_scale: float
+) -> tuple[Any, dict[str, Any]]:
     gradients = tuple(
         np.empty_like(weight)
         if type(weight) is np.ndarray

@@ -16,7 +16,7 @@ from itertools import compress
 from typing import Any
 
 from .. import _adapters, _backend, _device, _errors, _memory
-from .._frameworks import has_dtensors, is_dtensor
+from .._frameworks import framework, has_dtensors, is_dtensor
 from ..regularizers.elementwise import Elementwise, is_fused
 from .names import Names, is_mapping, names_of, require_strings
 from .rules import Rules, match, same_rule
@@ -253,16 +253,26 @@ def share_address(weights: Arrays) -> bool:
             for weight in weights
         )
     try:
-        return _backend.shares_address(weights)
+        return _backend.shares_address(weights) and _backend.shares_address(_with_memory(weights))
     except (TypeError, ValueError, BufferError):
         # A callable may take it, and what nothing takes is refused by its name later.
+        weights = _with_memory(weights)
         readable = tuple(filter(_device.is_readable, weights))
         traced = [id(weight) for weight in weights if _adapters.tracing(weight) is not None]
         return _backend.shares_address(readable) or len(set(traced)) < len(traced)
 
 
+def _with_memory(weights: Arrays) -> Arrays:
+    """Return the arrays that can be tied: all but those of JAX, which are values."""
+    found = [(framework(weight), weight) for weight in weights]
+    return tuple(weight for (kind, _, held), weight in found if kind != "jax" or held is not weight)
+
+
 def _ties(arrays: Mapping[str, Any]) -> dict[str, str]:
-    """Give each tensor that is the memory of an earlier one, and that one's name."""
+    """Give each tensor that is the memory of an earlier one, and that one's name.
+
+    Arrays of JAX are never: to a program that they are arguments of, one array twice is two.
+    """
     seen: dict[Any, str] = {}
     tied: dict[str, str] = {}
     for name, array in arrays.items():
@@ -281,6 +291,11 @@ def _ties(arrays: Mapping[str, Any]) -> dict[str, str]:
                 if view.size == 0:
                     continue
                 place = dtype, _memory.elements(view)
+            kind, _, held = framework(array)
+            if kind == "jax":
+                if held is array:
+                    continue
+                place = id(array)  # a variable of Keras or flax, which may have two names
         if seen.setdefault(place, name) != name:
             tied[name] = seen[place]
     return tied

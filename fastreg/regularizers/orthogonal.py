@@ -92,6 +92,15 @@ class OrthogonalRegularizer(Configured):
         self, w: Any, out: Any = None, *, scale: float = 1.0, grad_scale: float = 1.0
     ) -> tuple[Any, Any]:
         """Give the penalty and its gradient; arguments and result are as for :class:`L1`."""
+        if out is None:
+            adapter = _adapters.tracing(w) or _adapters.of_strengths(
+                self._factor, scale, grad_scale
+            )
+            # Only JAX's has it.
+            computed = getattr(adapter, "orthogonal_value_and_grad", None)
+            if computed is not None:
+                pair: tuple[Any, Any] = computed(w, self._factor * scale, self._mode, grad_scale)
+                return pair
         result = _results.empty_like(w, "w") if out is None else _results.checked_target(out, "out")
         value, slope = self._evaluate(VALUE_AND_GRADIENT, w, result, scale, grad_scale)
         _results.assign(result, slope, "out")
