@@ -75,6 +75,8 @@ def shares_of_zeros(plan: Plan, source: Any) -> list[float]:
 
 def _share_of_zeros(x: Any, name: str) -> float:
     """Give the share of elements that are 0 (of either sign), from 0 to 1; 0.0 when empty."""
+    if "complex" in str(getattr(x, "dtype", "")):
+        x = x != 0
     if _device.is_on_cuda(x):
         view, dtype = _device.host_copy(x, name)
     else:

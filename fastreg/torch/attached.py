@@ -212,11 +212,14 @@ class Penalties:
         self._activity.require_taken()
         return summed(self._penalties.add(scale, grad_scale, value, not torch.is_grad_enabled()))
 
-    def value(self, *, scale: float = 1.0) -> Any:
+    def value(self, *, tensors: Any = None, scale: float = 1.0) -> Any:
         """Return the penalty of all parameters; in a loss, ``loss + penalties.value()``.
 
         Parameters
         ----------
+        tensors : mapping, optional
+            Tensors by the names of the parameters, instead of them: what
+            ``torch.func.functional_call`` takes.  Those that have no penalty need not be there.
         scale : float, optional
             A factor.
 
@@ -230,6 +233,8 @@ class Penalties:
 
         Raises
         ------
+        TypeError, ValueError
+            For `tensors` that is no mapping, or has no tensor for a parameter with a penalty.
         RuntimeError
             While torch records gradients, when :meth:`before_step` adds them already.  (In the
             backward pass: where a parameter was modified in place since.)
@@ -257,7 +262,7 @@ class Penalties:
                 "torch.no_grad()"
             )
         self._activity.require_taken_since()
-        return self._penalties.value(scale)
+        return self._penalties.value(scale, tensors)
 
     def report(self, *, scale: float = 1.0) -> Report:
         """Give each parameter's penalty, share of zeros and rule, as ``fastreg.Penalties`` does.

@@ -1,4 +1,4 @@
-"""Rules that are callables without a gradient of their own: autograd gives it."""
+"""Rules that are callables: autograd gives the gradient, and complex parameters are pairs."""
 
 from __future__ import annotations
 
@@ -43,3 +43,42 @@ class ByAutograd:
             )
         (slope,) = torch.autograd.grad(penalty, leaf, allow_unused=True)
         return torch.zeros_like(leaf) if slope is None else slope
+
+
+class OfComplex:
+    """A callable of one complex tensor, for one that has real and imaginary parts as a last axis.
+
+    That is what the core adds gradients to.  The gradient of a real number with respect to a
+    complex tensor is torch's: its parts are those with respect to the parts.
+    """
+
+    def __init__(self, differentiated: Any, rule: Any) -> None:
+        self.rule = rule
+        self._differentiated = differentiated
+        self.__name__ = rule_name(rule)
+
+    def __call__(self, w: Any) -> Any:
+        return self.rule(w if w.is_complex() else torch.view_as_complex(w))
+
+    def gradient(self, w: Any) -> Any:
+        """Return the gradient with respect to `w`, of its shape.
+
+        Raises
+        ------
+        TypeError
+            When the callable gives none of a complex tensor.
+        """
+        found = self._differentiated.gradient(torch.view_as_complex(w))
+        if not isinstance(found, torch.Tensor) or not found.is_complex():
+            raise TypeError(
+                f"the gradient that the rule {self.__name__} gives must be a complex tensor, as "
+                f"the parameter is, not {_errors.described(found)}"
+            )
+        return torch.view_as_real(found.resolve_conj().resolve_neg())
+
+
+def as_real(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return complex tensors as real ones that share their memory, with the parts as last axis."""
+    return tuple(
+        torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor for tensor in tensors
+    )

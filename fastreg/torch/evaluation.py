@@ -17,15 +17,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .. import _backend, _results
+from .. import _backend, _errors, _results
 from .._device.recording import claim, unclaimed
 from .._frameworks import has_dtensors
 from .._penalty import ADD, GRADIENT, VALUE_AND_ADD
 from ..penalties import Report, evaluation
+from ..penalties.names import is_mapping
 from ..penalties.plan import Arrays, Plan
 from ..penalties.report import make_report, shares_of_zeros
 from . import engines, in_backward, sharding
-from .callables import ByAutograd
+from .callables import ByAutograd, OfComplex, as_real
 from .parameters import ParameterPlanner, Parameters
 from .steps import StepHandle
 
@@ -90,11 +91,16 @@ class ModulePenalties:
         sharding.local_tensors(weights, plan.names)  # refuses the parameters of FSDP1
         return _PlainCall(plan, weights, others, frozen)
 
-    def value(self, scale: float) -> Any:
-        """Give the penalty, differentiable while torch records gradients."""
+    def value(self, scale: float, tensors: Any = None) -> Any:
+        """Return the penalty, differentiable while torch records gradients.
+
+        `tensors` by name are instead of the parameters that have a penalty.
+        """
         plan, weights = self.current()
+        if tensors is not None:
+            weights = _given(plan, tensors)
         if torch.is_grad_enabled():
-            if self._plain is not None:
+            if self._plain is not None and tensors is None:
                 term = in_backward.value(plan, weights, scale, self.last_added)
                 if term is not None:
                     return term
@@ -130,7 +136,7 @@ class ModulePenalties:
             ]
         report = make_report(plan, values, zeros)
         for name, row in report.items():
-            if isinstance(row.rule, ByAutograd):
+            if isinstance(row.rule, (ByAutograd, OfComplex)):
                 report[name] = row._replace(rule=row.rule.rule)
         return report
 
@@ -189,6 +195,8 @@ class ModulePenalties:
             targets = sharding.local_gradients(targets, weights, plan.names)
         if not may_be_recorded:
             _results.check_targets(targets, plan.names)
+        if plan.others:
+            local, targets = as_real(local), as_real(targets)
         found: Any
         if is_sharded:
             found = evaluation.parts(outputs, plan, local, targets, scale, grad_scale)
@@ -199,6 +207,28 @@ class ModulePenalties:
             parameter.grad = gradient
         _results.torch_written(targets)
         return found
+
+
+def _given(plan: Plan, tensors: Any) -> Arrays:
+    """Return the tensors of the parameters that have a penalty, from a mapping by name.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For no mapping, and for one without such a tensor.
+    """
+    if not is_mapping(tensors):
+        raise TypeError(
+            "tensors must be a mapping of tensors by the names of the parameters, not "
+            f"{_errors.described(tensors)}; pass dict(module.named_parameters()) for example"
+        )
+    missing = [name for name in plan.names if name not in tensors]
+    if missing:
+        raise ValueError(
+            f"tensors has no {_errors.listed(missing)}, which have a penalty; its names must be "
+            "those of module.named_parameters()"
+        )
+    return tuple(tensors[name] for name in plan.names)
 
 
 def _local(parameters: Arrays, plan: Plan | None) -> tuple[Arrays, bool]:

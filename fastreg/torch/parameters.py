@@ -23,7 +23,7 @@ from ..penalties.names import Names
 from ..penalties.plan import Planner
 from ..penalties.rules import checked_rule, checked_rules, match, matcher, rule_name
 from ..regularizers.elementwise import is_fused
-from .callables import ByAutograd
+from .callables import ByAutograd, OfComplex
 from .kinds import Kernels, kinds
 
 Predicate = Callable[[str, Any], Any]
@@ -102,7 +102,7 @@ class ParameterPlanner(Planner):
         super().__init__(checked_rules(rules))
         self.frozen: list[str] = []
         """Names of parameters that have a rule and require no gradient."""
-        self._wrapped: dict[int, ByAutograd] = {}
+        self._wrapped: dict[tuple[int, bool], ByAutograd | OfComplex] = {}
         self._ruled: dict[str, Any] = {}
         """The parameters that had a rule when they were last matched."""
 
@@ -120,7 +120,7 @@ class ParameterPlanner(Planner):
         if gone:
             self._warn_of_lost(gone, source)
         trained = {
-            name: self._with_gradient(rule)
+            name: self._with_gradient(rule, name, source[name].is_complex())
             for name, rule in rule_of.items()
             if source[name].requires_grad
         }
@@ -166,10 +166,21 @@ class ParameterPlanner(Planner):
                 "does where layers are pruned or parametrized"
             )
 
-    def _with_gradient(self, rule: Any) -> Any:
-        if rule is None or is_fused(rule) or _callables.has_gradient(rule):
+    def _with_gradient(self, rule: Any, name: str, is_complex: bool) -> Any:
+        if is_complex and is_fused(rule):
+            raise TypeError(
+                f"the parameter {name!r} is complex, and {rule_name(rule)} is for real ones; give "
+                "it a function as its rule, lambda w: regularizer(torch.view_as_real(w)) for "
+                "example, or None"
+            )
+        if rule is None or (_callables.has_gradient(rule) and not is_complex):
             return rule
-        return self._wrapped.setdefault(id(rule), ByAutograd(rule))
+        found = self._wrapped.get((id(rule), is_complex))
+        if found is None:
+            found = rule if _callables.has_gradient(rule) else ByAutograd(rule)
+            found = OfComplex(found, rule) if is_complex else found
+            self._wrapped[id(rule), is_complex] = found
+        return found
 
 
 def _heirs(name: str, parameter: Any, source: Mapping[str, Any]) -> list[str]:
