@@ -1,15 +1,15 @@
-"""Penalties in training loops of PyTorch: fused, without autograd.
+"""Penalties in training loops of PyTorch: fused.
 
 >>> import torch, fastreg.torch
 >>> from fastreg import regularizers
 >>> model = torch.nn.Linear(2, 1)
 >>> reg = regularizers.L1L2(l1=1e-5, l2=1e-4)
 >>> penalties = fastreg.torch.attach(model, fastreg.torch.kernels(reg))
->>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
->>> handle = penalties.before_step(optimizer)
+>>> loss = model(torch.zeros(1, 2)).sum() + penalties.value()
+>>> loss.backward()
 
-From now on each ``optimizer.step()`` adds the gradients of all penalties to ``.grad`` first, in one
-native call, and ``penalties.last`` is the penalty.
+``backward()`` adds the gradients of all penalties to ``.grad`` in one native call, so that what
+comes after it (clipping, ``GradScaler``, the optimizer) sees the gradient of the sum.
 
 A regularizer that is called with a tensor (``reg(tensor)``) is differentiable; see
 ``fastreg.regularizers``.

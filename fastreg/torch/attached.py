@@ -13,7 +13,7 @@ from . import engines
 from .activity import Activity
 from .evaluation import ModulePenalties, summed
 from .parameters import require_module
-from .steps import StepHandle, require_optimizer, warn_of_weight_decay
+from .steps import UNSAID, StepHandle, checked_max_norm, unwrapped, warn_of_weight_decay
 
 
 def attach(
@@ -285,9 +285,18 @@ class Penalties:
     # ------------------------------------------------------------------ steps of an optimizer
 
     def before_step(
-        self, optimizer: Any, *, scale: float = 1.0, grad_scale: float = 1.0, value: bool = True
+        self,
+        optimizer: Any,
+        *,
+        max_norm: float | None = UNSAID,
+        scale: float = 1.0,
+        grad_scale: float = 1.0,
+        value: bool = True,
     ) -> StepHandle:
         """Add the gradients of all penalties before each ``optimizer.step()``.
+
+        This is after any clip of the training loop: whoever clips says `max_norm` here instead, or
+        writes ``loss + penalties.value()``, which goes with every clip.
 
         Once per step: micro-batches whose gradients are accumulated have one penalty, not one each.
         It is right with ``torch.amp.GradScaler``, for optimizers that it unscales for and for fused
@@ -298,7 +307,12 @@ class Penalties:
         Parameters
         ----------
         optimizer : torch.optim.Optimizer
-            It must hold all parameters with a penalty.
+            It must hold all parameters with a penalty.  One that Accelerate or Lightning has
+            wrapped is unwrapped.
+        max_norm : float or None
+            Required.  What the norm of all gradients of `optimizer`, penalty included, is clipped
+            to, as by ``torch.nn.utils.clip_grad_norm_`` (which a norm that is not finite makes
+            zeros or NaN of all gradients).  None says that nothing is clipped before ``step()``.
         scale, grad_scale : float, optional
             As for :meth:`accumulate`.
         value : bool, optional
@@ -311,15 +325,20 @@ class Penalties:
 
         Raises
         ------
+        TypeError
+            Without `max_norm`.
         ValueError
-            For a parameter with a penalty that `optimizer` does not hold.
+            For a parameter with a penalty that `optimizer` does not hold, and for a `max_norm` that
+            is not > 0.
         RuntimeError
             When there is such a hook already.
 
         Warns
         -----
         UserWarning
-            Where the ``weight_decay`` of `optimizer` is not 0 for a parameter with an L2 penalty.
+            Where the ``weight_decay`` of `optimizer` is not 0 for a parameter with an L2 penalty;
+            and, later, where parameters change after backward passes while ``step()`` of this
+            optimizer is never called (SAM, for example, has other methods).
 
         Examples
         --------
@@ -329,7 +348,7 @@ class Penalties:
         >>> _ = torch.nn.init.ones_(model.weight)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
         >>> penalties = attach(model, regularizers.L1(0.5))
-        >>> handle = penalties.before_step(optimizer)
+        >>> handle = penalties.before_step(optimizer, max_norm=None)
         >>> model(torch.zeros(1, 2)).sum().backward()
         >>> optimizer.step()
         >>> penalties.last, model.weight.tolist()
@@ -337,19 +356,22 @@ class Penalties:
         """
         plan, weights = self._penalties.current()
         engines.require_gradients(weights, plan.names)  # its optimizer is often of no known kind
-        require_optimizer(optimizer)
+        optimizer = unwrapped(optimizer)
+        max_norm = checked_max_norm(max_norm)
         if self._is_before_steps():
             raise RuntimeError(
                 "before_step() was called already, so the penalties would count twice; remove() "
                 "the handle that it gave first"
             )
 
-        step = StepHandle(optimizer, self._add_before_step, scale, grad_scale, value)
+        step = StepHandle(optimizer, self._add_before_step, max_norm, scale, grad_scale, value)
         try:
             step.require_held(plan.names, weights)
             warn_of_weight_decay(
                 optimizer, plan.names, weights, [plan.rules[name] for name in plan.names]
             )
+            if weights:
+                step.watch(plan.names[0], weights[0])
         except BaseException:  # warnings may be errors
             step.remove()
             raise

@@ -26,6 +26,7 @@ import torch
 from torch.utils.weak import TensorWeakRef
 
 from .. import _backend
+from .._float_environment import product
 from .._penalty import ADD, GRADIENT, VALUE
 from ..penalties.plan import Arrays, Plan
 from . import differentiable, engines, operators
@@ -78,7 +79,7 @@ class _Call(NamedTuple):
 
     def numbers(self) -> tuple[float, ...]:
         """Return the scaled strengths, l1 and l2 of each rule in turn."""
-        return tuple([number * self.scale for pair in self.strengths for number in pair])
+        return tuple([product(number, self.scale) for pair in self.strengths for number in pair])
 
 
 def value(plan: Plan, weights: Arrays, scale: Any, last_added: LastAdded) -> Any:

@@ -7,6 +7,10 @@ Contract
   inside their kernels), the penalty's gradient is scaled by the same number.
 - A closure computes gradients inside of step(): the penalty joins each of its evaluations, and the
   loss that it gives.
+- What the caller has clipped before step() knows nothing of the penalty.  So the sum is clipped
+  here, as ``clip_grad_norm_`` would clip it; or the caller says that nothing is clipped.
+- An optimizer whose step() nobody calls would leave out the penalty without a sign: see
+  :class:`_Watch`.
 """
 
 from __future__ import annotations
@@ -17,8 +21,11 @@ from typing import Any
 
 import torch
 
-from .. import _errors
+from .. import _checks, _errors
 from .._float_environment import product
+
+UNSAID: Any = object()
+"""What stands for a max_norm that was not given."""
 
 Add = Callable[[float, float, bool], Any]
 """Adds gradients, given scale, grad_scale and whether the penalty is wanted; gives what has it as
@@ -29,13 +36,21 @@ class StepHandle:
     """What keeps penalties before an optimizer's steps; made by ``Penalties.before_step``."""
 
     def __init__(
-        self, optimizer: Any, add: Add, scale: float, grad_scale: float, value: bool
+        self,
+        optimizer: Any,
+        add: Add,
+        max_norm: float | None,
+        scale: float,
+        grad_scale: float,
+        value: bool,
     ) -> None:
         self._optimizer = optimizer
         self._add = add
+        self._max_norm = max_norm
         self._scale = scale
         self._grad_scale = grad_scale
         self._value = value
+        self._watch: _Watch | None = None
         self._handle: Any = optimizer.register_step_pre_hook(self._before)
 
     @property
@@ -48,6 +63,13 @@ class StepHandle:
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
+        if self._watch is not None:
+            self._watch.remove()
+            self._watch = None
+
+    def watch(self, name: str, parameter: Any) -> None:
+        """Warn when `parameter` changes again and again while no step adds its penalty."""
+        self._watch = _Watch(name, parameter, type(self._optimizer).__name__)
 
     def holds(self, parameters: Sequence[Any]) -> bool:
         """Say whether the optimizer updates all of these parameters.
@@ -77,20 +99,75 @@ class StepHandle:
         return [place for place, one in enumerate(parameters) if id(one) not in held]
 
     def _before(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._is_seen()
         # args[0] is the optimizer.
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
-            self._add(self._scale, product(self._grad_scale, _loss_scale(optimizer)), self._value)
+            loss_scale = _loss_scale(optimizer)
+            self._add(self._scale, product(self._grad_scale, loss_scale), self._value)
+            self._clip(loss_scale)
             return None
 
         def penalised() -> Any:
             loss = closure()
             added = self._add(self._scale, self._grad_scale, True)
+            self._clip(1.0)
+            self._is_seen()
             return loss if loss is None else loss + added.last
 
         if "closure" in kwargs:
             return args, {**kwargs, "closure": penalised}
         return (args[0], penalised, *args[2:]), kwargs
+
+    def _is_seen(self) -> None:
+        if self._watch is not None:
+            self._watch.has_stepped = True
+
+    def _clip(self, loss_scale: float) -> None:
+        if self._max_norm is None:
+            return
+        held = [one for group in self._optimizer.param_groups for one in group["params"]]
+        gradients = [one.grad for one in held if one.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients) / loss_scale
+        torch.nn.utils.clip_grads_with_norm_(held, self._max_norm, norm)
+
+
+class _Watch:
+    """Notices that a parameter is trained by something else than the optimizer of a handle.
+
+    It is a hook of the parameter, which dies with it, and which copies do not have.
+    """
+
+    _ENOUGH = 3
+
+    def __init__(self, name: str, parameter: Any, optimizer: str) -> None:
+        self._name = name
+        self._optimizer = optimizer
+        self._version: int | None = None
+        self._missed = 0
+        self.has_stepped = False
+        """Whether a step has added the penalty since the last backward pass."""
+        self._handle = parameter.register_post_accumulate_grad_hook(self._after_backward)
+
+    def remove(self) -> None:
+        self._handle.remove()
+
+    def _after_backward(self, parameter: Any) -> None:
+        version = parameter._version
+        if version == self._version:  # micro-batches, or a step that a GradScaler skipped
+            return
+        is_missed = self._version is not None and not self.has_stepped
+        self._missed = self._missed + 1 if is_missed else 0
+        self._version, self.has_stepped = version, False
+        if self._missed == self._ENOUGH:
+            warnings.warn(
+                f"the parameter {self._name!r} has changed {self._ENOUGH} times between backward "
+                f"passes without a call of {self._optimizer}.step(), so before_step added no "
+                "penalty; give it the optimizer whose step() is called, or put "
+                "penalties.value() into the loss instead",
+                UserWarning,
+                stacklevel=2,
+            )
 
 
 def _loss_scale(optimizer: Any) -> float:
@@ -101,18 +178,49 @@ def _loss_scale(optimizer: Any) -> float:
     return 1.0 if scale is None else float(scale)
 
 
-def require_optimizer(optimizer: Any) -> None:
-    """Refuse what is no optimizer.
+def unwrapped(optimizer: Any) -> Any:
+    """Return the optimizer whose ``step()`` runs when that of `optimizer` is called.
+
+    Those of Accelerate and Lightning wrap one of torch, and call its ``step()``.
 
     Raises
     ------
     TypeError
-        For another kind.
+        For what is no optimizer.
     """
-    if not isinstance(optimizer, torch.optim.Optimizer):
+    found, inner = None, optimizer
+    for _ in range(8):
+        if isinstance(inner, torch.optim.Optimizer):
+            found = inner
+        inner = getattr(inner, "optimizer", None)
+    if found is None:
         raise TypeError(
             f"optimizer must be a torch.optim.Optimizer, not {_errors.described(optimizer)}"
         )
+    return found
+
+
+def checked_max_norm(max_norm: Any) -> float | None:
+    """Return `max_norm` as a number > 0, or None.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For anything else.
+    """
+    if max_norm is UNSAID:
+        raise TypeError(
+            "before_step() needs max_norm: it adds the penalty inside of optimizer.step(), after "
+            "any clip of yours, which is another training than that of loss + penalty; pass "
+            "max_norm=1.0, for example, and drop your own clip, or max_norm=None where nothing is "
+            "clipped; loss = loss + penalties.value() needs neither, and goes with every clip"
+        )
+    if max_norm is None:
+        return None
+    number = _checks.multiplier(max_norm, "max_norm")
+    if number <= 0.0:
+        raise ValueError(f"max_norm must be a number > 0, or None, not {_errors.described(number)}")
+    return number
 
 
 def warn_of_weight_decay(

@@ -173,7 +173,7 @@ def train(model, kind, way, micro_batches=1):
     optimizer = optimizer_of(model, kind)
     penalties = attach(model, RULES)
     if way == "hook":
-        penalties.before_step(optimizer)
+        penalties.before_step(optimizer, max_norm=None)
     x, y = map(mine, data())
     parts = list(zip(x.chunk(micro_batches), y.chunk(micro_batches), strict=True))
     for step in range(STEPS):
@@ -446,7 +446,7 @@ def only_a_value_communicates():
     model = sharded(seeded(Net), line())
     optimizer = optimizer_of(model, "sgd")
     penalties = attach(model, RULES)
-    handle = penalties.before_step(optimizer)
+    handle = penalties.before_step(optimizer, max_norm=None)
     x, y = map(mine, data())
     nn.functional.mse_loss(model(x), y).backward()
     with CommDebugMode() as communication:
@@ -484,7 +484,7 @@ def between_forward_and_backward():
     model = sharded(seeded(Rooted), line())
     optimizer = optimizer_of(model, "sgd")
     penalties = attach(model, RULES["*"])
-    handle = penalties.before_step(optimizer)
+    handle = penalties.before_step(optimizer, max_norm=None)
     expected = expected_values(gathered(model), RULES["*"])[1]
     loss = model(mine(data()[0])).sum()
     assert not isinstance(model.weight, DTensor)

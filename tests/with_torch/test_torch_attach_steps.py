@@ -1,5 +1,6 @@
 """Penalties before optimizer steps: training equals that with the penalty in the loss."""
 
+import copy
 import warnings
 
 import pytest
@@ -72,7 +73,7 @@ def test_weights_after_20_steps(kind, by_hand):
     optimizer, plain = OPTIMIZERS[kind](model.parameters()), OPTIMIZERS[kind](expected.parameters())
     penalties = attached(model)
     if not by_hand:
-        penalties.before_step(optimizer)
+        penalties.before_step(optimizer, max_norm=None)
     for step in range(STEPS):
         optimizer.zero_grad()
         plain.zero_grad()
@@ -90,7 +91,7 @@ def test_weights_after_20_steps(kind, by_hand):
 def test_micro_batches_have_one_penalty_per_step(kind):
     model, expected = network(), network()
     optimizer, plain = OPTIMIZERS[kind](model.parameters()), OPTIMIZERS[kind](expected.parameters())
-    attached(model).before_step(optimizer)
+    attached(model).before_step(optimizer, max_norm=None)
     for step in range(STEPS):
         optimizer.zero_grad()
         plain.zero_grad()
@@ -109,7 +110,7 @@ def test_grad_scaler(kind, unscales):
     model, expected = network(), network()
     optimizer, plain = OPTIMIZERS[kind](model.parameters()), OPTIMIZERS[kind](expected.parameters())
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=3)
-    attached(model).before_step(optimizer)
+    attached(model).before_step(optimizer, max_norm=None)
     for step in range(STEPS):
         optimizer.zero_grad()
         plain.zero_grad()
@@ -129,7 +130,7 @@ def test_a_step_that_the_scaler_skips(kind):
     model = network()
     optimizer = OPTIMIZERS[kind](model.parameters())
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
-    attached(model).before_step(optimizer)
+    attached(model).before_step(optimizer, max_norm=None)
     before = [p.detach().clone() for p in model.parameters()]
     scaler.scale(error_of(model, data(0)) * torch.inf).backward()
     scaler.step(optimizer)
@@ -155,7 +156,7 @@ def test_half_precision_parameters(kind, dtype):
     """One rounding of the sum, where autograd rounds each part: equal within the dtype's steps."""
     model, expected = network(dtype), network(dtype)
     optimizer, plain = OPTIMIZERS[kind](model.parameters()), OPTIMIZERS[kind](expected.parameters())
-    attached(model).before_step(optimizer)
+    attached(model).before_step(optimizer, max_norm=None)
     for step in range(STEPS):
         optimizer.zero_grad()
         plain.zero_grad()
@@ -172,7 +173,7 @@ def test_half_precision_parameters_with_a_scaler(dtype):
     optimizer = OPTIMIZERS["sgd fused"](model.parameters())
     plain = OPTIMIZERS["sgd fused"](expected.parameters())
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**7)
-    attached(model).before_step(optimizer)
+    attached(model).before_step(optimizer, max_norm=None)
     hand = attached(expected)
     for step in range(STEPS):
         optimizer.zero_grad()
@@ -190,7 +191,7 @@ def test_a_closure():
     model, expected = network(), network()
     optimizer = torch.optim.LBFGS(model.parameters(), lr=0.5, max_iter=4)
     plain = torch.optim.LBFGS(expected.parameters(), lr=0.5, max_iter=4)
-    attached(model).before_step(optimizer)
+    attached(model).before_step(optimizer, max_norm=None)
 
     def closure():
         optimizer.zero_grad()
@@ -216,7 +217,7 @@ def test_removed_and_closed():
     optimizer = OPTIMIZERS["sgd"](model.parameters())
     penalties = attached(model)
     assert penalties.last is None
-    handle = penalties.before_step(optimizer)
+    handle = penalties.before_step(optimizer, max_norm=None)
     optimizer.step()
     first = penalties.last
     assert first > 0.0
@@ -227,7 +228,7 @@ def test_removed_and_closed():
     assert penalties.last == first
     assert penalties.accumulate() > 0.0
     with penalties:
-        penalties.before_step(optimizer)
+        penalties.before_step(optimizer, max_norm=None)
     assert not optimizer._optimizer_step_pre_hooks
 
 
@@ -235,11 +236,11 @@ def test_what_would_count_twice_is_refused():
     model = network()
     optimizer = OPTIMIZERS["sgd"](model.parameters())
     penalties = attached(model)
-    handle = penalties.before_step(optimizer)
+    handle = penalties.before_step(optimizer, max_norm=None)
     with pytest.raises(RuntimeError, match="count twice"):
         penalties.accumulate()
     with pytest.raises(RuntimeError, match="count twice"):
-        penalties.before_step(optimizer)
+        penalties.before_step(optimizer, max_norm=None)
     with pytest.raises(RuntimeError, match=r"count twice.*torch\.no_grad\(\)"):
         penalties.value()
     with torch.no_grad():
@@ -253,17 +254,17 @@ def test_an_optimizer_without_the_parameters_is_refused():
     penalties = attached(model)
     partial = torch.optim.SGD(model[0].parameters(), lr=0.1)
     with pytest.raises(ValueError, match=r"'2\.weight'.*does not hold"):
-        penalties.before_step(partial)
+        penalties.before_step(partial, max_norm=None)
     assert not partial._optimizer_step_pre_hooks
     with pytest.raises(TypeError, match=r"torch\.optim\.Optimizer"):
-        penalties.before_step(model)
+        penalties.before_step(model, max_norm=None)
 
 
 def test_a_parameter_replaced_under_an_optimizer_is_noticed():
     model = network()
     optimizer = OPTIMIZERS["sgd"](model.parameters())
     penalties = attached(model)
-    penalties.before_step(optimizer)
+    penalties.before_step(optimizer, max_norm=None)
     optimizer.step()
     model[2].weight = torch.nn.Parameter(torch.ones(3, 7))
     for _ in range(2):
@@ -280,18 +281,207 @@ def test_weight_decay_beside_l2_is_warned_of():
         {"params": [model[0].bias, *model[2].parameters()]},
     ]
     with pytest.warns(UserWarning, match=r"'0\.weight' have an L2 penalty and the weight_decay"):
-        attached(model).before_step(torch.optim.SGD(groups, lr=0.1))
+        attached(model).before_step(torch.optim.SGD(groups, lr=0.1), max_norm=None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         # what is refused leaves no hook
         optimizer = torch.optim.AdamW(model.parameters())
         with pytest.raises(UserWarning, match="weight_decay"):
-            attached(model).before_step(optimizer)
+            attached(model).before_step(optimizer, max_norm=None)
         assert not optimizer._optimizer_step_pre_hooks
-        fastreg.torch.attach(model, {"*.weight": L1(0.1)}).before_step(optimizer)
+        fastreg.torch.attach(model, {"*.weight": L1(0.1)}).before_step(optimizer, max_norm=None)
         fastreg.torch.attach(model, {"2.weight": L2(0.1)}).before_step(
-            torch.optim.SGD(groups, lr=0.1)
+            torch.optim.SGD(groups, lr=0.1), max_norm=None
         )
+
+
+# --------------------------------------------------------------------------------- clipping
+
+
+@pytest.mark.parametrize("max_norm", [0.05, 10.0])
+@pytest.mark.parametrize("kind", ["sgd momentum", "sgd fused"])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_sum_is_clipped(kind, max_norm, scaled):
+    model, expected = network(), network()
+    optimizer, plain = OPTIMIZERS[kind](model.parameters()), OPTIMIZERS[kind](expected.parameters())
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, enabled=scaled)
+    attached(model).before_step(optimizer, max_norm=max_norm)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        plain.zero_grad()
+        for micro in range(2):
+            scaler.scale(error_of(model, data(2 * step + micro)) / 2).backward()
+            (error_of(expected, data(2 * step + micro)) / 2).backward()
+        plain_penalty(expected).backward()
+        norm = torch.nn.utils.clip_grad_norm_(expected.parameters(), max_norm)
+        assert (norm > max_norm) == (max_norm < 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        plain.step()
+    assert_same_weights(model, expected)
+
+
+def test_each_evaluation_of_a_closure_is_clipped():
+    model, expected = network(), network()
+    optimizer, plain = (
+        torch.optim.LBFGS(net.parameters(), lr=0.5, max_iter=4) for net in (model, expected)
+    )
+    attached(model).before_step(optimizer, max_norm=0.05)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = error_of(model, data(0))
+        loss.backward()
+        return loss
+
+    def plain_closure():
+        plain.zero_grad()
+        loss = error_of(expected, data(0)) + plain_penalty(expected)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(expected.parameters(), 0.05)
+        return loss
+
+    for _ in range(3):
+        optimizer.step(closure)
+        plain.step(plain_closure)
+    assert_same_weights(model, expected, 1e-5)
+
+
+def test_parameters_without_a_penalty_are_clipped_too():
+    model = network()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    fastreg.torch.attach(model, {"0.weight": L2(0.1)}).before_step(optimizer, max_norm=1e-3)
+    error_of(model, data(0)).backward()
+    optimizer.step()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+    assert norm.item() == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_whoever_says_nothing_of_clipping_is_asked():
+    model = network()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    penalties = attached(model)
+    with pytest.raises(TypeError, match=r"needs max_norm.*loss \+ penalties\.value\(\)"):
+        penalties.before_step(optimizer)
+    for bad in (0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="max_norm must be"):
+            penalties.before_step(optimizer, max_norm=bad)
+    with pytest.raises(TypeError, match="max_norm must be"):
+        penalties.before_step(optimizer, max_norm="1")
+    assert not optimizer._optimizer_step_pre_hooks
+
+
+# ------------------------------------------------------ optimizers of which nobody calls step
+
+
+class Wrapper:
+    """What Lightning and Accelerate give for an optimizer."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    def step(self):
+        self.optimizer.step()
+
+
+def test_wrapped_optimizers_are_unwrapped():
+    model = network()
+    inner = OPTIMIZERS["sgd"](model.parameters())
+    wrapped = Wrapper(Wrapper(inner))
+    with pytest.raises(TypeError, match=r"must be a torch\.optim\.Optimizer, not"):
+        attached(model).before_step(Wrapper(None), max_norm=None)
+    penalties = attached(model)
+    penalties.before_step(wrapped, max_norm=None)
+    wrapped.step()
+    assert penalties.last > 0.0
+
+
+class SAM(torch.optim.Optimizer):
+    """As it is published: a step of its own for each half, and ``step`` for neither."""
+
+    def __init__(self, parameters, base, rho=0.05, **arguments):
+        super().__init__(parameters, {"rho": rho, **arguments})
+        self.base_optimizer = base(self.param_groups, **arguments)
+        self.moved = {}
+
+    @torch.no_grad()
+    def first_step(self):
+        for p in self.param_groups[0]["params"]:
+            self.moved[p] = p.clone()
+            p.add_(p.grad, alpha=self.param_groups[0]["rho"])
+        self.zero_grad()
+
+    @torch.no_grad()
+    def second_step(self):
+        for p, before in self.moved.items():
+            p.data = before
+        self.base_optimizer.step()
+        self.zero_grad()
+
+
+def test_a_step_that_is_never_called_is_noticed():
+    model = network()
+    optimizer = SAM(model.parameters(), torch.optim.SGD, lr=0.01)
+    handle = attached(model).before_step(optimizer, max_norm=None)
+
+    def steps(count):
+        for step in range(count):
+            error_of(model, data(step)).backward()
+            optimizer.first_step()
+            error_of(model, data(step)).backward()
+            optimizer.second_step()
+
+    with pytest.warns(UserWarning, match=r"'0\.weight' has changed 3 times.*SAM\.step\(\)"):
+        steps(2)
+    steps(5)  # said once
+    handle.remove()
+    assert not model[0].weight._post_accumulate_grad_hooks
+    attached(model).before_step(optimizer.base_optimizer, max_norm=None)
+    steps(1)
+
+
+def test_copies_have_no_watch(tmp_path):
+    model = network()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    penalties = attached(model)
+    penalties.before_step(optimizer, max_norm=None)
+    assert model[0].weight._post_accumulate_grad_hooks
+    torch.save(model, tmp_path / "model")
+    for copied in (copy.deepcopy(model), torch.load(tmp_path / "model", weights_only=False)):
+        assert not copied[0].weight._post_accumulate_grad_hooks
+    penalties.close()
+    assert not model[0].weight._post_accumulate_grad_hooks
+
+
+def test_what_is_no_reason_for_an_alarm():
+    """Micro-batches, skipped steps, closures, and changes that a step follows."""
+    model = network()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    penalties = attached(model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    penalties.before_step(optimizer, max_norm=None)
+    for step in range(6):
+        for _ in range(5):
+            scaler.scale(error_of(model, data(step))).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        scaler.scale(error_of(model, data(step)) * torch.inf).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    penalties.close()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=8)
+    attached(model).before_step(optimizer, max_norm=None)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = error_of(model, data(0))
+        loss.backward()
+        return loss
+
+    for _ in range(3):
+        optimizer.step(closure)
 
 
 # ------------------------------------------------------------------------ activity penalties
@@ -304,7 +494,7 @@ def test_activity_penalties_join_the_loss():
         OPTIMIZERS["adam"](expected.parameters()),
     )
     penalties = attached(model, activity_regularizer={"1": L1L2(0.02, 0.03)})
-    penalties.before_step(optimizer)
+    penalties.before_step(optimizer, max_norm=None)
     for step in range(STEPS):
         optimizer.zero_grad()
         plain.zero_grad()
@@ -353,7 +543,7 @@ def test_lost_activity_penalties_are_an_error():
     with pytest.raises(RuntimeError, match=r"penalties\.activity\(\)"):
         penalties.accumulate()
     assert torch.equal(model[0].weight.grad, before)
-    penalties.before_step(optimizer)
+    penalties.before_step(optimizer, max_norm=None)
     error_of(model, data(0)).backward()
     with pytest.raises(RuntimeError, match=r"penalties\.activity\(\)"):
         optimizer.step()

@@ -51,7 +51,7 @@ def test_what_would_be_lost_is_refused(mark, engine, advice):
     # Its optimizer need not be one of torch: the advice comes first.
     for optimizer in (torch.optim.SGD(model.parameters()), types.SimpleNamespace(optimizer=None)):
         with pytest.raises(RuntimeError, match=re.escape(advice)):
-            penalties.before_step(optimizer)
+            penalties.before_step(optimizer, max_norm=None)
     model.zero_grad()
     penalties.value().backward()
     for parameter in model.parameters():
@@ -64,7 +64,7 @@ def test_an_engine_that_comes_later_is_seen():
     penalties = attach(model, L1(0.5))
     model(torch.ones(1, 5)).sum().backward()
     penalties.accumulate()
-    penalties.before_step(optimizer)
+    penalties.before_step(optimizer, max_norm=None)
     optimizer.step()
     before = [parameter.detach().clone() for parameter in model.parameters()]
     for parameter in model.parameters():

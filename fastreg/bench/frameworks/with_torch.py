@@ -88,7 +88,7 @@ def step(torch: Any, sizes: Sizes) -> Setting:
     penalties = fastreg.torch.attach(model, rules)
 
     def before_step(optimizer: Any) -> object:
-        return fastreg.torch.attach(model, rules).before_step(optimizer)
+        return fastreg.torch.attach(model, rules).before_step(optimizer, max_norm=None)
 
     return Setting(
         "torch",
