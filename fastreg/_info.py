@@ -110,7 +110,7 @@ def frameworks() -> dict[str, dict[str, str | None]]:
     paths = dict(PATHS)
     if _backend.name == "numpy":
         paths["torch"] = "tensor.detach().numpy() (CPU tensors and parameters), no copy"
-    return {name: {"version": _version(name), "path": path} for name, path in paths.items()}
+    return {name: {"version": version(name), "path": path} for name, path in paths.items()}
 
 
 def adapters() -> dict[str, bool]:
@@ -121,7 +121,7 @@ def adapters() -> dict[str, bool]:
     >>> list(adapters())
     ['fastreg.torch', 'fastreg.jax', 'fastreg.keras']
     """
-    return {f"fastreg.{name}": _version(name) is not None for name in ADAPTERS}
+    return {f"fastreg.{name}": version(name) is not None for name in ADAPTERS}
 
 
 def name_clash() -> str | None:
@@ -180,7 +180,7 @@ def _instruction_sets(core: ModuleType | None) -> dict[str, Any]:
     }
 
 
-def _version(module: str) -> str | None:
+def version(module: str) -> str | None:
     """The version of an installed module, without importing it."""
     if module in sys.modules:
         return str(getattr(sys.modules[module], "__version__", "unknown version"))

@@ -154,7 +154,7 @@ def test_version_of_a_distribution_of_another_name(monkeypatch: pytest.MonkeyPat
 
 
 def test_adapters_are_there_with_their_frameworks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_info, "_version", lambda name: "3.15" if name == "keras" else None)
+    monkeypatch.setattr(_info, "version", lambda name: "3.15" if name == "keras" else None)
     facts = _info.gather()
     assert facts["adapters"] == {
         "fastreg.torch": False,

@@ -14,7 +14,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +70,8 @@ class Circumstances:
         cls, command: str, repeats: int, peer_threads: Mapping[str, int], modules: Sequence[str]
     ) -> Circumstances:
         """Those of this process, now."""
-        versions = {module: metadata.version(module) for module in ("numpy", *modules)}
+        # With the build, as a library that is imported says it: 2.14.1+cpu is not 2.14.1+cu130.
+        versions = {module: str(_info.version(module)) for module in ("numpy", *modules)}
         return cls(
             command=command,
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from fastreg.bench.frameworks import base, known, with_jax, with_keras, with_tor
 from fastreg.bench.frameworks.base import Row, Setting, Variant, measure
 from fastreg.bench.frameworks.known import FRAMEWORKS
 from fastreg.bench.frameworks.sizes import SIZES
+from fastreg.bench.record import Circumstances
 
 pytest.importorskip("rich")
 
@@ -152,6 +155,14 @@ def test_a_run_writes_what_it_shows(tmp_path: Path, capsys: pytest.CaptureFixtur
     lines = list(csv.DictReader(as_csv.read_text(encoding="utf-8").splitlines()))
     assert len(lines) == sum(len(row["variants"]) for row in document["rows"])
     assert float(lines[1]["seconds"]) > 0
+
+
+def test_versions_are_those_that_libraries_say_of_themselves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Of torch, what is installed may say 2.14.1 where the build is 2.14.1+cu130.
+    monkeypatch.setitem(sys.modules, "built", SimpleNamespace(__version__="1.0+cu130"))
+    assert Circumstances.here("", 1, {}, ["built"]).versions["built"] == "1.0+cu130"
 
 
 def test_what_is_missing_is_named(
