@@ -51,11 +51,52 @@ def listed(words: Iterable[str], limit: int = 8) -> str:
 # ---------------------------------------------------------------- foreign arrays, by kind
 
 
+_HOLDERS = {
+    ("torch", "Module"): (
+        "pass its weight, layer.weight for example, or call fastreg.torch.attach(module, rules) "
+        "for all of its parameters"
+    ),
+    ("keras", "Layer"): (
+        "pass an array of it, layer.kernel for example, or give the layer "
+        "kernel_regularizer=fastreg.keras.L1L2(...)"
+    ),
+    ("fastreg", "Layer"): (
+        "pass an array of it, layer.kernel for example, or give the layer "
+        "kernel_regularizer=L1L2(...)"
+    ),
+    ("fastreg", "Sequential"): (
+        "pass an array of one of its layers, layer.kernel for example, or give the layers "
+        "kernel_regularizer=L1L2(...)"
+    ),
+    ("equinox", "Module"): (
+        "pass an array of it, layer.weight for example, or call fastreg.jax.attach(module, rules) "
+        "for all of its leaves"
+    ),
+    ("flax", "Module"): (
+        "pass an array of it, layer.kernel for example, or call fastreg.jax.attach(tree, rules) "
+        "with the tree of parameters (nnx.state(module) or variables['params'])"
+    ),
+}
+"""What would do instead of a module or layer, by package and class."""
+
+
+def holder_remedy(x: object) -> str | None:
+    """Return what would do instead of a module or layer, or None for other objects."""
+    for kind in type(x).__mro__:
+        remedy = _HOLDERS.get((kind.__module__.partition(".")[0], kind.__name__))
+        if remedy is not None:
+            return remedy
+    return None
+
+
 def kind_error(x: object, name: str) -> TypeError:
     """Build the error for an object that is no array fastreg can read without copying."""
     kind = type(x)
     package = kind.__module__.partition(".")[0]
-    if x is None:
+    holder = holder_remedy(x)
+    if holder is not None:
+        remedy = holder
+    elif x is None:
         remedy = "pass an array"
     elif isinstance(x, (list, tuple)):
         remedy = f"pass numpy.asarray({name}), or fastreg.attach for many arrays"

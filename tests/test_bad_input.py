@@ -9,6 +9,7 @@ import pytest
 
 import fastreg
 from fastreg import _backend, _checks, _memory
+from fastreg.layers import Dense, Sequential
 from fastreg.regularizers import L1, L1L2, L2, OrthogonalRegularizer
 
 
@@ -313,3 +314,10 @@ def test_too_many_threads(count):
 
 def test_a_negative_scale_of_an_empty_array(backend):
     assert math.copysign(1.0, L1(0.1)(np.zeros(0), scale=-3.0)) == -1.0
+
+
+def test_a_layer_is_no_array():
+    for layer in (Dense(2, input_dim=2), Sequential([Dense(2, input_dim=2)])):
+        for call in (L2(0.1), lambda one: fastreg.attach(one, "l2")):
+            with pytest.raises(TypeError, match=r"layer\.kernel .*kernel_regularizer=L1L2"):
+                call(layer)

@@ -43,9 +43,8 @@ def names_of(source: Any, argument: str) -> Names:
         or not (hasattr(source, "__len__") and hasattr(source, "__getitem__"))
     ):
         raise TypeError(
-            f"{argument} must be a mapping or sequence of arrays, not "
-            f"{_errors.described(source)}; "
-            'pass for example {"kernel": w}'
+            f"{argument} must be a mapping or sequence of arrays, not {_errors.described(source)}; "
+            + (_errors.holder_remedy(source) or 'pass for example {"kernel": w}')
         )
     return _numbered(len(source))
 

@@ -731,6 +731,13 @@ def case_models_whose_call_has_penalties_are_built_symbolically():
     assert len(fastreg.keras.fuse(model).losses) == 2
 
 
+def case_a_layer_is_no_array():
+    layer = keras.layers.Dense(2)
+    layer.build((None, 3))
+    with pytest.raises(TypeError, match=r"layer\.kernel .*kernel_regularizer=fastreg\.keras"):
+        regularizers.L2(0.1)(layer)
+
+
 # --------------------------------------------------------------------------- run
 
 
