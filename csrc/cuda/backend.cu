@@ -21,101 +21,15 @@
 #include <utility>
 #include <vector>
 
+#include "devices.h"
+#include "errors.h"
 #include "kernel.cuh"
 #include "strided.cuh"
 
 namespace fastreg::cuda {
 namespace {
 
-// ---- errors: thrown here, turned into a status where the caller comes in
-
-struct Failure : std::exception {
-  Failure(BackendStatus its_status, std::string its_text) : status(its_status), text(std::move(its_text)) {}
-  BackendStatus status;
-  std::string text;
-};
-
-[[noreturn]] void fail(BackendStatus status, std::string text) { throw Failure(status, std::move(text)); }
-
-BackendStatus status_of(cudaError_t error) {
-  switch (error) {
-    case cudaErrorMemoryAllocation:
-      return BackendStatus::out_of_memory;
-    case cudaErrorNoDevice:
-    case cudaErrorInsufficientDriver:
-    case cudaErrorInitializationError:
-      return BackendStatus::no_device;
-    case cudaErrorInvalidDevice:
-      return BackendStatus::bad_argument;
-    default:
-      return BackendStatus::failed;
-  }
-}
-
-void check(cudaError_t error, const std::string& doing) {
-  if (error != cudaSuccess) {
-    cudaGetLastError();  // it has been told, and is not to be found by whoever asks next
-    fail(status_of(error),
-         std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error) + " (" + doing + ")");
-  }
-}
-
-template <class Body>
-BackendStatus guarded(BackendError* error, Body body) {
-  BackendStatus status = BackendStatus::ok;
-  const char* text = "";
-  std::string kept;
-  try {
-    body();
-  } catch (Failure& failure) {
-    status = failure.status;
-    kept = std::move(failure.text);
-    text = kept.c_str();
-  } catch (const std::bad_alloc&) {
-    status = BackendStatus::out_of_memory;
-    text = "out of host memory";
-  }
-  if (error != nullptr) {
-    std::snprintf(error->text, sizeof error->text, "%s", text);
-  }
-  return status;
-}
-
-// ---- devices
-
-int device_count() {
-  int count = 0;
-  check(cudaGetDeviceCount(&count), "counting devices");
-  return count;
-}
-
-// Makes a device current, and the one that was, afterwards.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device) {
-    const int count = device_count();
-    if (device < 0 || device >= count) {
-      fail(BackendStatus::bad_argument,
-           "there is no CUDA device " + std::to_string(device) + ", only " + std::to_string(count));
-    }
-    check(cudaGetDevice(&before_), "asking for the current device");
-    if (before_ != device) {
-      check(cudaSetDevice(device), "choosing device " + std::to_string(device));
-      changed_ = true;
-    }
-  }
-  ~DeviceGuard() {
-    if (changed_) {
-      cudaSetDevice(before_);
-    }
-  }
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-
- private:
-  int before_ = 0;
-  bool changed_ = false;
-};
+// ---- streams
 
 void require_device_of_stream(cudaStream_t stream, int device) {
 #if CUDART_VERSION >= 12080

@@ -187,7 +187,7 @@ FASTREG_DEVICE void write_sums(const ChunkWork& work, std::int64_t chunk, int la
   }
 }
 
-// One lane of one chunk. `whole`: the chunk has all its elements.
+// One lane of one chunk, batch of rows by batch. `whole`: all elements of the batches are there.
 template <class E, unsigned terms, unsigned outputs, bool whole>
 struct LaneOfChunk {
   using Storage = typename E::Storage;
@@ -195,15 +195,16 @@ struct LaneOfChunk {
   static constexpr bool wants_gradient = (outputs & output_gradient) != 0;
   static constexpr bool adds = (outputs & output_add) != 0;
   static constexpr bool reads_weights = terms != 0;
-  // A short chunk's conditions want registers too.
+  // The conditions want registers too.
   static constexpr int batch = whole ? rows_in_flight<E> : 4;
   static_assert(rows_per_chunk % batch == 0);
 
-  // Pointers to the lane's first element; `left` counts from there to the chunk's end.
-  FASTREG_DEVICE void run(const Storage* weights, Storage* gradients, int left, Real gradient_l1, Real gradient_l2,
-                          double& l1_sum, double& l2_sum) {
+  // Pointers to the lane's first element, from which `first` and `left` are counted: where to begin, and the chunk's
+  // end, or that of its whole batches.
+  FASTREG_DEVICE void run(const Storage* weights, Storage* gradients, int first, int left, Real gradient_l1,
+                          Real gradient_l2, double& l1_sum, double& l2_sum) {
     FASTREG_NO_UNROLL  // or all loads of a chunk want registers at once
-        for (int begin = 0; whole ? begin < chunk_size : begin < left; begin += batch * lanes) {
+        for (int begin = first; begin < left; begin += batch * lanes) {
       Storage w[batch];
       Storage old[batch];
       FASTREG_UNROLL
@@ -247,12 +248,12 @@ FASTREG_DEVICE void run_chunk(const ChunkWork& work, const Row& row, const Coeff
   const Real gradient_l2 = static_cast<Real>(strengths.gradient_l2);
   double l1_sum = 0.0;
   double l2_sum = 0.0;
-  if (rest >= chunk_size) {
-    LaneOfChunk<E, terms, outputs, true>::run(weights, gradients, chunk_size, gradient_l1, gradient_l2, l1_sum, l2_sum);
-  } else {
-    LaneOfChunk<E, terms, outputs, false>::run(weights, gradients, static_cast<int>(rest) - lane, gradient_l1,
-                                               gradient_l2, l1_sum, l2_sum);
-  }
+  // A short chunk has whole batches as well: each of its loads would wait for a branch of its own otherwise.
+  const int count = rest < chunk_size ? static_cast<int>(rest) : chunk_size;
+  const int whole = count - count % (rows_in_flight<E> * lanes);
+  LaneOfChunk<E, terms, outputs, true>::run(weights, gradients, 0, whole, gradient_l1, gradient_l2, l1_sum, l2_sum);
+  LaneOfChunk<E, terms, outputs, false>::run(weights, gradients, whole, count - lane, gradient_l1, gradient_l2, l1_sum,
+                                             l2_sum);
   write_sums<terms, outputs>(work, chunk, lane, l1_sum, l2_sum);
 }
 
@@ -291,8 +292,12 @@ struct SumPair {
   const double* l2;
 };
 
-// Numbers of each sum that a block holds at once.
+// Numbers of each sum that a block holds at once, and those of them that a thread fetches.
 constexpr int tile_size = 2048;
+constexpr int fetches = tile_size / threads_per_block;
+
+// What another block may have written: past L1, which does not see it.
+FASTREG_DEVICE double load_written(const double* place) { return __ldcg(place); }
 
 struct SumMemory {
   double* tiles;    // 2 * tile_size, shared by the block
@@ -310,18 +315,20 @@ FASTREG_DEVICE void sum_group(SumPair terms, std::int64_t begin, int count, SumM
   int done = 0;
   do {
     const int part = count - done < tile_size ? count - done : tile_size;
+    // All loads before the first store, which would wait for its own load and let none pass.
+    double l1[fetches];
+    double l2[fetches];
     FASTREG_UNROLL
-    for (int k = 0; k < tile_size / threads_per_block; ++k) {
+    for (int k = 0; k < fetches; ++k) {
       const int i = k * threads_per_block + thread;
-      if (i < part) {
-        // Past L1, which does not see what other blocks have written.
-        if (terms.l1 != nullptr) {
-          memory.tiles[i] = __ldcg(terms.l1 + begin + done + i);
-        }
-        if (terms.l2 != nullptr) {
-          memory.tiles[tile_size + i] = __ldcg(terms.l2 + begin + done + i);
-        }
-      }
+      l1[k] = terms.l1 != nullptr && i < part ? load_written(terms.l1 + begin + done + i) : 0.0;
+      l2[k] = terms.l2 != nullptr && i < part ? load_written(terms.l2 + begin + done + i) : 0.0;
+    }
+    FASTREG_UNROLL
+    for (int k = 0; k < fetches; ++k) {
+      const int i = k * threads_per_block + thread;
+      memory.tiles[i] = l1[k];
+      memory.tiles[tile_size + i] = l2[k];
     }
     __syncthreads();  // the tiles are full
     if (adds) {
@@ -364,24 +371,64 @@ FASTREG_DEVICE SumPair of_terms(const Coefficients& strengths, const double* l1,
   return {(strengths.terms & term_l1) != 0 ? l1 : nullptr, (strengths.terms & term_l2) != 0 ? l2 : nullptr};
 }
 
-// What is left when all groups are summed: rows of several groups, and the total.
-FASTREG_DEVICE void finish_sums(const SumWork& work, SumMemory memory) {
-  for (std::int64_t i = 0; i < work.large_row_count; ++i) {
+// The canonical sum of `count` terms by one warp, which leaves the sums of its groups in the places of the terms. For
+// few terms: a row of 2^36 elements has 4096. All lanes get a number, lane 0 the sum.
+FASTREG_DEVICE double sum_by_warp(double* terms, std::int64_t count, int lane) {
+  constexpr int batch = 4;
+  double sum = 0.0;
+  do {
+    const std::int64_t groups = chunk_count(count);
+    for (std::int64_t g = 0; g < groups; ++g) {
+      const std::int64_t end = (g + 1) * chunk_size < count ? (g + 1) * chunk_size : count;
+      sum = 0.0;
+      for (std::int64_t i = g * chunk_size + lane; i < end; i += batch * lanes) {
+        double fetched[batch];
+        FASTREG_UNROLL
+        for (int k = 0; k < batch; ++k) {
+          // What is not there is +0, which changes no bit: no term is below +0.
+          fetched[k] = i + k * lanes < end ? load_written(terms + i + k * lanes) : 0.0;
+        }
+        FASTREG_UNROLL
+        for (int k = 0; k < batch; ++k) {
+          sum += fetched[k];
+        }
+      }
+      sum = halve_warp(sum);
+      if (groups > 1) {
+        __syncwarp();  // the terms have been read
+        if (lane == 0) {
+          terms[g] = sum;
+        }
+      }
+    }
+    __syncwarp();  // the sums are there to be read
+    count = groups;
+  } while (count > 1);
+  return sum;
+}
+
+// The values of rows of several groups, a warp for each: a large model has hundreds of them, of few groups.
+FASTREG_DEVICE void finish_large_rows(const SumWork& work) {
+  const int lane = static_cast<int>(threadIdx.x) % lanes;
+  for (std::int64_t i = threadIdx.x / lanes; i < work.large_row_count; i += warps_per_block) {
     const LargeRow large = work.large_rows[i];
     const Row& row = work.rows[large.row];
     const Coefficients& strengths = work.strengths[row.strengths];
-    double* l1 = work.l1_group_sums + large.first_group;
-    double* l2 = work.l2_group_sums + large.first_group;
-    for (std::int64_t count = large.group_count; count > 1;) {
-      count = sum_groups(of_terms(strengths, l1, l2), count, l1, l2, memory);
-    }
-    if (threadIdx.x == 0) {
-      const SumPair sums = of_terms(strengths, l1, l2);
-      work.values[row.item] = penalty_value(strengths, sums.l1 != nullptr ? *l1 : 0.0, sums.l2 != nullptr ? *l2 : 0.0);
+    const bool has_l1 = (strengths.terms & term_l1) != 0;
+    const bool has_l2 = (strengths.terms & term_l2) != 0;
+    const double l1 = has_l1 ? sum_by_warp(work.l1_group_sums + large.first_group, large.group_count, lane) : 0.0;
+    const double l2 = has_l2 ? sum_by_warp(work.l2_group_sums + large.first_group, large.group_count, lane) : 0.0;
+    if (lane == 0) {
+      work.values[row.item] = penalty_value(strengths, l1, l2);
     }
   }
+}
+
+// What is left when all groups are summed: rows of several groups, and the total.
+FASTREG_DEVICE void finish_sums(const SumWork& work, SumMemory memory) {
+  finish_large_rows(work);
   if (work.total != nullptr) {
-    __syncthreads();  // the values that thread 0 has just written
+    __syncthreads();  // the values that the block has just written
     // A single value is a chunk too, so that -0.0 gives +0.0.
     std::int64_t count = sum_groups({work.values, nullptr}, work.item_count, work.total_sums, nullptr, memory);
     while (count > 1) {

@@ -66,6 +66,11 @@ fastreg_plant(ticket_not_reset kernel.cuh
   "atomicExch(work.finished, 0u);" "if (!PLANTED(ticket_not_reset)) atomicExch(work.finished, 0u);"
   plain "wrong total" calls_follow_each_other_on_a_stream)
 
+fastreg_plant(sums_read_too_early kernel.cuh
+  "__syncwarp();  // the sums are there to be read"
+  "if (!PLANTED(sums_read_too_early)) __syncwarp();  // the sums are there to be read"
+  plain "row [0-9]+ of (4097|9000)" values_of_large_rows)
+
 fastreg_plant(warp_not_waited_for strided.cuh
   "__syncwarp();  // the starts are there"
   "if (!PLANTED(warp_not_waited_for)) __syncwarp();  // the starts are there"
@@ -122,9 +127,13 @@ fastreg_plant(load_misaligned kernel.cuh
   "? (PLANTED(load_misaligned) ? Storage(reinterpret_cast<const int4*>(weights + i)->x) : weights[i]) : Storage{}"
   asan "misaligned address" bits_tiny)
 
-fastreg_plant(device_not_current backend.cu
-  "if (before_ != device) {" "if (PLANTED(device_not_current) ? before_ == -1 : before_ != device) {"
+fastreg_plant(device_not_current devices.h
+  "if (before_device != device) {" "if (!PLANTED(device_not_current) && before_device != device) {"
   plain "cudaError" two_devices)
+
+fastreg_plant(context_made_where_none_was devices.h
+  "driver().set_current(before_);" "PLANTED(context_made_where_none_was) ? cudaSetDevice(0) : driver().set_current(before_);"
+  plain "device 0 has got a context" a_device_that_is_not_used_gets_no_context)
 
 # ---- what streams must order
 

@@ -22,9 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
-# As kernel.cuh plans: 32 warps a processor for sums alone, 24 where a gradient is written, and for
-# all strided tensors.
-MOST_REGISTERS = {False: 64, True: 80}
+# Blocks of 256 threads that a multiprocessor runs at once, of a kernel with so many registers.
+MOST_REGISTERS = {4: 64, 3: 80}
+# The loads of chunk sums that a thread of the kernel of the values has under way: 8 of each sum.
+CHUNK_SUM_LOADS = 16
 # Element type -> bytes, the load that fetches one element, and how many a thread has under way.
 ELEMENTS = {
     "F16": (2, "LDG.E.U16", 16),
@@ -47,6 +48,8 @@ class Kernel:
     local: int  # memory of a thread's own, which is where spills go
     instructions: Counter[str] = field(default_factory=Counter)
     fused: Counter[str] = field(default_factory=Counter)
+    first_loads: int = 0
+    """Loads of what other blocks have written before the first store to shared memory."""
 
     @property
     def cell(self) -> tuple[str, int] | None:
@@ -57,6 +60,18 @@ class Kernel:
     @property
     def is_strided(self) -> bool:
         return "strided_chunks" in self.name
+
+    @property
+    def planned_blocks(self) -> int:
+        """Blocks per multiprocessor that kernel.cuh plans: fewer where gradients need registers.
+
+        A gradient that is added without a value needs no more than sums do, but of float64.
+        """
+        if self.cell is None:
+            return 4
+        dtype, outputs = self.cell
+        adds_alone = outputs == 6 and dtype != "F64"
+        return 3 if self.is_strided or (outputs & 2 and not adds_alone) else 4
 
     @property
     def label(self) -> str:
@@ -108,11 +123,19 @@ def read_cubin(cubin: Path) -> list[Kernel]:
             r"\s*/\*[0-9a-f]+\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*);", line
         )
         if found and name in kernels:
-            kernels[name].instructions[found[1]] += 1
+            kernel = kernels[name]
+            if re.match(r"LDG.*\.STRONG", found[1]) and not is_storing(kernel):
+                kernel.first_loads += 1
+            kernel.instructions[found[1]] += 1
             # With zeros for factors it loads a constant.
             if re.match(r"[FDH]FMA", found[1]) and found[2].count("RZ") < 2:
-                kernels[name].fused[found[1]] += 1
+                kernel.fused[found[1]] += 1
     return list(kernels.values())
+
+
+def is_storing(kernel: Kernel) -> bool:
+    """Return whether a store to shared memory has been read."""
+    return any(name.startswith("STS") for name in kernel.instructions)
 
 
 def faults(kernel: Kernel) -> list[str]:
@@ -121,7 +144,7 @@ def faults(kernel: Kernel) -> list[str]:
     dtype, outputs = kernel.cell or ("", 0)
     if kernel.stack or kernel.local:
         found.append(f"{kernel.stack} bytes of stack, {kernel.local} of local memory: spills")
-    most = MOST_REGISTERS[bool(outputs & 2) or kernel.is_strided]
+    most = MOST_REGISTERS[kernel.planned_blocks]
     if not 0 < kernel.registers <= most:
         found.append(f"{kernel.registers} registers, of at most {most}")
     for name in kernel.instructions:
@@ -131,9 +154,14 @@ def faults(kernel: Kernel) -> list[str]:
         is_exact_square = name == "DFMA" and dtype in ("F16", "BF16", "F32") and outputs & 1
         if not is_exact_square:
             found.append(f"{count} {name}: fused where the contract rounds twice")
+    if kernel.cell is None and kernel.first_loads != CHUNK_SUM_LOADS:
+        found.append(
+            f"{kernel.first_loads} loads of chunk sums before the first store, not the "
+            f"{CHUNK_SUM_LOADS} planned"
+        )
     if dtype and not kernel.is_strided:
         size, load, in_flight = ELEMENTS[dtype]
-        # For each of the three combinations of terms: a whole chunk's and a short one's.
+        # For each of the three combinations of terms: a whole batch's, and those of a remainder.
         wanted = 3 * in_flight * (2 if outputs & 4 else 1)
         have = sum(n for name, n in kernel.instructions.items() if matches(name, load))
         if have < wanted:

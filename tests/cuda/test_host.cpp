@@ -1,6 +1,7 @@
 // The host side: streams, devices, captures, errors.
 #include <cstring>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "support.h"
@@ -95,6 +96,21 @@ TEST(two_devices) {
     }
     cudaSetDevice(0);
   }
+}
+
+// A process that uses device 1 alone gets no context on device 0, which would take memory there, or fail.
+TEST(a_device_that_is_not_used_gets_no_context) {
+  stand_in::reset(3);
+  Problem problem(shapes(1), both, 7, 50, 1);
+  stand_in::reset(3);  // the memory was had on both devices
+  std::thread([&] {
+    CHECK(!stand_in::is_in_context(), "a new thread has a context");
+    evaluate_on_device(problem.call(nullptr), "another device");
+    CHECK(!stand_in::is_in_context(), "the thread was left in a context");
+  }).join();
+  CHECK(!stand_in::has_context(0), "device 0 has got a context");
+  drain("another device");
+  problem.compare("another device");
 }
 
 // Strengths that change from call to call reach the call that they were given to, though none has run yet.

@@ -126,6 +126,49 @@ TEST(chunks_beyond_4g_elements) {
   CHECK(device_value == value, device_value, "is not", value);
 }
 
+// The values of many rows of several groups, from the sums of their groups: of few, and of more than a level holds.
+TEST(values_of_large_rows) {
+  stand_in::reset(1);
+  std::vector<cuda::Row> rows;
+  std::vector<cuda::LargeRow> large_rows;
+  std::vector<double> l1_sums;
+  std::vector<double> wanted;
+  const Coefficients strengths[] = {strengths_for(term_l1), strengths_for(term_l1 | term_l2), strengths_for(term_l2)};
+  std::uint64_t number = 1;
+  for (const std::int64_t groups : {2, 3, 31, 33, 128, 129, 4095, 4096, 4097, 9000, 2, 2}) {
+    const auto row = static_cast<std::int64_t>(rows.size());
+    rows.push_back({nullptr, nullptr, 0, 0, row, row % 3});
+    large_rows.push_back({row, static_cast<std::int64_t>(l1_sums.size()), groups});
+    std::vector<double> l1;
+    std::vector<double> l2;
+    for (std::int64_t i = 0; i < groups; ++i) {
+      number = number * 6364136223846793005u + 1442695040888963407u;
+      l1.push_back(static_cast<double>(number >> 40) / 3.0);
+      l2.push_back(l1.back() * 7.0);
+    }
+    l1_sums.insert(l1_sums.end(), l1.begin(), l1.end());
+    wanted.push_back(penalty_value(strengths[row % 3], canonical_sum_in_place(l1.data(), groups),
+                                   canonical_sum_in_place(l2.data(), groups)));
+  }
+  std::vector<double> l2_sums(l1_sums);
+  for (double& sum : l2_sums) {
+    sum *= 7.0;
+  }
+  std::vector<double> values(rows.size());
+  std::vector<double> total_sums(1);
+  double total = 0.0;
+  unsigned finished = 0;
+  run_chunks<cuda::SumWork>(
+      {rows.data(), strengths, nullptr, 0, large_rows.data(), static_cast<std::int64_t>(large_rows.size()), nullptr,
+       nullptr, l1_sums.data(), l2_sums.data(), values.data(), static_cast<std::int64_t>(rows.size()), &total,
+       total_sums.data(), &finished},
+      cuda::penalty_values);
+  for (std::size_t i = 0; i < wanted.size(); ++i) {
+    CHECK(values[i] == wanted[i], "row", i, "of", large_rows[i].group_count, values[i], "is not", wanted[i]);
+  }
+  CHECK(total == canonical_sum_in_place(wanted.data(), static_cast<std::int64_t>(wanted.size())), "total", total);
+}
+
 // A row is found among those that begin beyond chunk 2^32.
 TEST(rows_beyond_4g_chunks) {
   stand_in::reset(1);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,6 +34,41 @@ def test_strided_kernels_are_held_to_the_same() -> None:
     assert (good.label, evidence.faults(good)) == ("strided F64 V", [])
     bad = kernel(name=name, registers=64, instructions=Counter({"LD.E": 8}))
     assert len(evidence.faults(bad)) == 2
+
+
+def test_gradients_that_are_added_alone_leave_room_for_a_fourth_block() -> None:
+    name = "_ZN7fastreg4cuda14penalty_chunksINS_3F32ELj6EEEvNS0_9ChunkWorkE"
+    assert evidence.faults(kernel(name=name, registers=64, fused=Counter())) == []
+    (fault,) = evidence.faults(kernel(name=name, registers=65, fused=Counter()))
+    assert fault == "65 registers, of at most 64"
+
+
+LOAD = "        /*0470*/              @!P4 LDG.E.64.STRONG.GPU R26, desc[UR14][R10.64] ;"
+STORE = "        /*0e00*/                   STS.64 [R57], R26 ;"
+
+
+@pytest.mark.parametrize(
+    ("loads_and_stores", "expected"),
+    [
+        ([LOAD] * 16 + [STORE] * 16, []),
+        (
+            [LOAD, STORE] * 16,
+            ["1 loads of chunk sums before the first store, not the 16 planned"],
+        ),
+    ],
+)
+def test_chunk_sums_are_loaded_before_any_is_stored(
+    monkeypatch: pytest.MonkeyPatch, loads_and_stores: list[str], expected: list[str]
+) -> None:
+    name = "_ZN7fastreg4cuda14penalty_valuesENS0_7SumWorkE"
+    said = {
+        "cuobjdump": f" Function {name}:\n REG:64 STACK:0 SHARED:8 LOCAL:0",
+        "nvdisasm": "\n".join([f'\t.section\t.text.{name},"ax"', *loads_and_stores]),
+    }
+    monkeypatch.setattr(evidence, "tool", lambda name: name)
+    monkeypatch.setattr(evidence, "output_of", lambda tool, *rest: said[tool])
+    (found,) = evidence.read_cubin(Path("a.cubin"))
+    assert evidence.faults(found) == expected
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -81,7 +82,15 @@ std::map<const void*, Allocation> allocations;
 std::vector<std::unique_ptr<CUstream_st>> streams;
 CUstream_st* legacy[most_devices];
 
-thread_local int current_device = 0;
+// A device's primary context; `exists` is what a test asks for, since libraries keep the handle.
+struct PrimaryContext {
+  int device;
+  bool exists;
+};
+PrimaryContext contexts[most_devices] = {{0, false}, {1, false}};
+
+thread_local PrimaryContext* current_context = nullptr;
+thread_local int chosen_device = 0;  // what the runtime makes a context of where there is none
 thread_local cudaError_t last_error = cudaSuccess;
 thread_local cudaStreamCaptureMode capture_mode = cudaStreamCaptureModeGlobal;
 
@@ -90,6 +99,19 @@ cudaError_t give(cudaError_t error) {
     last_error = error;
   }
   return error;
+}
+
+PrimaryContext* make_context(int device) {
+  contexts[device].exists = true;
+  return &contexts[device];
+}
+
+// The device that a call of the runtime is for; like the real one, it makes a context where the thread has none.
+int current_device() {
+  if (current_context == nullptr) {
+    current_context = make_context(chosen_device);
+  }
+  return current_context->device;
 }
 
 CUstream_st* new_stream(int device) {
@@ -104,9 +126,9 @@ CUstream_st* stream_of(cudaStream_t handle) {
   if (handle != nullptr && handle != cudaStreamLegacy && handle != cudaStreamPerThread) {
     return handle;
   }
-  CUstream_st*& stream = legacy[current_device];
+  CUstream_st*& stream = legacy[current_device()];
   if (stream == nullptr) {
-    stream = new_stream(current_device);
+    stream = new_stream(current_device());
     stream->is_legacy = true;
   }
   return stream;
@@ -240,6 +262,9 @@ void reset(std::uint64_t seed) {
   last_error = cudaSuccess;
   launch_count = wait_count = 0;
   refusal_text.clear();
+  for (PrimaryContext& context : contexts) {
+    context.exists = false;
+  }
 }
 
 void set_device_count(int count) { device_count_now = count; }
@@ -272,6 +297,8 @@ std::size_t launches() { return launch_count; }
 std::string refusal() { return refusal_text; }
 std::size_t live_allocations() { return allocations.size(); }
 std::size_t waits() { return wait_count; }
+bool has_context(int device) { return contexts[device].exists; }
+bool is_in_context() { return current_context != nullptr; }
 
 cudaError_t queue_launch(unsigned blocks, unsigned threads, cudaStream_t stream, std::function<void()> thread) {
   const std::lock_guard lock(mutex);
@@ -282,9 +309,9 @@ cudaError_t queue_launch(unsigned blocks, unsigned threads, cudaStream_t stream,
     refusal_text = "launch of " + std::to_string(blocks) + " blocks of " + std::to_string(threads) + " threads";
     return give(cudaErrorInvalidConfiguration);
   }
-  if (stream_of(stream)->device != current_device) {
+  if (stream_of(stream)->device != current_device()) {
     refusal_text = "launch on a stream of device " + std::to_string(stream_of(stream)->device) + " while device " +
-                   std::to_string(current_device) + " is current";
+                   std::to_string(current_device()) + " is current";
     return give(cudaErrorInvalidResourceHandle);
   }
   if (launches_until_failure > 0) {
@@ -318,7 +345,7 @@ cudaError_t cudaGetDeviceCount(int* count) {
 }
 
 cudaError_t cudaGetDevice(int* device) {
-  *device = current_device;
+  *device = current_context != nullptr ? current_context->device : chosen_device;
   return give(device_count_now == 0 ? cudaErrorNoDevice : cudaSuccess);
 }
 
@@ -326,7 +353,35 @@ cudaError_t cudaSetDevice(int device) {
   if (device < 0 || device >= device_count_now) {
     return give(device_count_now == 0 ? cudaErrorNoDevice : cudaErrorInvalidDevice);
   }
-  current_device = device;
+  chosen_device = device;
+  current_context = make_context(device);
+  return cudaSuccess;
+}
+
+// The driver's functions that csrc/cuda asks for, with the driver's own success and errors.
+cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned, unsigned long long,
+                                             cudaDriverEntryPointQueryResult* result) {
+  static const std::map<std::string, void*> functions = {
+      {"cuCtxGetCurrent", reinterpret_cast<void*>(+[](void** context) {
+         *context = current_context;
+         return 0;
+       })},
+      {"cuCtxSetCurrent", reinterpret_cast<void*>(+[](void* context) {
+         current_context = static_cast<PrimaryContext*>(context);
+         return 0;
+       })},
+      {"cuCtxGetDevice", reinterpret_cast<void*>(+[](int* device) {
+         *device = current_context != nullptr ? current_context->device : -1;
+         return current_context != nullptr ? 0 : 201;  // CUDA_ERROR_INVALID_CONTEXT
+       })},
+      {"cuDevicePrimaryCtxRetain", reinterpret_cast<void*>(+[](void** context, int device) {
+         *context = make_context(device);
+         return 0;
+       })},
+  };
+  const auto found = functions.find(name);
+  *function = found != functions.end() ? found->second : nullptr;
+  *result = found != functions.end() ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
   return cudaSuccess;
 }
 
@@ -373,7 +428,7 @@ const char* cudaGetErrorString(cudaError_t error) {
 
 cudaError_t cudaMalloc(void** address, std::size_t bytes) {
   const std::lock_guard lock(mutex);
-  return give(allocate(address, bytes, current_device));
+  return give(allocate(address, bytes, current_device()));
 }
 cudaError_t cudaFree(void* address) {
   const std::lock_guard lock(mutex);
@@ -435,7 +490,7 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const vo
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
   const std::lock_guard lock(mutex);
-  *stream = new_stream(current_device);
+  *stream = new_stream(current_device());
   (*stream)->waits_for_legacy = (flags & cudaStreamNonBlocking) == 0;
   return give(device_count_now == 0 ? cudaErrorNoDevice : cudaSuccess);
 }
@@ -545,7 +600,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t handle, cudaGraph_t* graph) {
   return cudaSuccess;
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long) {
-  *executable = new CUgraphExec_st{graph->operations, current_device};
+  *executable = new CUgraphExec_st{graph->operations, current_device()};
   return cudaSuccess;
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {

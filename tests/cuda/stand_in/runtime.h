@@ -37,5 +37,9 @@ std::string refusal();
 std::size_t live_allocations();
 // Calls that made the host wait for a stream or a device.
 std::size_t waits();
+// Whether the device has got a context since the last reset.
+bool has_context(int device);
+// Whether this thread has a current context.
+bool is_in_context();
 
 }  // namespace stand_in
