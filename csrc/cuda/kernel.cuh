@@ -8,6 +8,7 @@
 // Weights may be the gradients: a thread reads an element before it writes it, and no other thread does either.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "../canonical_sum.h"
@@ -22,9 +23,13 @@ constexpr unsigned all_lanes = 0xffffffffu;
 constexpr int warps_per_block = 8;
 constexpr int threads_per_block = warps_per_block * lanes;
 constexpr int rows_per_chunk = chunk_size / lanes;
-// Blocks that should fit a processor at once: 32 warps, so 64 registers a thread, for sums alone. A gradient needs 80
-// to keep as many loads under way, and gets them: with 64 it spills on some architectures.
-constexpr int blocks_per_processor(unsigned outputs) { return (outputs & output_gradient) != 0 ? 3 : 4; }
+// Blocks that should fit a processor at once: 32 warps, so 64 registers a thread, for sums alone, and for a gradient of
+// at most four bytes that is added alone. Other gradients need 80 to keep as many loads under way, and get them: with
+// 64 they spill on some architectures.
+constexpr int blocks_per_processor(unsigned outputs, std::size_t size) {
+  const bool adds_alone = outputs == (output_gradient | output_add) && size <= 4;
+  return (outputs & output_gradient) != 0 && !adds_alone ? 3 : 4;
+}
 
 // ---- elements
 
@@ -259,7 +264,8 @@ FASTREG_DEVICE void run_chunk(const ChunkWork& work, const Row& row, const Coeff
 
 // All chunks of the rows of one dtype.
 template <class E, unsigned outputs>
-__global__ void FASTREG_BOUNDS(threads_per_block, blocks_per_processor(outputs)) penalty_chunks(ChunkWork work) {
+__global__ void FASTREG_BOUNDS(threads_per_block, blocks_per_processor(outputs, sizeof(typename E::Storage)))
+    penalty_chunks(ChunkWork work) {
   for_each_chunk<outputs>(work, [&]<unsigned terms, unsigned cell>(std::int64_t r, const Coefficients& strengths,
                                                                    std::int64_t chunk, int lane) {
     run_chunk<E, terms, cell>(work, work.rows[r], strengths, chunk, lane);
@@ -441,7 +447,8 @@ FASTREG_DEVICE void finish_sums(const SumWork& work, SumMemory memory) {
 }
 
 // The values from the chunk sums, and their total.
-[[maybe_unused]] static __global__ void FASTREG_BOUNDS(threads_per_block, blocks_per_processor(output_value))
+[[maybe_unused]] static __global__ void FASTREG_BOUNDS(threads_per_block,
+                                                       blocks_per_processor(output_value, sizeof(double)))
     penalty_values(SumWork work) {
   FASTREG_SHARED(double, tiles, 2 * tile_size);
   FASTREG_SHARED(double, results, 2);

@@ -12,7 +12,7 @@
 namespace fastreg::cuda {
 
 // All need the registers of a gradient, for places rather than for elements.
-constexpr int strided_blocks_per_processor = blocks_per_processor(output_gradient);
+constexpr int strided_blocks_per_processor = blocks_per_processor(output_gradient, sizeof(double));
 
 struct StridedWork {
   ChunkWork chunks;
