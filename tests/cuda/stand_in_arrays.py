@@ -108,6 +108,17 @@ class Runtime:
             self.call("cudaEventDestroy", event)
 
 
+def memory_of(array: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return the bytes among which an array's elements lie, and where its first one is there."""
+    if array.size == 0:
+        return np.empty(0, np.uint8), 0
+    reach = [(extent - 1) * step for extent, step in zip(array.shape, array.strides, strict=True)]
+    below = -sum(step for step in reach if step < 0)
+    count = below + sum(step for step in reach if step > 0) + array.itemsize
+    address = array.ctypes.data - below
+    return np.ctypeslib.as_array((ctypes.c_uint8 * count).from_address(address)), below
+
+
 class DeviceMemory:
     """An array's numbers on a device, without a way for others to get at them."""
 
@@ -124,12 +135,15 @@ class DeviceMemory:
         self.runtime, self.device_index = runtime, device
         self.stream, self.read_only, self.offset = stream, read_only, offset
         self.numbers = numbers  # shape, strides and dtype
-        self.base = runtime.malloc(numbers.nbytes + offset, device)
-        runtime.copy(self.address, numbers.ctypes.data, numbers.nbytes, device)
+        memory, self.first = memory_of(numbers)
+        self.bytes = memory.nbytes
+        self.base = runtime.malloc(self.bytes + offset, device)
+        runtime.copy(self.base + offset, memory.ctypes.data, self.bytes, device)
 
     @property
     def address(self) -> int:
-        return self.base + self.offset
+        """Where the element of index 0 lies."""
+        return self.base + self.offset + self.first
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return (CUDA, self.device_index)
@@ -137,9 +151,11 @@ class DeviceMemory:
     def host(self) -> np.ndarray:
         with self.runtime.on(self.device_index):
             self.runtime.call("cudaDeviceSynchronize")
-        copy = np.empty_like(self.numbers)
-        self.runtime.copy(copy.ctypes.data, self.address, copy.nbytes, self.device_index)
-        return copy
+        memory = np.empty(self.bytes, np.uint8)
+        start = self.base + self.offset
+        self.runtime.copy(memory.ctypes.data, start, self.bytes, self.device_index)
+        like = self.numbers
+        return np.ndarray(like.shape, like.dtype, memory, self.first, like.strides)
 
     def __del__(self) -> None:
         if hasattr(self, "base"):
@@ -190,7 +206,7 @@ class DLPackArray(DeviceMemory):
                 dtype=_DataType(kind, 8 * item, 1),
                 shape=extents,
                 strides=strides,
-                byte_offset=self.offset,
+                byte_offset=self.offset + self.first,
             ),
         )
         self._described = [*getattr(self, "_described", ()), described]

@@ -1,10 +1,13 @@
-"""Every cell on a GPU against a copy, torch, torch.compile, CuPy and JAX.
+"""Every cell on a GPU against a copy, torch, torch.compile, Triton, CuPy and JAX.
 
     python tests/gpu/benchmark.py --help
 
 Contract
 --------
-- Cells come in order of weight until the time is used up; those left are named in the result.
+- Three stages, each a run of its own: the headline (both terms, f32 and bf16, whole models, a
+  training step, the cost of a call), the other cells, and the headline's cells under
+  torch.compile, which takes longest.  All write into one file, a stage into its own entry.
+- Within a stage cells come in order of weight until the time is used up; those left are named.
 - The variants of a case take turns, in an order drawn anew.  Each sample begins with a read of more
   memory than the second-level cache holds: that empties it, and keeps the device busy while the
   host queues the call, so that events around the call time the device alone.  JAX, whose streams
@@ -29,7 +32,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import gpu_peers
 
@@ -38,10 +41,29 @@ from fastreg.bench.cases import DTYPES, L1_STRENGTH, L2_STRENGTH, OUTPUTS, TERMS
 from fastreg.bench.spread import Spread
 from fastreg.regularizers import L1L2
 
-SCHEMA = 1
+SCHEMA = 2
 
 #: In order of weight: from DRAM, where a launch is all, between; then the largest.
 SIZES = (2**26, 2**12, 2**20, 2**28, 2**16, 2**24)
+HEADLINE_SIZES = (2**26, 2**24, 2**28, 2**20)
+HEADLINE_DTYPES = ("f32", "bf16")
+
+
+class Stage(NamedTuple):
+    """What a stage measures."""
+
+    headline: bool  # the cells of the headline, or the others
+    peers: tuple[str, ...]
+    models: bool  # lists of tensors, steps and the cost of a call as well
+
+
+STAGES = {
+    "headline": Stage(True, ("torch", "foreach", "triton", "cupy", "jax"), True),
+    "cells": Stage(False, ("torch", "triton", "cupy"), False),
+    "compiled": Stage(True, ("torch.compile",), False),
+}
+#: Without a stage: all cells against all peers.
+EVERYTHING = "all"
 
 #: A peer that has failed in so many cases is not tried again.
 MOST_FAILURES = 3
@@ -272,8 +294,13 @@ def many_tensors(
     grads = [torch.zeros_like(w) for w in weights]
     penalties = fastreg.attach(weights, L1L2(L1_STRENGTH, L2_STRENGTH))
     strengths = (L1_STRENGTH, L2_STRENGTH)
+    elements = sum(math.prod(shape) for shape in shapes)
+    one_weight = torch.randn(elements, device=bench.place).mul_(0.05).to(kind)
+    one_grad = torch.zeros_like(one_weight)
+    rule = L1L2(L1_STRENGTH, L2_STRENGTH)
     variants = {
         "fastreg": lambda: penalties.accumulate(grads),
+        "one tensor": lambda: rule.accumulate(one_weight, one_grad),
         "torch lists": gpu_peers.foreach_variant(torch, weights, grads, *strengths),
         "torch loop": gpu_peers.loop_variant(torch, weights, grads, *strengths),
         "add": lambda: torch._foreach_add_(grads, weights),
@@ -292,7 +319,6 @@ def many_tensors(
             wall[key].append(time.perf_counter() - start)
         if not bench.has_time() and len(wall["fastreg"]) >= 3:
             break
-    elements = sum(math.prod(shape) for shape in shapes)
     moved = 3 * elements * DTYPES[dtype]
     return {
         "model": name,
@@ -308,15 +334,61 @@ def many_tensors(
     }
 
 
+# ---------------------------------------------------------------------------- a training step
+
+
+def training_step(bench: Bench) -> dict[str, Any]:
+    """Time a step of a small network without a penalty, with it, and with it written by hand."""
+    torch = bench.torch
+    width, depth, batch = (2048, 8, 512) if bench.on_gpu else (64, 2, 8)
+    layers = [torch.nn.Linear(width, width) for _ in range(depth)]
+    model = torch.nn.Sequential(*layers).to(bench.place)
+    weights = [layer.weight for layer in layers]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-5, foreach=True)
+    x = torch.randn(batch, width, device=bench.place)
+    penalties = fastreg.attach(weights, L1L2(L1_STRENGTH, L2_STRENGTH))
+
+    def step(add: Callable[[], object], extra: Callable[[], Any] | None = None) -> None:
+        optimizer.zero_grad(set_to_none=False)
+        loss = model(x).square().mean()
+        (loss if extra is None else loss + extra()).backward()
+        add()
+        optimizer.step()
+
+    def by_hand() -> Any:
+        return sum(L1_STRENGTH * w.abs().sum() + L2_STRENGTH * w.square().sum() for w in weights)
+
+    variants: dict[str, Callable[[], object]] = {
+        "no penalty": lambda: step(lambda: None),
+        "accumulate": lambda: step(lambda: penalties.accumulate([w.grad for w in weights])),
+        "add": lambda: step(lambda: torch._foreach_add_([w.grad for w in weights], weights)),
+        "in the loss, by hand": lambda: step(lambda: None, by_hand),
+    }
+    with torch.enable_grad():
+        samples = bench.turns(variants)
+    plain = samples["no penalty"]
+    return {
+        "model": f"{depth} x Linear({width}), batch {batch}",
+        "seconds": asdict(Spread.quartiles(plain)),
+        "added": {
+            name: asdict(Spread.quartiles([a / b - 1 for a, b in zip(taken, plain, strict=True)]))
+            for name, taken in samples.items()
+            if name != "no penalty"
+        },
+    }
+
+
 # ------------------------------------------------------------------------------------ a run
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure what there is time for; give the result, and write it after each part."""
     bench = Bench(options.device, options.seconds, options.repeats)
-    peers, absent = usable_peers(options.peers, bench.on_gpu)
+    stage = STAGES.get(options.stage, Stage(True, tuple(gpu_peers.PEERS), True))
+    wanted = [name for name in options.peers if name in stage.peers]
+    peers, absent = usable_peers(wanted, bench.on_gpu)
     result: dict[str, Any] = {
-        "schema": SCHEMA,
+        "stage": options.stage,
         "device": options.device,
         "device_name": bench.torch.cuda.get_device_name() if bench.on_gpu else "host memory",
         "means_something": bench.on_gpu,
@@ -327,14 +399,41 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "not_run": [],
         "launches": [],
         "many_tensors": [],
+        "steps": [],
         "failures": [],
     }
-    todo = list(cells(options.sizes, options.dtypes, options.terms, options.outputs))
+    todo = cases_of(options)
     # The cost of a call, and whole models, come after the first size, so that both have time.
-    first = [case for case in todo if case.size == options.sizes[0] and case.terms == "L1L2"]
+    first = [case for case in todo if case.size == todo[0].size and case.terms == "L1L2"]
     rest = [case for case in todo if case not in set(first)]
     measure_all(bench, first, peers, result, options)
-    guarded(result, "cost of a call", lambda: result["launches"].extend(launch_costs(bench, peers)))
+    if stage.models:
+        measure_models(bench, peers, result, options)
+    measure_all(bench, rest, peers, result, options)
+    write(result, options.json)
+    return result
+
+
+def cases_of(options: argparse.Namespace) -> list[Case]:
+    """Return a stage's cells, in order of weight."""
+    every = list(cells(options.sizes, options.dtypes, options.terms, options.outputs))
+    if options.stage == EVERYTHING:
+        return every
+    sizes = [size for size in HEADLINE_SIZES if size in options.sizes] or options.sizes
+    headline = [
+        case
+        for case in cells(sizes, HEADLINE_DTYPES, ["L1L2"], options.outputs)
+        if case.dtype in options.dtypes
+    ]
+    if STAGES[options.stage].headline:
+        return headline
+    return [case for case in every if case not in set(headline)] or headline
+
+
+def measure_models(
+    bench: Bench, peers: Sequence[str], result: dict[str, Any], options: argparse.Namespace
+) -> None:
+    """Measure lists of tensors, a training step and the cost of a call."""
     for name, shapes in models(options.device):
         for dtype in ("f32", "bf16"):
             guarded(
@@ -344,10 +443,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                     many_tensors(bench, *model)
                 ),
             )
+    guarded(result, "a training step", lambda: result["steps"].append(training_step(bench)))
     write(result, options.json)
-    measure_all(bench, rest, peers, result, options)
+    guarded(result, "cost of a call", lambda: result["launches"].extend(launch_costs(bench, peers)))
     write(result, options.json)
-    return result
 
 
 def guarded(result: dict[str, Any], what: str, part: Callable[[], object]) -> None:
@@ -363,6 +462,7 @@ def models(device: str) -> list[tuple[str, list[tuple[int, ...]]]]:
         return [("12 small tensors", gpu_peers.small_tensors(12))]
     return [
         ("GPT-2 small", gpu_peers.gpt2_small()),
+        ("400 mixed tensors", gpu_peers.mixed_tensors()),
         ("3,000 small tensors", gpu_peers.small_tensors()),
     ]
 
@@ -389,17 +489,21 @@ def measure_all(
             guarded(result, str(case), measured)
             if not options.quiet and result["rows"]:
                 print(line(result["rows"][-1]), flush=True)
-            if len(result["rows"]) % 20 == 19:
+            if len(result["rows"]) % 5 == 4:
                 write(result, options.json)
+
+
+#: Peers that are functions of another package.
+PACKAGE_OF = {"foreach": "torch"}
 
 
 def usable_peers(wanted: Sequence[str], on_gpu: bool) -> tuple[list[str], dict[str, str]]:
     """Split peers into those that are here and why the others are not."""
     found, absent = [], {}
     for name in wanted:
-        if importlib.util.find_spec(name.split(".")[0]) is None:
+        if importlib.util.find_spec(PACKAGE_OF.get(name, name.split(".")[0])) is None:
             absent[name] = "not installed"
-        elif name == "cupy" and not on_gpu:
+        elif name in ("cupy", "triton") and not on_gpu:
             absent[name] = "needs a GPU"
         elif name == "jax" and on_gpu and (reason := _jax_without_gpu()):
             absent[name] = reason
@@ -419,8 +523,16 @@ def _jax_without_gpu() -> str:
 
 
 def write(result: dict[str, Any], path: Path | None) -> None:
-    if path is not None:
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    """Write a stage's result beside those of other stages, so that a reader finds them whole."""
+    if path is None:
+        return
+    everything: dict[str, Any] = {"schema": SCHEMA, "stages": {}}
+    if path.exists():
+        everything = json.loads(path.read_text(encoding="utf-8"))
+    everything["stages"][result["stage"]] = result
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 # ------------------------------------------------------------------------------------ tables
@@ -464,6 +576,9 @@ def summary(result: dict[str, Any]) -> str:
         costs = row["host_seconds_per_call"].items()
         told = ", ".join(f"{name} {spread['median'] * 1e6:.1f}" for name, spread in costs)
         lines.append(f"host, us per call of {row['elements']:,} f32, {row['outputs']}: {told}")
+    for row in result["steps"]:
+        added = ", ".join(f"{name} {one['median']:+.1%}" for name, one in row["added"].items())
+        lines.append(f"step of {row['model']}: {row['seconds']['median'] * 1e3:.2f} ms, {added}")
     for row in result["many_tensors"]:
         ratios = row["ratio_to_peer"].items()
         told = ", ".join(f"{name} x{spread['median']:.2f}" for name, spread in ratios)
@@ -530,6 +645,13 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog="Exit status: 0, or 1 when a part failed.",
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument(
+        "--stage",
+        choices=(*STAGES, EVERYTHING),
+        default=EVERYTHING,
+        help="the headline's cells and whole models, the other cells, or the headline's cells "
+        "under torch.compile; default: all cells against all peers",
+    )
     parser.add_argument("--seconds", type=float, default=200.0, help="default: %(default)s")
     parser.add_argument("--repeats", type=int, default=15, help="turns; default: %(default)s")
     parser.add_argument("--sizes", type=sizes, default=list(SIZES), help="elements, as 4096,1e6")

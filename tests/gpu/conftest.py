@@ -4,6 +4,7 @@ Contract
 --------
 - A test that takes `maker` runs once for each maker, and with `dtype` once for each of its dtypes;
   ``needs("streams", ...)`` names abilities, and makers without them get no such test.
+- ``--makers NAME`` runs the tests of the makers named (with commas between), and no others.
 - Tests on a GPU bear the marker `gpu`, and are skipped where what they need is not there.
   FASTREG_REQUIRE_CUDA=1 makes these skips failures, FASTREG_REQUIRE_CUDA=bare,torch those of the
   makers that it names.  This is the one place that decides it.
@@ -17,9 +18,15 @@ from typing import Any
 import pytest
 from makers import Maker, MissingError, makers_here
 
+collect_ignore = ["gpu_triton.py"]  # it imports Triton
+
 REQUIRED = os.environ.get("FASTREG_REQUIRE_CUDA", "")
 
 _made: dict[type[Maker], Maker | MissingError] = {}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--makers", default="", help="only tests of these makers of arrays")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -48,6 +55,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # Pytest makes a skipped test of one that no maker of this process can run; it is none.
     items[:] = [item for item in items if "maker" not in _parameters(item) or _kind(item)]
+    chosen = config.getoption("--makers")
+    if chosen:
+        names = chosen.split(",")
+        items[:] = [item for item in items if (kind := _kind(item)) and kind.name in names]
 
 
 def _parameters(item: pytest.Item) -> dict[str, Any]:

@@ -7,6 +7,7 @@ said by name.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib.util
 import os
 import re
@@ -30,6 +31,9 @@ PACKAGES = {
     "pytest": ("pytest",),
     "rich": ("rich",),
 }
+
+#: Folders and patterns of the sources that a result is of.
+SOURCES = (("csrc", "*"), ("cmake", "*"), ("fastreg", "*"), ("tests/gpu", "*.py"))
 
 #: The driver's numbers of a device's attributes.
 ATTRIBUTES = {
@@ -247,6 +251,7 @@ def facts(root: Path) -> dict[str, Any]:
         "system": " ".join(os.uname()[index] for index in (0, 2, 4)),
         "cores": len(os.sched_getaffinity(0)),
         "commit": output_of(["git", "-C", str(root), "rev-parse", "HEAD"]),
+        "sources": sources_hash(root),
         "changed_files": lines_of(["git", "-C", str(root), "status", "--porcelain"]),
         "nvcc": nvcc,
         "nvcc_version": lines_of([nvcc, "--version"])[-2:] if nvcc else [],
@@ -264,6 +269,19 @@ def facts(root: Path) -> dict[str, Any]:
     except NoDeviceError as error:
         result["no_device"] = str(error)
     return result
+
+
+def sources_hash(root: Path) -> str:
+    """Return a hash of what is built and run, for where no repository tells what it was."""
+    digest = hashlib.sha256()
+    files = [root / "CMakeLists.txt", root / "pyproject.toml"]
+    for folder, pattern in SOURCES:
+        files += [path for path in (root / folder).rglob(pattern) if path.is_file()]
+    for path in sorted(set(files)):
+        if path.exists() and "__pycache__" not in path.parts and path.suffix != ".so":
+            digest.update(str(path.relative_to(root)).encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def package_version(names: Sequence[str]) -> str | None:

@@ -132,6 +132,47 @@ def compiled_variant(workload: Workload) -> Variant:
     return lambda: cell(w, g)
 
 
+def foreach_alone_variant(workload: Workload) -> Variant:
+    """Give the cell by torch's functions over lists, of one tensor."""
+    torch, w, g = workload.torch, workload.weights, workload.gradient
+    l1, l2 = workload.case.strengths
+
+    def value() -> Any:
+        penalty = 0.0
+        if l1:
+            penalty = l1 * torch._foreach_norm([w], 1)[0].to(workload.sum_dtype)
+        if l2:
+            penalty = penalty + l2 * torch._foreach_norm([w], 2)[0].to(workload.sum_dtype).square()
+        return penalty
+
+    def cell() -> tuple[Any, Any]:
+        penalty = value() if workload.has_value else None
+        if not workload.has_gradient:
+            return penalty, None
+        slope = torch._foreach_sign([w]) if l1 else torch._foreach_mul([w], 2 * l2)
+        if l1:
+            torch._foreach_mul_(slope, l1)
+            if l2:
+                torch._foreach_add_(slope, [w], alpha=2 * l2)
+        if not workload.adds:
+            return penalty, slope[0]
+        torch._foreach_add_([g], slope)
+        return penalty, g
+
+    return cell
+
+
+# ----------------------------------------------------------------------------------- Triton
+
+
+def triton_variant(workload: Workload) -> Variant:
+    """Give one kernel of Triton's over blocks, and torch's sum of the blocks' sums."""
+    import gpu_triton
+
+    cell: Variant = gpu_triton.variant(workload)
+    return cell
+
+
 # ------------------------------------------------------------------------------------- CuPy
 
 
@@ -210,6 +251,8 @@ def jax_variant(workload: Workload) -> Variant | None:
 #: Name -> maker of a variant.  Those in HOST_CLOCK cannot be timed by events of torch's stream.
 PEERS: dict[str, Callable[[Workload], Variant | None]] = {
     "torch": torch_variant,
+    "foreach": foreach_alone_variant,
+    "triton": triton_variant,
     "torch.compile": compiled_variant,
     "cupy": cupy_variant,
     "jax": jax_variant,
@@ -234,6 +277,14 @@ def gpt2_small() -> list[tuple[int, ...]]:
             (width,),
         ]
     return [*shapes, (width,), (width,)]
+
+
+def mixed_tensors(count: int = 400) -> list[tuple[int, ...]]:
+    """Give the shapes of matrices and vectors as a model has them: 64 to 4,194,304 elements."""
+    return [
+        ((64 << place % 6, 64 << place % 5) if place % 2 else (64 << place % 7,))
+        for place in range(count)
+    ]
 
 
 def small_tensors(count: int = 3000) -> list[tuple[int, ...]]:

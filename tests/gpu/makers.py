@@ -30,6 +30,7 @@ from stand_in_arrays import (
     DeviceArray,
     DLPackArray,
     Runtime,
+    memory_of,
 )
 
 GRADIENTS = "gradients"  # arrays can be written in place
@@ -38,6 +39,8 @@ STREAMS = "streams"  # the caller orders work by streams
 GRAPHS = "graphs"  # calls can be captured and replayed
 EXHAUSTION = "exhaustion"  # the device's memory can be used up
 AUTOGRAD = "autograd"  # torch's tensors
+LAYOUTS = "layouts"  # arrays of any strides, integers among them
+TRACED = "traced"  # functions that JAX compiles
 ASYNCHRONOUS = "asynchronous"  # an array can be handed on while it is being computed
 BULK = "bulk"  # the maker that stands for all in tests of size, which take long
 
@@ -56,6 +59,7 @@ class Maker:
     dtypes: tuple[str, ...] = ("f16", "bf16", "f32", "f64")
     abilities: frozenset[str] = frozenset()
     rounds = 2  # how often to repeat what depends on who comes first
+    has_negative_strides = True
 
     def device_count(self) -> int:
         return 1
@@ -71,6 +75,12 @@ class Maker:
     def most_bytes(self) -> int:
         """Give how much memory one array may take in a test of size."""
         return 2**21
+
+    # ---- with LAYOUTS
+
+    def viewed(self, view: np.ndarray) -> Any:
+        """Return an array with the elements, shape, strides and dtype of a view."""
+        raise NotImplementedError
 
     # ---- with ASYNCHRONOUS
 
@@ -154,7 +164,7 @@ def require_fastreg_on_cuda() -> None:
 class DeviceMaker(Maker):
     """What is the same for all frameworks on a GPU: the runtime under them."""
 
-    abilities = frozenset((GRADIENTS, OFFSETS, STREAMS, GRAPHS, EXHAUSTION))
+    abilities = frozenset((GRADIENTS, OFFSETS, STREAMS, GRAPHS, EXHAUSTION, LAYOUTS))
 
     def __init__(self) -> None:
         self.runtime = self._runtime()
@@ -256,6 +266,9 @@ class Bare(DeviceMaker):
         array.maker = self
         return array
 
+    def viewed(self, view: np.ndarray) -> Any:
+        return self.make(view)
+
     def host(self, x: Any) -> np.ndarray:
         array: np.ndarray = x.host()
         return array
@@ -311,6 +324,7 @@ class Torch(DeviceMaker):
 
     name = "torch"
     abilities = DeviceMaker.abilities | {AUTOGRAD}
+    has_negative_strides = False
 
     def __init__(self) -> None:
         self.torch = torch = _imported("torch")
@@ -326,6 +340,9 @@ class Torch(DeviceMaker):
 
     def make(self, numbers: np.ndarray, *, device: int = 0, offset: int = 0) -> Any:
         return torch_tensor(self.torch, numbers, self.place(device), offset)
+
+    def viewed(self, view: np.ndarray) -> Any:
+        return torch_view(self.torch, view, self.place(0))
 
     def host(self, x: Any) -> np.ndarray:
         self.torch.cuda.synchronize(x.device)
@@ -366,7 +383,8 @@ class TorchOnHost(Maker):
 
     name = "torch_on_host"
     on_gpu = False
-    abilities = frozenset((GRADIENTS, OFFSETS, AUTOGRAD))
+    abilities = frozenset((GRADIENTS, OFFSETS, AUTOGRAD, LAYOUTS))
+    has_negative_strides = False
 
     def __init__(self) -> None:
         self.torch = _imported("torch")
@@ -376,6 +394,9 @@ class TorchOnHost(Maker):
 
     def make(self, numbers: np.ndarray, *, device: int = 0, offset: int = 0) -> Any:
         return torch_tensor(self.torch, numbers, self.place(device), offset)
+
+    def viewed(self, view: np.ndarray) -> Any:
+        return torch_view(self.torch, view, self.place(0))
 
     def host(self, x: Any) -> np.ndarray:
         return numpy_array(self.torch, x)
@@ -398,6 +419,16 @@ def torch_tensor(torch: Any, numbers: np.ndarray, place: Any, offset: int = 0) -
     memory = torch.from_numpy(padded.view(f"i{numbers.itemsize}")).to(place).view(dtype)
     strides = [stride // numbers.itemsize for stride in numbers.strides]
     return memory.as_strided(numbers.shape, strides, offset)
+
+
+def torch_view(torch: Any, view: np.ndarray, place: Any) -> Any:
+    """Return a tensor with the elements, shape and strides of a view."""
+    memory, first = memory_of(view)
+    name = view.dtype.name
+    dtype = getattr(torch, name)
+    strides = [stride // view.itemsize for stride in view.strides]
+    elements = torch.from_numpy(memory.copy()).to(place).view(dtype)
+    return elements.as_strided(view.shape, strides, first // view.itemsize)
 
 
 def numpy_array(torch: Any, x: Any) -> np.ndarray:
@@ -431,6 +462,12 @@ class CuPy(DeviceMaker):
             array.set(np.asarray(numbers, order=order))
             self.cupy.cuda.get_current_stream().synchronize()
         return array
+
+    def viewed(self, view: np.ndarray) -> Any:
+        memory, first = memory_of(view)
+        kept = self.cupy.asarray(memory)
+        pointer = self.cupy.cuda.MemoryPointer(kept.data.mem, first)
+        return self.cupy.ndarray(view.shape, view.dtype, pointer, view.strides)
 
     def host(self, x: Any) -> np.ndarray:
         with x.device:
@@ -467,7 +504,7 @@ class Jax(Maker):
     name = "jax"
     dtypes = ("f16", "bf16", "f32")  # f64 is a setting of the whole process
     platform = "gpu"
-    abilities = frozenset((ASYNCHRONOUS,))
+    abilities = frozenset((ASYNCHRONOUS, TRACED))
 
     def __init__(self) -> None:
         # JAX would otherwise take three quarters of the device for itself.

@@ -26,6 +26,9 @@ from fastreg.regularizers import L1L2
 
 FACTORS = {"scale": 0.5, "grad_scale": 3.0}
 
+#: More than 2^31 elements.
+HUGE = 2**31 + 4097
+
 #: The first size beyond what 32 bits count in bytes, at four bytes to an element.
 BIG = 2**28 + 1
 
@@ -125,6 +128,30 @@ def test_a_big_tensor(maker: Maker, dtype: str) -> None:
     """On a GPU 2^28 + 1 elements, or what memory allows; on the stand-in what time allows."""
     size = min(BIG, maker.most_bytes() // numpy_dtype(dtype).itemsize) | 1
     check(maker, "VGA", RULES["L1L2"], tiled(size, dtype), tiled(size, dtype, 1))
+
+
+@pytest.mark.needs(GRADIENTS, BULK)
+def test_more_elements_than_32_bits_count(maker: Maker) -> None:
+    """2^31 + 4,097 elements of float16, or what memory allows; on the stand-in a few."""
+    size = min(HUGE, maker.most_bytes() // 2) | 1
+    # Whole numbers: any order of the sums gives the same, so that no host has to take that long.
+    period = np.arange(-1000, 1001, dtype=np.float16)
+    w = np.resize(period, size)
+    weight, gradient = maker.make(w), maker.make(np.zeros(size, np.float16))
+    rule = L1L2(0.5, 0.25)
+    turns, rest = divmod(size, period.size)
+    numbers_of_period = period.astype(np.float64)
+    absolute = turns * np.abs(numbers_of_period).sum() + np.abs(numbers_of_period[:rest]).sum()
+    squares = turns * np.square(numbers_of_period).sum() + np.square(numbers_of_period[:rest]).sum()
+    expected = 0.5 * absolute + 0.25 * squares
+    assert same_value(rule(weight), expected)
+    assert same_value(rule.accumulate(weight, gradient), expected)
+    found = maker.host(gradient)
+    of_period = rule.gradient(period)
+    assert same_bits(
+        found[-4097:], np.resize(np.roll(of_period, -((size - 4097) % period.size)), 4097)
+    )
+    assert same_bits(found[: period.size], of_period)
 
 
 # ---- many tensors in one call

@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import check
+import check_parts
+import check_summary
 import gpu_machine
 import pytest
-from check import Check, Command, Runner, Step, conclude, sanitizer_verdict
+from check import Check
+from check_parts import Bench, Part, conclude, sanitizer_verdict
+from gpu_commands import Command, Runner, own_environment
 
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 SCRIPT = Path(check.__file__)
@@ -24,7 +28,7 @@ SETTINGS = """echo "FASTREG_BACKEND=$FASTREG_BACKEND"; echo "${FASTREG_ISA-none}
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *arguments],
-        env=check.own_environment() | NO_GPU | environment,
+        env=own_environment() | NO_GPU | environment,
         capture_output=True,
         text=True,
         timeout=300,
@@ -39,13 +43,21 @@ def facts(**changes: Any) -> dict[str, Any]:
         "packages": {"torch": "1"},
         "devices": [{"name": "a device", "capability": [9, 0]}],
         "no_device": None,
+        "driver": "580",
+        "sources": "0123456789abcdef",
+        "commit": None,
     }
     return found | changes
 
 
 def a_check(tmp_path: Path, *arguments: str, **changes: Any) -> Check:
-    options = check.parsed(["--build-directory", str(tmp_path / "b"), *arguments])
-    return Check(options, facts(**changes))
+    folders = ["--build-directory", str(tmp_path / "b"), "--output", str(tmp_path)]
+    return Check(check.parsed([*folders, *arguments]), facts(**changes))
+
+
+def written(folder: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((folder / "check.json").read_text(encoding="utf-8"))
+    return result
 
 
 # ---- the command
@@ -54,61 +66,75 @@ def a_check(tmp_path: Path, *arguments: str, **changes: Any) -> Check:
 def test_help() -> None:
     result = python(str(SCRIPT), "--help")
     assert result.returncode == 0
-    assert "--steps" in result.stdout
+    assert "--parts" in result.stdout
 
 
 def test_without_a_device_it_ends_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "check.json"
-    result = python(str(SCRIPT), "--json", str(path))
+    result = python(str(SCRIPT), "--output", str(tmp_path))
     assert result.returncode == 2
     assert "there is no CUDA device here" in result.stdout
-    written = json.loads(path.read_text())
-    assert written["machine"]["no_device"]
-    assert (written["on_gpu"], written["steps"]) == (False, {})
+    assert written(tmp_path)["machine"]["no_device"]
+    assert (written(tmp_path)["on_gpu"], written(tmp_path)["parts"]) == (False, {})
+
+
+def test_the_output_is_what_the_environment_names(tmp_path: Path) -> None:
+    assert python(str(SCRIPT), OUT=str(tmp_path / "out")).returncode == 2
+    assert written(tmp_path / "out")["machine"]["sources"]
 
 
 def test_a_dry_run_shows_every_command_and_runs_none(tmp_path: Path) -> None:
-    path = tmp_path / "check.json"
-    arguments = ("--dry-run", "--json", str(path), "--build-directory", str(tmp_path / "b"))
+    arguments = ("--dry-run", "--output", str(tmp_path), "--build-directory", str(tmp_path / "b"))
     result = python(str(SCRIPT), *arguments)
     assert result.returncode == 0, result.stderr
-    steps = json.loads(path.read_text())["steps"]
-    assert {step["state"] for step in steps.values()} == {"not run"}
-    told = {name: [c["command"] for c in step["commands"]] for name, step in steps.items()}
+    parts = written(tmp_path)["parts"]
+    assert {part["state"] for part in parts.values()} == {"not run"}
+    told = {name: [c["command"] for c in part["commands"]] for name, part in parts.items()}
+    assert list(told) == list(check.PLAN)
     assert told["build"][0][:2] == ["cmake", "-S"]
     assert "-DCMAKE_CUDA_ARCHITECTURES=90-real" in told["build"][0]
-    assert any("gpu" in command for command in told["tests"])
-    assert [command[2] for command in told["sanitizers"]] == list(check.SANITIZERS)
-    assert "--device" in told["benchmark"][0]
+    assert told["build"][1][-1] == "python_package"
+    for maker in check_parts.MAKERS:
+        (command,) = told[maker]
+        assert command[command.index("--makers") + 1] == maker
+    assert [told[name][0][2] for name in check_parts.SANITIZERS] == list(check_parts.SANITIZERS)
+    assert "--stage" in told["headline"][0]
     assert all(
-        command["return_code"] is None for step in steps.values() for command in step["commands"]
+        command["return_code"] is None for part in parts.values() for command in part["commands"]
     )
+
+
+def test_bits_come_before_everything_that_measures() -> None:
+    names = list(check.PLAN)
+    assert names[:2] == ["build", "bare"]
+    kinds = [planned.kind for planned in check.PLAN.values()]
+    assert kinds.index("benchmark") > max(i for i, kind in enumerate(kinds) if kind == "tests")
+    assert names.index("memcheck") < names.index("racecheck") < names.index("cells")
 
 
 @pytest.mark.skipif(find_spec("torch") is None, reason="torch is not installed")
 def test_its_own_logic_on_the_host(tmp_path: Path) -> None:
-    path = tmp_path / "check.json"
-    arguments = ["--device", "cpu", "--json", str(path), "--build-directory", str(tmp_path / "b")]
-    result = python(str(SCRIPT), *arguments, "--steps", "sanitizers,benchmark")
+    arguments = ["--device", "cpu", "--output", str(tmp_path), "--parts", "memcheck,headline"]
+    result = python(str(SCRIPT), *arguments, "--build-directory", str(tmp_path / "b"))
     assert result.returncode == 0, result.stdout + result.stderr
-    written = json.loads(path.read_text())
-    assert written["on_gpu"] is False
-    sanitizers, benchmark = (written["steps"][name] for name in ("sanitizers", "benchmark"))
-    assert sanitizers["state"] == "not run"
-    assert len(sanitizers["commands"]) == 4
-    assert benchmark["state"] == "self-check passed"
-    figures = benchmark["figures"]
+    assert written(tmp_path)["on_gpu"] is False
+    sanitizer, headline = (written(tmp_path)["parts"][name] for name in ("memcheck", "headline"))
+    assert sanitizer["state"] == "not run"
+    assert len(sanitizer["commands"]) == 1
+    assert headline["state"] == "passed"
+    figures = headline["figures"]
     assert figures["means_something"] is False
-    assert len(figures["rows"]) == 4 * 5
+    assert len(figures["rows"]) == 5
     assert len(figures["launches"]) == 5
     assert len(figures["many_tensors"]) == 2
+    assert len(figures["steps"]) == 1
     assert not figures["failures"]
+    assert "this says nothing about a GPU" in result.stdout
 
 
-def test_wrong_steps_are_refused() -> None:
-    result = python(str(SCRIPT), "--steps", "build,bake")
+def test_wrong_parts_are_refused() -> None:
+    result = python(str(SCRIPT), "--parts", "build,bake")
     assert result.returncode == 2
-    assert "'bake' is none of build, tests, sanitizers, benchmark" in result.stderr
+    assert "'bake' is none of build, tests, benchmark, sanitizers" in result.stderr
 
 
 # ---- tests that are skipped, or not
@@ -121,7 +147,7 @@ def test_wrong_steps_are_refused() -> None:
 def test_a_missing_device_is_a_failure_where_it_is_required(
     tmp_path: Path, required: str, status: int, words: str
 ) -> None:
-    command = a_check(tmp_path).pytest("-k", "test_values and bare and f16", "-ra")[1:]
+    command = a_check(tmp_path).bench.pytest("-k", "test_values and bare and f16", "-ra")[1:]
     test = str(SCRIPT.parent / "test_gpu_bits.py")
     paths = os.pathsep.join(filter(None, sys.path))
     result = python(*command, test, FASTREG_REQUIRE_CUDA=required, PYTHONPATH=paths)
@@ -131,12 +157,13 @@ def test_a_missing_device_is_a_failure_where_it_is_required(
 
 @pytest.mark.parametrize("required", ["bare"])
 def test_the_sanitizers_have_tests_to_run(tmp_path: Path, required: str) -> None:
-    command = a_check(tmp_path).sanitizer_command("compute-sanitizer", "memcheck")
+    bench = a_check(tmp_path).bench
+    command = check_parts.sanitizer_command(bench, "compute-sanitizer", "memcheck")
     own = command[command.index(sys.executable) + 1 :]
     paths = os.pathsep.join(filter(None, sys.path))
     result = python(*own, "--collect-only", FASTREG_REQUIRE_CUDA=required, PYTHONPATH=paths)
     assert result.returncode == 0, result.stdout
-    for part in ("test_unaligned[bare-bf16", "test_lists[bare-7", "test_two_streams_at_once[bare"):
+    for part in ("test_sanitized[bare-bf16", "test_lists[bare-7", "test_two_streams_at_once[bare"):
         assert part in result.stdout
     assert "3000" not in result.stdout
     assert "torch" not in result.stdout
@@ -168,89 +195,122 @@ CLEAN = "echo '6 passed'; echo '== ERROR SUMMARY: 0 errors'; echo '== RACECHECK 
 )
 def test_verdicts_of_sanitizers(tmp_path: Path, script: str, state: str, words: str) -> None:
     tool = fake_sanitizer(tmp_path, script)
-    run = a_check(tmp_path, "--steps", "sanitizers", compute_sanitizer=tool)
+    run = a_check(tmp_path, "--parts", "sanitizers", compute_sanitizer=tool)
     assert run.run() == {"passed": 0, "failed": 1, "not run": 3}[state]
-    step = run.steps["sanitizers"]
-    assert step.state == state
-    assert words in step.reason
-    assert len(step.commands) == 4
+    assert len(run.parts) == 4
+    for part in run.parts.values():
+        assert part.state == state
+        assert words in part.reason
+        assert len(part.commands) == 1
 
 
 def test_a_missing_tool_is_not_run_and_not_passed(tmp_path: Path) -> None:
-    run = a_check(tmp_path, "--steps", "sanitizers,benchmark", packages={"torch": None})
+    run = a_check(tmp_path, "--parts", "sanitizers,benchmark", packages={"torch": None})
     assert run.run() == 3
-    assert {step.state for step in run.steps.values()} == {"not run"}
-    assert run.steps["sanitizers"].reason == "missing: compute-sanitizer"
-    assert run.steps["benchmark"].reason == "missing: torch"
+    assert {part.state for part in run.parts.values()} == {"not run"}
+    assert run.parts["memcheck"].reason == "missing: compute-sanitizer"
+    assert run.parts["headline"].reason == "missing: torch"
 
 
 def test_a_build_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_machine.shutil, "which", lambda name, path=None: None)
     monkeypatch.setattr(gpu_machine, "pybind11_package", lambda folder: None)
-    run = a_check(tmp_path, "--steps", "build")
+    run = a_check(tmp_path, "--parts", "build")
     assert run.run() == 3
-    reason = run.steps["build"].reason
+    reason = run.parts["build"].reason
     for name in ("cmake", "ninja or make", "a C++ compiler", "nvcc", "pybind11 3"):
         assert name in reason
 
 
-def test_a_step_that_raises_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(step: Step) -> None:
+def test_a_part_that_raises_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(bench: Bench, part: Part) -> None:
         raise RuntimeError("something unforeseen")
 
-    run = a_check(tmp_path, "--steps", "sanitizers,benchmark", packages={"torch": None})
-    monkeypatch.setattr(run, "step_sanitizers", broken)
+    monkeypatch.setitem(check.PLAN, "memcheck", check.Planned("sanitizers", 1.0, broken))
+    run = a_check(tmp_path, "--parts", "memcheck,headline", packages={"torch": None})
     assert run.run() == 1
-    written = json.loads(run.options.json.read_text())
-    assert written["steps"]["sanitizers"]["reason"] == "RuntimeError: something unforeseen"
-    assert written["steps"]["benchmark"]["state"] == "not run"
+    parts = written(tmp_path)["parts"]
+    assert parts["memcheck"]["reason"] == "RuntimeError: something unforeseen"
+    assert parts["headline"]["state"] == "not run"
 
 
-def test_a_command_out_of_time_is_ended_with_its_children() -> None:
-    runner = Runner(dry_run=False)
-    runner.end = time.monotonic() + 60
+def test_a_command_out_of_time_is_ended_with_its_children(tmp_path: Path) -> None:
+    runner = Runner(tmp_path / "log.txt")
     start = time.monotonic()
-    done = runner.run(["/bin/sh", "-c", "echo started; /bin/sleep 50 & wait"], most=1.0)
+    script = "echo started; /bin/sleep 50 & wait"
+    done = runner.run(["/bin/sh", "-c", script], directory=tmp_path, most=1.0)
     assert time.monotonic() - start < 20
     assert done.timed_out
     assert not done.succeeded
     assert done.tail == "started\n"
-    runner.step.commands = [done]
-    conclude(runner.step, ())
-    assert runner.step.state == "failed"
-    assert runner.step.reason.startswith("out of time: /bin/sh -c")
+    assert (tmp_path / "log.txt").read_text().endswith("started\n")
+    part = Part(commands=[done])
+    conclude(part, ())
+    assert part.state == "failed"
+    assert part.reason.startswith("out of time: /bin/sh -c")
 
 
-def test_settings_of_fastreg_do_not_reach_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_of_fastreg_do_not_reach_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FASTREG_ISA", "portable")
-    runner = Runner(dry_run=False)
-    runner.end = time.monotonic() + 60
-    done = runner.run(["/bin/sh", "-c", SETTINGS], environment={"FASTREG_BACKEND": "native"})
+    settings = {"FASTREG_BACKEND": "native"}
+    done = Runner().run(["/bin/sh", "-c", SETTINGS], directory=tmp_path, environment=settings)
     assert done.tail == "FASTREG_BACKEND=native\nnone\n"
 
 
-def test_a_report_is_counted(tmp_path: Path) -> None:
-    report = tmp_path / "report.xml"
-    report.write_text(
-        "<testsuites><testsuite>"
-        "<testcase classname='a' name='one'/>"
-        "<testcase classname='a' name='two'><failure message='no'/></testcase>"
-        "<testcase classname='a' name='three'><error message='no'/></testcase>"
-        "<testcase classname='a' name='four'><skipped message='there is one device'/></testcase>"
-        "</testsuite></testsuites>"
+def test_a_record_is_counted(tmp_path: Path) -> None:
+    ends = {"one": "passed", "two": "failed", "four": "skipped"}
+    lines = []
+    for name in ("one", "two", "three", "four", "five"):
+        lines.append({"test": name, "event": "begin"})
+        if name in ends:
+            outcome = {"outcome": ends[name], "seconds": 1.0, "words": "there is one device"}
+            lines.append({"test": name, "event": "end", **outcome})
+    record = tmp_path / "bare.jsonl"
+    text = "\n".join(map(json.dumps, lines))
+    record.write_text(text + '\n{"test": "six", "ev')  # killed in the midst of a line
+    found = check_parts.read_record(record)
+    assert [found[key] for key in ("passed", "failed", "skipped")] == [1, 1, 1]
+    assert found["reasons_of_skips"] == {"there is one device": 1}
+    assert found["failures"] == ["two"]
+    assert found["ended_the_process"] == ["three", "five"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "expected"),
+    [
+        ({"passed": 3}, 0, ("passed", "")),
+        ({"passed": 3, "failed": 1, "failures": ["a::b"]}, 1, ("failed", "failed: a::b")),
+        ({"passed": 3, "ended_the_process": ["a"]}, 0, ("failed", "hung or crashed in a")),
+        ({"passed": 3}, 87, ("failed", "the device was lost")),
+        ({"skipped": 1, "reasons_of_skips": {"no GPU": 1}}, 0, ("not run", "no GPU")),
+        ({}, 5, ("failed", "exit status 5: nothing collected")),
+        ({}, 0, ("failed", "no test passed")),
+    ],
+)
+def test_verdicts_of_tests(changes: dict[str, Any], code: int, expected: tuple[str, str]) -> None:
+    figures: dict[str, Any] = {"passed": 0, "failed": 0, "skipped": 0, "reasons_of_skips": {}}
+    figures |= {"failures": [], "ended_the_process": [], **changes}
+    done = Command(["pytest"], return_code=code, tail="nothing collected\n")
+    assert check_parts.verdict_of_tests(figures, done) == expected
+
+
+def test_a_summary_is_short(tmp_path: Path) -> None:
+    run = a_check(
+        tmp_path,
+        packages={"torch": "2", "numpy": "2"},
     )
-    assert check.read_report(report) == {
-        "passed": 1,
-        "failed": 2,
-        "skipped": 1,
-        "reasons_of_skips": {"there is one device": 1},
-        "failures": ["a::two", "a::three"],
-    }
+    run.parts["bare"].figures = {"failures": [f"test.py::{'x' * 90}{i}" for i in range(200)]}
+    lines = check_summary.summary(run.result(), tmp_path).splitlines()
+    assert len(lines) < 100
+    assert max(map(len, lines)) <= 100
+    assert any("lines are left out: see check.json" in line for line in lines)
 
 
 def test_nothing_watched_is_no_verdict() -> None:
     done = Command(["compute-sanitizer"], return_code=0, tail="6 passed")
-    assert sanitizer_verdict(done, "ERROR SUMMARY: 0 errors").startswith("it did not say")
+    assert sanitizer_verdict(done, "ERROR SUMMARY: 0 errors").startswith("failed: it did not say")
 
 
 # ---- the machine

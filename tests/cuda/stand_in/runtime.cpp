@@ -625,5 +625,6 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
 // For tests in Python.
 extern "C" void stand_in_set_memory_limit(std::size_t bytes) { set_memory_limit(bytes); }
 extern "C" void stand_in_drain() { drain(); }
+extern "C" void stand_in_lose_device() { sticky_error = cudaErrorLaunchFailure; }
 extern "C" std::size_t stand_in_waits() { return waits(); }
 extern "C" std::size_t stand_in_live_allocations() { return live_allocations(); }
