@@ -20,7 +20,8 @@ The modules, each with one reason to exist:
 
 - ``base``: names, dtype, activity penalty, calls and their backward;
 - ``kernel``: kernel, bias, activation and their penalties; ``dense`` and ``convolution``: the maps;
-- ``flatten``, ``sequential``, ``storage``: what a model needs;
+- ``flatten``, ``inputs``, ``sequential``: what a model needs; ``forms``, ``storage`` and
+  ``two_files``: models as saved;
 - ``terms``: one penalty on one array; ``precision``: the dtypes;
 - ``activations``, ``initializers``: those that Keras has under the same names.
 """
@@ -29,7 +30,8 @@ from .base import Layer
 from .convolution import Conv1D, Conv2D, Conv3D
 from .dense import Dense
 from .flatten import Flatten
-from .sequential import Input, InputLayer, Sequential
+from .inputs import Input, InputLayer
+from .sequential import Sequential
 
 __all__ = [
     "Conv1D",

@@ -34,6 +34,8 @@ from . import precision, terms
 
 Array = npt.NDArray[Any]
 Shape = tuple[int | None, ...]
+Form = tuple[tuple[int, ...], str]
+"""Shape and name of the dtype of a weight."""
 
 REDUCTIONS = ("mean", "sum")
 
@@ -232,6 +234,16 @@ class Layer:
     def non_trainable_weights(self) -> list[Array]:
         """The weights of a frozen layer."""
         return [] if self.trainable else self.weights
+
+    def weight_forms(self, input_shape: Sequence[int | None]) -> dict[str, Form]:
+        """Return by name the shape and dtype of the weights that `build` would make.
+
+        Raises
+        ------
+        ValueError
+            As `build`.
+        """
+        return {}
 
     def weight_names(self) -> list[str]:
         """Give the names of the `weights`, for example "dense/kernel"."""

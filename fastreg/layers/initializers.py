@@ -99,6 +99,11 @@ class RandomUniform(_Random):
         super().__init__(seed)
         self.minval = _checks.multiplier(minval, "minval")
         self.maxval = _checks.multiplier(maxval, "maxval")
+        if not 0 <= self.maxval - self.minval < math.inf:
+            raise ValueError(
+                f"maxval must be minval or more, by a finite difference; they were {self.maxval!r} "
+                f"and {self.minval!r}"
+            )
 
     def __call__(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
         """Give new weights."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from .. import _errors, regularizers
 from . import activations, initializers, precision, terms
-from .base import Call, Layer, Shape, flag, shape_of
+from .base import Call, Form, Layer, Shape, flag, shape_of
 
 Array = npt.NDArray[Any]
 
@@ -128,21 +128,31 @@ class KernelLayer(Layer):
         TypeError, ValueError
             When an initializer gives something other than numbers of the right shape.
         """
+        if self.built:
+            self.compute_output_shape(input_shape)
+            return
+        initializer_of = {"kernel": self._kernel_initializer, "bias": self._bias_initializer}
+        self._weights = {
+            part: self._made(part, initializer_of[part], shape)
+            for part, shape in self._weight_shapes(input_shape).items()
+        }
+        self.built = True
+
+    def weight_forms(self, input_shape: Sequence[int | None]) -> dict[str, Form]:
+        """Return by name the shape and dtype of the weights that `build` would make."""
+        shapes = self._weight_shapes(input_shape)
+        return {f"{self.name}/{part}": (shape, self.dtype) for part, shape in shapes.items()}
+
+    def _weight_shapes(self, input_shape: Sequence[int | None]) -> dict[str, tuple[int, ...]]:
         shape = shape_of(input_shape, "input_shape")
         self.compute_output_shape(shape)
-        if self.built:
-            return
         channels = shape[-1]
         if not channels:
             raise ValueError(
                 f"input_shape must say how many channels there are (its last extent), not {shape}"
             )
         kernel_shape = self._kernel_shape(channels)
-        made = {"kernel": self._made("kernel", self._kernel_initializer, kernel_shape)}
-        if self.use_bias:
-            made["bias"] = self._made("bias", self._bias_initializer, kernel_shape[-1:])
-        self._weights = made
-        self.built = True
+        return {"kernel": kernel_shape, **({"bias": kernel_shape[-1:]} if self.use_bias else {})}
 
     def _unbuild(self) -> None:
         self._weights = {}

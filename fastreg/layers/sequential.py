@@ -18,80 +18,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from .. import _checks, _errors, regularizers
-from . import precision
-from .base import (
-    Call,
-    Layer,
-    Shape,
-    automatic_name,
-    checked_name,
-    flag,
-    refuse_others,
-    shape_of,
-)
-from .convolution import Conv1D, Conv2D, Conv3D
-from .dense import Dense
-from .flatten import Flatten
+from .. import _errors, regularizers
+from . import forms, precision
+from .base import Call, Layer, Shape, automatic_name, checked_name, flag, shape_of
+from .inputs import InputLayer
 
 Array = npt.NDArray[Any]
 
-LAYERS: dict[str, type[Layer]] = {
-    kind.__name__: kind for kind in (Dense, Conv1D, Conv2D, Conv3D, Flatten)
-}
-
-
-class InputLayer:
-    """What a model takes: a shape without elements; made by :func:`Input`."""
-
-    def __init__(
-        self,
-        shape: Sequence[int | None] | None = None,
-        batch_size: int | None = None,
-        dtype: Any = None,
-        batch_shape: Sequence[int | None] | None = None,
-        name: str | None = None,
-        **others: Any,
-    ) -> None:
-        refuse_others("Input", others)
-        if (shape is None) == (batch_shape is None):
-            raise ValueError("Input must have one of shape (without the batch) and batch_shape")
-        if batch_shape is not None:
-            self.batch_shape = shape_of(batch_shape, "batch_shape")
-        else:
-            size = (
-                None if batch_size is None else _checks.positive_integer(batch_size, "batch_size")
-            )
-            self.batch_shape = (size, *shape_of(shape, "shape"))
-        self.dtype = precision.get(dtype).name
-        self.name = automatic_name(InputLayer) if name is None else checked_name(name)
-
-    def get_config(self) -> dict[str, Any]:
-        """Give the arguments that make this input, in Keras' form."""
-        return {"batch_shape": self.batch_shape, "dtype": self.dtype, "name": self.name}
-
-
-def Input(shape: Sequence[int | None], **others: Any) -> InputLayer:  # noqa: N802, as in Keras
-    """Say what a model takes, as ``keras.Input``.
-
-    Parameters
-    ----------
-    shape : sequence of int or None
-        Extents without the batch.
-    **others
-        `batch_size`, `name`, `dtype`.
-
-    Examples
-    --------
-    >>> Sequential([Input((4,)), Dense(2)]).count_params()
-    10
-    """
-    return InputLayer(shape, **others)
+AnySequential = TypeVar("AnySequential", bound="Sequential")
 
 
 class Sequential:
@@ -115,6 +54,7 @@ class Sequential:
     --------
     >>> import fastreg
     >>> from fastreg import regularizers
+    >>> from fastreg.layers import Dense
     >>> model = Sequential(name="model")
     >>> model.add(Dense(3, activation="relu", input_dim=4, name="hidden",
     ...                 kernel_regularizer=regularizers.l2(0.01),
@@ -192,7 +132,7 @@ class Sequential:
             remedy = (
                 "add its layers one by one"
                 if isinstance(layer, Sequential)
-                else f"the layers are {_errors.listed(LAYERS)}, of fastreg.layers"
+                else f"the layers are {_errors.listed(forms.LAYERS)}, of fastreg.layers"
             )
             raise TypeError(
                 f"layer must be a layer of fastreg, not {_errors.described(layer)}; {remedy}"
@@ -461,6 +401,7 @@ class Sequential:
 
         Examples
         --------
+        >>> from fastreg.layers import Dense
         >>> layer = Dense(2, input_dim=3, kernel_regularizer="l2", name="d")
         >>> Sequential([layer], name="m").summary()
         Model: m
@@ -514,8 +455,10 @@ class Sequential:
 
     @classmethod
     def from_config(
-        cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None
-    ) -> Sequential:
+        cls: type[AnySequential],
+        config: Mapping[str, Any],
+        custom_objects: Mapping[str, Any] | None = None,
+    ) -> AnySequential:
         """Make a model from what :meth:`get_config` gave, here or in Keras; its weights are new.
 
         Parameters
@@ -533,21 +476,10 @@ class Sequential:
             When it lacks a part, holds what fastreg does not have, or is that of a graph of layers
             (a functional model of Keras).
         """
-        if not isinstance(config, Mapping):
-            raise TypeError(
-                f"config must be a dict with the layers of a Sequential, not "
-                f"{_errors.described(config)}; pass what get_config() gave"
-            )
-        saved_layers = config.get("layers")
-        if not isinstance(saved_layers, (list, tuple)):
-            raise ValueError(
-                f'config must have a list of layers under "layers", not '
-                f"{_errors.described(saved_layers)}; pass what get_config() of a Sequential gave"
-            )
-        _refuse_graph(config)
+        layers = forms.layers_of(config, custom_objects)
         model = cls(name=config.get("name"))
-        for place, saved in enumerate(saved_layers):
-            model.add(_layer_of(saved, place, custom_objects))
+        for layer in layers:
+            model.add(layer)
         shape = config.get("build_input_shape")
         if shape is not None and model._layers and not model.built:
             model.build(shape)
@@ -556,14 +488,13 @@ class Sequential:
         return model
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model: its form as JSON to `path`, its weights as .npz beside it.
+        """Write the model, its form and its weights, into one JSON file.
 
         Parameters
         ----------
         path : path
-            Must end in ".json".  What is there is replaced at the very end, by a rename.  The
-            weights of the model that was there are then removed: a copy of its JSON alone can no
-            longer be loaded.  To keep a model copy both files, or save under another name.
+            Must end in ".json".  What is there is replaced at the very end, by a rename: whoever
+            reads it, in this or another process, gets the model that was there or this one.
 
         Raises
         ------
@@ -574,18 +505,20 @@ class Sequential:
         ValueError
             For another suffix.
         OSError
-            When the files cannot be written.  The model that was there is there as before.
+            When the file cannot be written.  The model that was there is there as before.
         """
         from . import storage
 
         self._require_built("save(path)")
-        storage.save(self, path)
+        storage.save(self.get_config(), self.weights, path)
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], custom_objects: Mapping[str, Any] | None = None
-    ) -> Sequential:
-        """Read a model that :meth:`save` wrote.
+        cls: type[AnySequential],
+        path: str | os.PathLike[str],
+        custom_objects: Mapping[str, Any] | None = None,
+    ) -> AnySequential:
+        """Read a model that :meth:`save` wrote, as one of this class.
 
         Parameters
         ----------
@@ -599,48 +532,29 @@ class Sequential:
         OSError
             When a file is not there.
         ValueError
-            When a file is not what `save` writes, or weights and form do not fit each other.
+            When a file is not what `save` writes, or weights and form do not fit each other; before
+            arrays are made of what it says.
         """
         from . import storage
 
-        return storage.load(path, custom_objects)
+        saved = storage.load(path)
+        if next(kind for kind in cls.__mro__ if "from_config" in vars(kind)) is Sequential:
+            # before there are weights: a small file can have the form of a very large model
+            saved.require(_read(path, forms.weights_of, saved.config, custom_objects))
+        model: AnySequential = _read(path, cls.from_config, saved.config, custom_objects)
+        own = model.weights
+        saved.require({name: (weight.shape, weight.dtype.name) for name, weight in own.items()})
+        for name, array in saved.decoded().items():
+            storage.stored(own[name])[...] = array
+        return model
 
 
-def _refuse_graph(config: Mapping[str, Any]) -> None:
-    """Refuse a functional model, which has "layers" too: read as a stack it is another model."""
-    for owner in (config, *config["layers"]):
-        for key in ("input_layers", "output_layers", "inbound_nodes"):
-            if isinstance(owner, Mapping) and key in owner:
-                raise ValueError(
-                    f"config has {key!r}, so it is that of a functional model, a graph of layers; "
-                    "fastreg has stacks only: where the graph is one, pass "
-                    "keras.Sequential(model.layers).get_config()"
-                )
-
-
-def _layer_of(
-    saved: Any, place: int, custom_objects: Mapping[str, Any] | None
-) -> Layer | InputLayer:
-    """Make one layer of a saved model; errors say which one it is."""
-    where = f'config["layers"][{place}]'
-    name = saved.get("class_name") if isinstance(saved, Mapping) else None
-    if not isinstance(name, str) or (name != "InputLayer" and name not in LAYERS):
-        raise ValueError(
-            f"{where} is of the class {name!r}; fastreg has "
-            f"{_errors.listed((*LAYERS, 'InputLayer'))}"
-        )
-    own = saved.get("config")
-    if not isinstance(own, Mapping):
-        raise ValueError(
-            f'{where}, {name}, must have a dict under "config", not {_errors.described(own)}'
-        )
+def _read(path: str | os.PathLike[str], read: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what `read` makes of a part of a file; errors name the file."""
     try:
-        if name == "InputLayer":
-            return InputLayer(**own)
-        return LAYERS[name].from_config(own, custom_objects)
-    except (TypeError, ValueError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{where}, {name}: {error}") from error
+        return read(*arguments)
+    except (TypeError, ValueError) as error:  # in a file a wrong kind is a wrong value
+        raise ValueError(f"{os.fspath(path)}: {error}") from error
 
 
 def _by_name(layers: Iterable[Layer]) -> dict[str, Array]:

@@ -1,128 +1,120 @@
-"""Models on disk: the form as JSON, the weights as .npz beside it.
+"""Models on disk: one JSON file with the form of the model and, in base64, its weights.
 
 Contract
 --------
-- ``digits.json`` names its weights file, ``digits-<digest>.npz``, and the digest of its content.
-  The weights are written first, under a name of their own, and the JSON is renamed into place last:
-  at every moment ``digits.json`` is the old model or the new one, whole.  Then the old weights go,
-  which a copy of the old JSON may still name.
-- :func:`load` reads no pickles, follows no path out of the directory, and refuses what does not
-  fit: another format, other content, missing or additional weights, other shapes or dtypes.
-- The part "config" is Keras' form; bfloat16 is stored as its bits in uint16.
+- A save replaces the file by a rename: at every instruction, for readers in other processes too,
+  it is the old model or the new one, whole.
+- Nothing is decoded, and no weight made, before names, shapes and dtypes in the file are known to
+  fit the model.  No pickles, no path that leads elsewhere; what does not fit is a ValueError that
+  names the file.
+- The part "config" is Keras' form.  Weights are little-endian and in C order; "sha256" is the
+  digest of all their bytes, one weight after the other.
+- What version 1 saved, a file of weights beside the JSON, is read by :mod:`.two_files`.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
-import io
 import json
+import math
 import os
-import re
-import secrets
-import zipfile
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .. import _errors
-
-if TYPE_CHECKING:
-    from .sequential import Sequential
+from .. import _errors, _files
+from . import two_files
+from .base import Form
 
 Array = npt.NDArray[Any]
-
 FORMAT = "fastreg.layers"
-VERSION = 1
-_WEIGHTS_NAME = re.compile(r"[^/\\]+-[0-9a-f]{16}\.npz")
+VERSION = 2
+
+#: In NumPy's words; bfloat16, which NumPy has not, by its bits.
+STORED = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4", "float64": "<f8"}
+
+#: Saved forms have about 10 levels; some thousand would be more than Python's stack takes.
+MOST_LEVELS = 100
+MOST_AXES = 64  # of a NumPy array
+
+#: Bytes that are encoded at once; a multiple of 3, so that only the last piece is padded.
+_PIECE = 3 << 18
 
 
-def save(model: Sequential, path: str | os.PathLike[str]) -> None:
-    """Write a built model; see :meth:`fastreg.layers.Sequential.save`."""
+@dataclass
+class Saved:
+    """What a file holds; its weights are still encoded."""
+
+    file: Path
+    config: Any
+    forms: Mapping[str, Form]
+    decoded: Callable[[], dict[str, Array]]
+    """Makes the arrays, bfloat16 as bits; ValueError when they are damaged."""
+
+    def require(self, wanted: Mapping[str, Form]) -> None:
+        """Refuse weights that are not those of the model.
+
+        Raises
+        ------
+        ValueError
+            For other names, shapes or dtypes.
+        """
+        missing, additional = wanted.keys() - self.forms.keys(), self.forms.keys() - wanted.keys()
+        if missing or additional:
+            raise ValueError(
+                f"{self.file} does not fit its model: missing "
+                f"{_errors.listed(sorted(missing)) or 'none'}, additional "
+                f"{_errors.listed(sorted(additional)) or 'none'}"
+            )
+        for name, (shape, dtype) in wanted.items():
+            if self.forms[name] != (shape, dtype):
+                its_shape, its_dtype = self.forms[name]
+                raise ValueError(
+                    f"{self.file} does not fit its model: {name} has shape {its_shape} and dtype "
+                    f"{its_dtype}, not {shape} and {dtype}"
+                )
+
+
+def save(
+    config: Mapping[str, Any], weights: Mapping[str, Array], path: str | os.PathLike[str]
+) -> None:
+    """Write a model; see :meth:`fastreg.layers.Sequential.save`."""
     target = _json_path(path)
-    config = model.get_config()
-    buffer = io.BytesIO()
-    arrays: dict[str, Any] = {name: _stored(weight) for name, weight in model.weights.items()}
-    np.savez(buffer, **arrays)
-    content = buffer.getvalue()
-    digest = hashlib.sha256(content).hexdigest()
-    weights = target.with_name(f"{target.stem}-{digest[:16]}.npz")
-    record = {
-        "format": FORMAT,
-        "version": VERSION,
-        "class_name": "Sequential",
-        "config": config,
-        "weights": {"file": weights.name, "sha256": digest},
-    }
-    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-
-    before = _weights_of(target)
-    is_new = not weights.exists()
-    try:
-        _write(weights, lambda file: file.write(content))
-        _write(target, lambda file: file.write(text.encode("utf-8")))
-    except BaseException:
-        if is_new:
-            weights.unlink(missing_ok=True)
-        raise
-    if before is not None and before != weights:
+    record = {"format": FORMAT, "version": VERSION, "class_name": "Sequential", "config": config}
+    head = json.dumps(record, indent=1, allow_nan=False)
+    before = two_files.weights_beside(Path(os.path.realpath(target)))
+    _files.replace(target, lambda file: file.writelines(_pieces(head, weights)))
+    if before is not None:
         before.unlink(missing_ok=True)
 
 
-def load(
-    path: str | os.PathLike[str], custom_objects: Mapping[str, Any] | None = None
-) -> Sequential:
+def load(path: str | os.PathLike[str]) -> Saved:
     """Read a model; see :meth:`fastreg.layers.Sequential.load`."""
-    from .sequential import Sequential
-
     target = _json_path(path)
-    try:
-        record = json.loads(target.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{target} is not JSON ({error}); pass what save(path) wrote") from None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise ValueError(f"{target} is not a model that fastreg saved; pass what save(path) wrote")
-    if record.get("version") != VERSION:
-        raise ValueError(
-            f"{target} has version {record.get('version')!r} of the format; this fastreg reads "
-            f"{VERSION}"
-        )
-    weights = _named_weights(target, record)
-    if weights is None:
-        raise ValueError(f"{target} names no weights file in its directory")
-    content = weights.read_bytes()
-    if hashlib.sha256(content).hexdigest() != record["weights"].get("sha256"):
-        raise ValueError(f"{weights} has changed since {target} was saved with it, or is damaged")
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{weights} holds no weights ({error})") from None
-    if "config" not in record:
-        raise ValueError(f'{target} has no "config", the form of the model')
-    try:
-        model = Sequential.from_config(record["config"], custom_objects)
-    except (TypeError, ValueError) as error:  # in a file a wrong kind is a wrong value
-        raise ValueError(f"{target}: {error}") from error
-    own = model.weights
-    missing, additional = own.keys() - arrays.keys(), arrays.keys() - own.keys()
-    if missing or additional:
-        raise ValueError(
-            f"{weights} does not fit its model: missing {_errors.listed(sorted(missing)) or 'none'}"
-            f", additional {_errors.listed(sorted(additional)) or 'none'}"
-        )
-    for name, weight in own.items():
-        stored = _stored(weight)
-        if (arrays[name].shape, arrays[name].dtype) != (stored.shape, stored.dtype):
-            raise ValueError(
-                f"{weights} does not fit its model: {name} has shape {arrays[name].shape} and "
-                f"dtype {arrays[name].dtype}, not {stored.shape} and {stored.dtype}"
-            )
-    for name, weight in own.items():
-        _stored(weight)[...] = arrays[name]
-    return model
+    lost: tuple[bytes, FileNotFoundError] | None = None
+    while True:
+        content = target.read_bytes()
+        if lost is not None and content == lost[0]:
+            raise lost[1]
+        record = _parsed(target, content)
+        if record["version"] == VERSION:
+            return _read(target, record)
+        try:
+            return _read_two_files(target, record)
+        except FileNotFoundError as error:  # a save has replaced the model since, if it is another
+            lost = content, error
+
+
+def stored(weight: Array) -> Array:
+    """View a weight in a dtype that NumPy has."""
+    return weight.view(np.uint16) if weight.dtype.name == "bfloat16" else weight
 
 
 def _json_path(path: str | os.PathLike[str]) -> Path:
@@ -130,46 +122,150 @@ def _json_path(path: str | os.PathLike[str]) -> Path:
         raise TypeError(f"path must be a path, not {_errors.described(path)}")
     target = Path(path)
     if target.suffix != ".json":
-        raise ValueError(
-            f'path must end in ".json", not be {str(path)!r}; the weights go beside it'
-        )
+        raise ValueError(f'path must end in ".json", not be {str(path)!r}')
     return target
 
 
-def _stored(weight: Array) -> Array:
-    """View a weight in a dtype that NumPy's files have."""
-    return weight.view(np.uint16) if weight.dtype.name == "bfloat16" else weight
+# ------------------------------------------------------------------------------ writing
 
 
-def _named_weights(target: Path, record: Any) -> Path | None:
-    """Give the weights file that a record names, if it is one that :func:`save` would name."""
-    weights = record.get("weights") if isinstance(record, dict) else None
-    name = weights.get("file") if isinstance(weights, dict) else None
-    if isinstance(name, str) and _WEIGHTS_NAME.fullmatch(name):
-        return target.with_name(name)
-    return None
+def _pieces(head: str, weights: Mapping[str, Array]) -> Iterator[bytes]:
+    """Make the file piece by piece, so that the text is never whole in memory."""
+    digest = hashlib.sha256()
+    yield head.removesuffix("\n}").encode("utf-8") + b',\n "weights": ['
+    for place, (name, weight) in enumerate(weights.items()):
+        dtype = weight.dtype.name
+        plain = np.ascontiguousarray(stored(weight), STORED[dtype])
+        content = plain.reshape(-1).view(np.uint8).data
+        fields = {"name": name, "dtype": dtype, "shape": weight.shape, "data": ""}
+        yield b",\n  " if place else b"\n  "
+        yield json.dumps(fields).removesuffix('"}').encode("utf-8")
+        for start in range(0, plain.nbytes, _PIECE):
+            piece = content[start : start + _PIECE]
+            digest.update(piece)
+            yield binascii.b2a_base64(piece, newline=False)
+        yield b'"}'
+    yield f'\n ],\n "sha256": "{digest.hexdigest()}"\n}}\n'.encode()
 
 
-def _weights_of(target: Path) -> Path | None:
-    """Give the weights file of the model that is there now."""
+# ------------------------------------------------------------------------------ reading
+
+
+def _parsed(target: Path, content: bytes) -> dict[str, Any]:
+    """Return the record in a file, checked but for config and weights."""
     try:
-        record = json.loads(target.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+        record = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
+        _refuse_levels(record)
+    except RecursionError:
+        raise ValueError(f"{target} is nested too deeply; pass what save(path) wrote") from None
+    except ValueError as error:
+        raise ValueError(f"{target} is not JSON ({error}); pass what save(path) wrote") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        return None
-    return _named_weights(target, record)
+        raise ValueError(f"{target} is not a model that fastreg saved; pass what save(path) wrote")
+    version = record.get("version")
+    if type(version) is not int or not 1 <= version <= VERSION:
+        said = version if type(version) is int and version < 1000 else _errors.described(version)
+        raise ValueError(
+            f"{target} has version {said} of the format; this fastreg reads 1 to {VERSION}"
+        )
+    if "config" not in record:
+        raise ValueError(f'{target} has no "config", the form of the model')
+    return record
 
 
-def _write(target: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file under another name, and rename it when all of it is on the disk."""
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it has {name}, which JSON has not")
+
+
+def _refuse_levels(record: Any) -> None:
+    level: list[Any] = [record]
+    for _ in range(MOST_LEVELS):
+        nested = [x for x in level if isinstance(x, (dict, list))]
+        if not nested:
+            return
+        level = [y for x in nested for y in (x.values() if isinstance(x, dict) else x)]
+    raise RecursionError
+
+
+def _read(target: Path, record: dict[str, Any]) -> Saved:
+    items = record.get("weights")
+    if not isinstance(items, list):
+        raise ValueError(f'{target} has no list of "weights", but {_errors.described(items)}')
+    forms: dict[str, Form] = {}
+    encoded: dict[str, str] = {}
+    for place, item in enumerate(items):
+        where = f'{target}, record["weights"][{place}],'
+        name, shape, dtype, data = _fields(item, where)
+        if name in forms:
+            raise ValueError(f"{where} has the name {name!r} once more")
+        size = np.dtype(STORED[dtype]).itemsize * math.prod(shape)
+        characters = 4 * -(-size // 3)
+        if len(data) != characters:
+            raise ValueError(
+                f"{where} has {len(data)} characters of data; shape {shape} and dtype {dtype} "
+                f"have {characters}"
+            )
+        forms[name], encoded[name] = (shape, dtype), data
+
+    def decoded() -> dict[str, Array]:
+        arrays = {}
+        digest = hashlib.sha256()
+        for name, (shape, dtype) in forms.items():
+            try:
+                content = base64.b64decode(encoded[name], validate=True)
+                array = np.frombuffer(content, STORED[dtype]).reshape(shape)
+            except ValueError as error:
+                raise ValueError(f"{target}: the data of {name} is no base64 ({error})") from None
+            digest.update(content)
+            arrays[name] = array
+        if digest.hexdigest() != record.get("sha256"):
+            raise ValueError(f"{target}: its weights have changed since save(path), or are damaged")
+        return arrays
+
+    return Saved(target, record["config"], forms, decoded)
+
+
+def _fields(item: Any, where: str) -> tuple[str, tuple[int, ...], str, str]:
+    """Return name, shape, dtype and data of one weight, each of its kind."""
+    if not isinstance(item, dict):
+        raise ValueError(f"{where} must be a dict, not {_errors.described(item)}")
+    name, dtype, data = (_text(item, key, where) for key in ("name", "dtype", "data"))
+    if dtype not in STORED:
+        raise ValueError(f"{where} has dtype {dtype!r}, not one of {_errors.listed(STORED)}")
+    return name, _shape(item.get("shape"), where), dtype, data
+
+
+def _text(item: dict[str, Any], key: str, where: str) -> str:
+    text = item.get(key)
+    if not isinstance(text, str):
+        raise ValueError(f"{where} must have a string {key!r}, not {_errors.described(text)}")
+    return text
+
+
+def _shape(shape: Any, where: str) -> tuple[int, ...]:
+    if (
+        not isinstance(shape, list)
+        or len(shape) > MOST_AXES
+        or not all(type(extent) is int and 0 <= extent <= sys.maxsize for extent in shape)
+    ):
+        raise ValueError(f"{where} must have the shape of an array, not {_errors.described(shape)}")
+    return tuple(shape)
+
+
+def _read_two_files(target: Path, record: dict[str, Any]) -> Saved:
+    weights, members = two_files.read(target, record)
+    spoken = {np.dtype(form): name for name, form in STORED.items()}
+    forms: dict[str, Form] = {}
+    for name, (shape, dtype, _) in members.items():
+        native = dtype.newbyteorder("<")
+        if native not in spoken:
+            raise ValueError(f"{weights} holds no weights ({name} has dtype {dtype})")
+        forms[name] = shape, spoken[native]
+
+    def decoded() -> dict[str, Array]:
+        return {
+            name: np.frombuffer(data, dtype).reshape(shape)
+            for name, (shape, dtype, data) in members.items()
+        }
+
+    return Saved(weights, record["config"], forms, decoded)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fastreg import regularizers
-from fastreg.layers import Conv1D, Conv2D, Conv3D, Dense, Flatten, Input, Sequential
+from fastreg.layers import Conv1D, Conv2D, Conv3D, Dense, Flatten, Input, Sequential, initializers
 
 X = np.random.default_rng(0).standard_normal((2, 6, 5, 3), dtype=np.float32)
 
@@ -111,6 +111,8 @@ def test_shapes_to_build_for(layer, shape, error, message):
         (lambda: Dense(2, activity_reduction="none"), ValueError, "activity_reduction must be"),
         (lambda: Dense(2, kernel_initializer="glorot"), ValueError, "kernel_initializer must name"),
         (lambda: Dense(2, bias_initializer=0), TypeError, "bias_initializer must be a name"),
+        (lambda: initializers.RandomUniform(-1e308, 1e308), ValueError, "maxval must be minval or"),
+        (lambda: initializers.RandomUniform(1.0, 0.5), ValueError, "maxval must be minval or more"),
         (lambda: Dense(2, dtype="int8"), ValueError, "dtype must be one of"),
         (lambda: Dense(2, dtype="mixed_float16"), ValueError, "computes in float32 already"),
         (lambda: Dense(2, dtype=3), TypeError, "dtype must be a name"),

@@ -1,5 +1,7 @@
 """Models on disk: what comes back, what is refused, and that nothing is half-written."""
 
+import base64
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fastreg import _files
 from fastreg.layers import Conv2D, Dense, Flatten, Sequential, storage
 
 X = np.random.default_rng(0).standard_normal((3, 5, 5, 2), dtype=np.float32)
@@ -36,8 +39,7 @@ def test_what_was_saved_comes_back(tmp_path, dtype):
     model = model_of(dtype)
     path = tmp_path / "digits.json"
     model.save(path)
-    record = json.loads(path.read_text())
-    assert names(tmp_path) == [record["weights"]["file"], "digits.json"]
+    assert names(tmp_path) == ["digits.json"]
     again = Sequential.load(str(path))
     assert again.get_config() == model.get_config()
     for name, weight in model.weights.items():
@@ -45,42 +47,76 @@ def test_what_was_saved_comes_back(tmp_path, dtype):
         np.testing.assert_array_equal(again.weights[name], weight)
     np.testing.assert_array_equal(again(X), model(X))
     assert again.losses == model.losses
-    with np.load(tmp_path / record["weights"]["file"]) as archive:
-        assert archive.files == list(model.weights)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_the_file_can_be_read_without_fastreg(tmp_path, dtype):
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    model = model_of(dtype)
+    model.save(tmp_path / "m.json")
+    record = json.loads((tmp_path / "m.json").read_text())
+    contents = [base64.b64decode(weight["data"]) for weight in record["weights"]]
+    for saved, content, (name, own) in zip(
+        record["weights"], contents, model.weights.items(), strict=True
+    ):
+        assert (saved["name"], saved["dtype"], saved["shape"]) == (name, dtype, list(own.shape))
+        numbers = np.frombuffer(content, "<u2" if dtype == "bfloat16" else dtype)
+        assert numbers.tobytes() == own.tobytes()
+    assert record["sha256"] == hashlib.sha256(b"".join(contents)).hexdigest()
+
+
+def test_a_large_weight_is_written_in_pieces(tmp_path):
+    model = Sequential([Dense(1025, input_dim=1200)])  # 6 of them, the last one short
+    model.save(tmp_path / "m.json")
+    again = Sequential.load(tmp_path / "m.json")
+    np.testing.assert_array_equal(again.layers[0].kernel, model.layers[0].kernel)
+
+
+class Own(Sequential):
+    """A class of the user's."""
+
+
+class Named(Sequential):
+    """One that makes itself in its own way."""
+
+    def get_config(self):
+        return {"name": self.name, "units": 3}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls([Dense(config["units"], input_dim=2, name="d")], name=config["name"])
+
+
+@pytest.mark.parametrize("kind", [Own, Named])
+def test_a_class_of_ones_own_loads_as_itself(tmp_path, kind):
+    model = kind([Dense(3, input_dim=2, name="d")], name="own")
+    model.layers[0].bias += 1
+    model.save(tmp_path / "m.json")
+    again = kind.load(tmp_path / "m.json")
+    assert type(again) is kind
+    assert again.name == "own"
+    np.testing.assert_array_equal(again.get_weights()[1], np.ones(3, np.float32))
+    assert type(again) is type(kind.from_config(model.get_config()))
+    change(tmp_path / "m.json", lambda record: record["config"].update(units=4, layers=[]))
+    with pytest.raises(ValueError, match=r"m\.json does not fit its model"):
+        kind.load(tmp_path / "m.json")
 
 
 def test_a_second_save_replaces_the_first(tmp_path):
     path = tmp_path / "digits.json"
-    other = tmp_path / "other.json"
     model = model_of()
     model.save(path)
-    model.save(other)
+    (tmp_path / "kept.json").write_bytes(path.read_bytes())  # a copy is a model of its own
     model.save(path)  # the same again
-    assert len(names(tmp_path)) == 4
+    old = model.get_weights()
     model.layers[0].bias += 1
     model.save(path)
-    assert len(names(tmp_path)) == 4  # the old weights of digits have gone
+    assert names(tmp_path) == ["digits.json", "kept.json"]
     np.testing.assert_array_equal(Sequential.load(path).layers[0].bias, model.layers[0].bias)
-    Sequential.load(other)
-
-
-def test_a_model_is_kept_by_copying_both_files(tmp_path):
-    path = tmp_path / "digits.json"
-    model = model_of()
-    model.save(path)
-    (weights,) = tmp_path.glob("*.npz")
-    both, alone = tmp_path / "both", tmp_path / "alone.json"
-    both.mkdir()
-    for file in (path, weights):
-        (both / file.name).write_bytes(file.read_bytes())
-    alone.write_bytes(path.read_bytes())
-    old = model.layers[0].get_weights()
-    model.layers[0].bias += 1
-    model.save(path)
-    np.testing.assert_array_equal(Sequential.load(both / path.name).layers[0].bias, old[1])
-    with pytest.raises(FileNotFoundError):
-        Sequential.load(alone)
-    assert "copy both files" in " ".join((Sequential.save.__doc__ or "").split())
+    kept = Sequential.load(tmp_path / "kept.json").get_weights()
+    for weight, expected in zip(kept, old, strict=True):
+        np.testing.assert_array_equal(weight, expected)
 
 
 def own(w):
@@ -102,40 +138,6 @@ def test_keras_loads_the_form(tmp_path, keras):
     theirs = keras.Sequential.from_config(json.loads((tmp_path / "m.json").read_text())["config"])
     theirs.set_weights(model.get_weights())
     np.testing.assert_allclose(theirs(X).detach().numpy(), model(X), rtol=1e-5, atol=1e-5)
-
-
-class InterruptedSaveError(Exception):
-    pass
-
-
-@pytest.mark.parametrize("exists", [False, True])
-@pytest.mark.parametrize("function", ["replace", "fsync"])
-@pytest.mark.parametrize("fails_at", [0, 1])
-def test_an_interrupted_save_leaves_what_was_there(
-    tmp_path, monkeypatch, exists, function, fails_at
-):
-    path = tmp_path / "digits.json"
-    old = model_of()
-    if exists:
-        old.save(path)
-    before = names(tmp_path)
-    calls = []
-    genuine = getattr(os, function)
-
-    def failing(*arguments):
-        calls.append(arguments)
-        if len(calls) > fails_at:
-            raise InterruptedSaveError
-        return genuine(*arguments)
-
-    monkeypatch.setattr(storage.os, function, failing)
-    new = model_of()
-    with pytest.raises(InterruptedSaveError):
-        new.save(path)
-    monkeypatch.undo()
-    assert names(tmp_path) == before
-    if exists:
-        np.testing.assert_array_equal(Sequential.load(path).layers[0].kernel, old.layers[0].kernel)
 
 
 def test_what_cannot_be_saved_writes_nothing(tmp_path):
@@ -180,11 +182,31 @@ def change(path: Path, edit):
         ),
         (lambda r: r["config"]["layers"][3].update(class_name=["Dense"]), r"class \['Dense'\]"),
         (lambda r: r.update(format="other"), "is not a model that fastreg saved"),
-        (lambda r: r.update(version=2), "has version 2 of the format"),
-        (lambda r: r.pop("weights"), "names no weights file"),
-        (lambda r: r["weights"].update(file="../m-0123456789abcdef.npz"), "names no weights file"),
-        (lambda r: r["weights"].update(file=3), "names no weights file"),
-        (lambda r: r["weights"].update(sha256="0"), "has changed since"),
+        (lambda r: r.update(version=3), "has version 3 of the format; this fastreg reads 1 to 2"),
+        (lambda r: r.update(version=0), "has version 0"),
+        (lambda r: r.update(version=True), "has version bool True"),
+        (lambda r: r.update(version=[]), "has version a list"),
+        (lambda r: r.pop("version"), "has version None"),
+        (lambda r: r.pop("weights"), r"m\.json has no list of \"weights\", but None"),
+        (lambda r: r.update(weights={}), 'no list of "weights", but a dict'),
+        (lambda r: r.pop("sha256"), "its weights have changed since"),
+        (lambda r: r.update(sha256="0"), "its weights have changed since"),
+        (lambda r: r["weights"].append(3), r"\[\"weights\"\]\[4\], must be a dict, not int 3"),
+        (lambda r: r["weights"].append(r["weights"][0]), "the name 'conv/kernel' once more"),
+        (lambda r: r["weights"][0].pop("name"), "must have a string 'name', not None"),
+        (lambda r: r["weights"][0].update(dtype=["<f4"]), "must have a string 'dtype', not a list"),
+        (lambda r: r["weights"][0].update(dtype="int8"), "has dtype 'int8', not one of"),
+        (lambda r: r["weights"][0].update(data=None), "must have a string 'data'"),
+        (lambda r: r["weights"][0].update(data=""), r"has 0 characters of data; shape \(3, 3, 2, "),
+        (lambda r: r["weights"][1].update(data="=" * 12), "data of conv/bias is no base64"),
+        (lambda r: r["weights"][1].update(data="\xe9" * 12), "data of conv/bias is no base64"),
+        (lambda r: r["weights"][0].update(shape=None), "must have the shape of an array"),
+        (lambda r: r["weights"][0].update(shape=[3, -3]), "must have the shape of an array"),
+        (lambda r: r["weights"][0].update(shape=[True]), "must have the shape of an array"),
+        (lambda r: r["weights"][0].update(shape=[10**30]), "must have the shape of an array"),
+        (lambda r: r["weights"][0].update(shape=[1] * 65), "must have the shape of an array"),
+        (lambda r: r["weights"][0].update(shape=[2**60] * 9), "characters of data"),
+        (lambda r: r["config"]["layers"][3]["config"].update(units=2**60), "out/kernel has shape"),
         (lambda r: r["config"]["layers"][1]["config"].update(name="c"), "missing 'c/bias', 'c/ke"),
         (lambda r: r["config"]["layers"][1]["config"].update(filters=3), "conv/kernel has shape"),
         (lambda r: r["config"]["layers"][3]["config"].update(use_bias=False), "additional 'out/b"),
@@ -199,32 +221,127 @@ def test_files_that_do_not_fit(saved, edit, message):
 
 
 def test_damaged_files(saved):
-    (weights,) = saved.parent.glob("*.npz")
-    content = weights.read_bytes()
-    weights.write_bytes(content[:-1])
-    with pytest.raises(ValueError, match="has changed since"):
+    content = saved.read_bytes()
+    weights = content.index(b"AAA") if b"AAA" in content else content.index(b'"data": "') + 9
+    other = b"B" if content[weights : weights + 1] == b"A" else b"A"
+    saved.write_bytes(content[:weights] + other + content[weights + 1 :])
+    with pytest.raises(ValueError, match=r"m\.json: its weights have changed"):
         Sequential.load(saved)
-    weights.unlink()
+    saved.unlink()
     with pytest.raises(FileNotFoundError):
         Sequential.load(saved)
-    saved.write_text("{")
-    with pytest.raises(ValueError, match="is not JSON"):
-        Sequential.load(saved)
-    saved.write_text("[]")
-    with pytest.raises(ValueError, match="is not a model"):
-        Sequential.load(saved)
+    for text, message in (
+        (b"{", "is not JSON"),
+        (content[:-9], "is not JSON"),
+        (b"", "is not JSON"),
+        (b"\xff\xfe", "is not JSON"),
+        (b'{"format": NaN}', "is not JSON .it has NaN"),
+        (b"[" * 100_000, "is nested too deeply"),
+        (b"[" * 500 + b"]" * 500, "is nested too deeply"),
+        (b'{"format": ' + b"9" * 10_000 + b"}", "is not JSON"),
+        (b"[]", "is not a model"),
+        (b"null", "is not a model"),
+    ):
+        saved.write_bytes(text)
+        with pytest.raises(ValueError, match=message):
+            Sequential.load(saved)
 
 
-@pytest.mark.parametrize("pickled", [False, True])
-def test_weights_files_that_hold_something_else(saved, pickled):
-    import hashlib
+def test_a_small_file_with_the_form_of_a_large_model_makes_nothing(saved):
+    """17 TB of weights, in the form and in the list of weights, but no data."""
+    import tracemalloc
 
-    (weights,) = saved.parent.glob("*.npz")
-    if pickled:
-        np.savez(weights, **{"conv/kernel": np.array([{}], object)})
-    else:
-        weights.write_bytes(b"no archive")
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    change(saved, lambda record: record["weights"].update(sha256=digest))
-    with pytest.raises(ValueError, match="holds no weights"):
-        Sequential.load(saved)
+    def edit(record):
+        record["config"]["layers"][3]["config"].update(units=2**40)
+        record["weights"][2].update(shape=[4, 2**40])
+
+    change(saved, edit)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="characters of data"):
+            Sequential.load(saved)
+        change(saved, lambda record: record["weights"][2].update(shape=[0, 2**40], data=""))
+        with pytest.raises(ValueError, match="out/kernel has shape"):
+            Sequential.load(saved)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+# ------------------------------------------------------------------------- the file itself
+
+
+def test_links_stay_links(tmp_path):
+    (tmp_path / "models").mkdir()
+    link = tmp_path / "m.json"
+    link.symlink_to(Path("models") / "real.json")
+    model = model_of()
+    model.save(link)  # to where there is nothing yet
+    model.save(link)
+    assert link.is_symlink()
+    assert names(tmp_path / "models") == ["real.json"]
+    assert names(tmp_path) == ["m.json", "models"]
+    Sequential.load(link)
+    loop = tmp_path / "loop.json"
+    loop.symlink_to(loop)
+    with pytest.raises(OSError, match=r"loop\.json"):
+        model.save(loop)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_modes(tmp_path, umask):
+    path = tmp_path / "m.json"
+    model = model_of()
+    before = os.umask(umask)
+    try:
+        model.save(path)
+        assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+        for mode in (0o600, 0o640, 0o666, 0o444):
+            path.chmod(mode)
+            model.save(path)
+            assert path.stat().st_mode & 0o777 == mode
+    finally:
+        os.umask(before)
+
+
+def test_long_names(tmp_path):
+    path = tmp_path / ("\N{GREEK SMALL LETTER OMEGA}" * 125 + ".json")  # 255 bytes
+    model_of().save(path)
+    assert names(tmp_path) == [path.name]
+    with pytest.raises(OSError, match="too long"):
+        model_of().save(tmp_path / ("a" * 255 + ".json"))
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    directory = tmp_path / "d.json"
+    directory.mkdir()
+    with pytest.raises(IsADirectoryError, match=r"nothing has been replaced.*d\.json"):
+        model_of().save(directory)
+    with pytest.raises(IsADirectoryError):
+        Sequential.load(directory)
+    if not Path("/dev/full").exists():
+        return
+    full = tmp_path / "full.json"
+    full.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left .*full\.json"):
+        model_of().save(full)
+    assert Path("/dev/full").is_char_device()
+    assert names(tmp_path) == ["d.json", "full.json"]
+
+
+def test_temporary_files_of_killed_processes(tmp_path, monkeypatch):
+    path = tmp_path / "m.json"
+    old, others = tmp_path / ".m.json.0123abcd.tmp", [".m.json.mine.tmp", ".n.json.0123abcd.tmp"]
+    for name in (old.name, *others):
+        (tmp_path / name).touch()
+    model = model_of()
+    model.save(path)  # it is new: its process may be about to lock it
+    assert old.exists()
+    monkeypatch.setattr(_files, "GRACE", -1.0)
+    with open(old, "rb") as file:
+        assert _files._lock(file)
+        model.save(path)  # it is in use
+        assert old.exists()
+    model.save(path)
+    assert names(tmp_path) == sorted([*others, path.name])
+    assert storage.VERSION == 2

@@ -1,0 +1,107 @@
+"""The saved form of a model, in Keras' words: its layers, and the weights that they will have.
+
+Contract: what is read here comes from other programs and from files.  No weight is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .. import _errors
+from .base import Form, Layer, Shape, shape_of
+from .convolution import Conv1D, Conv2D, Conv3D
+from .dense import Dense
+from .flatten import Flatten
+from .inputs import InputLayer
+
+LAYERS: dict[str, type[Layer]] = {
+    kind.__name__: kind for kind in (Dense, Conv1D, Conv2D, Conv3D, Flatten)
+}
+
+
+def layers_of(config: Any, custom_objects: Mapping[str, Any] | None) -> list[Layer | InputLayer]:
+    """Return the layers of a saved model; they are not built.
+
+    Raises
+    ------
+    TypeError
+        When `config` is no mapping.
+    TypeError, ValueError
+        When it lacks a part, holds what fastreg does not have, or is that of a graph of layers.
+    """
+    if not isinstance(config, Mapping):
+        raise TypeError(
+            f"config must be a dict with the layers of a Sequential, not "
+            f"{_errors.described(config)}; pass what get_config() gave"
+        )
+    saved_layers = config.get("layers")
+    if not isinstance(saved_layers, (list, tuple)):
+        raise ValueError(
+            f'config must have a list of layers under "layers", not '
+            f"{_errors.described(saved_layers)}; pass what get_config() of a Sequential gave"
+        )
+    _refuse_graph(config)
+    return [_layer_of(saved, place, custom_objects) for place, saved in enumerate(saved_layers)]
+
+
+def weights_of(config: Any, custom_objects: Mapping[str, Any] | None) -> dict[str, Form]:
+    """Return shape and dtype of each weight that a model of this form will have.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Those of :func:`layers_of`, and when a layer does not take its input.
+    """
+    found: dict[str, Form] = {}
+    shape: Shape | None = None
+    for place, layer in enumerate(layers_of(config, custom_objects)):
+        if isinstance(layer, InputLayer):
+            shape = layer.batch_shape
+            continue
+        if shape is None and layer._first_input is not None and place == 0:
+            shape = (None, *layer._first_input)
+        if shape is None:
+            if config.get("build_input_shape") is None:
+                return {}  # it will be built by its first call
+            shape = shape_of(config["build_input_shape"], "build_input_shape")
+        found.update(layer.weight_forms(shape))
+        shape = layer.compute_output_shape(shape)
+    return found
+
+
+def _refuse_graph(config: Mapping[str, Any]) -> None:
+    """Refuse a functional model, which has "layers" too: read as a stack it is another model."""
+    for owner in (config, *config["layers"]):
+        for key in ("input_layers", "output_layers", "inbound_nodes"):
+            if isinstance(owner, Mapping) and key in owner:
+                raise ValueError(
+                    f"config has {key!r}, so it is that of a functional model, a graph of layers; "
+                    "fastreg has stacks only: where the graph is one, pass "
+                    "keras.Sequential(model.layers).get_config()"
+                )
+
+
+def _layer_of(
+    saved: Any, place: int, custom_objects: Mapping[str, Any] | None
+) -> Layer | InputLayer:
+    """Make one layer of a saved model; errors say which one it is."""
+    where = f'config["layers"][{place}]'
+    name = saved.get("class_name") if isinstance(saved, Mapping) else None
+    if not isinstance(name, str) or (name != "InputLayer" and name not in LAYERS):
+        raise ValueError(
+            f"{where} is of the class {name!r}; fastreg has "
+            f"{_errors.listed((*LAYERS, 'InputLayer'))}"
+        )
+    own = saved.get("config")
+    if not isinstance(own, Mapping):
+        raise ValueError(
+            f'{where}, {name}, must have a dict under "config", not {_errors.described(own)}'
+        )
+    try:
+        if name == "InputLayer":
+            return InputLayer(**own)
+        return LAYERS[name].from_config(own, custom_objects)
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{where}, {name}: {error}") from error

@@ -1,0 +1,59 @@
+"""Input: what a model takes, as a shape without elements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .. import _checks
+from . import precision
+from .base import automatic_name, checked_name, refuse_others, shape_of
+
+
+class InputLayer:
+    """What a model takes: a shape without elements; made by :func:`Input`."""
+
+    def __init__(
+        self,
+        shape: Sequence[int | None] | None = None,
+        batch_size: int | None = None,
+        dtype: Any = None,
+        batch_shape: Sequence[int | None] | None = None,
+        name: str | None = None,
+        **others: Any,
+    ) -> None:
+        refuse_others("Input", others)
+        if (shape is None) == (batch_shape is None):
+            raise ValueError("Input must have one of shape (without the batch) and batch_shape")
+        if batch_shape is not None:
+            self.batch_shape = shape_of(batch_shape, "batch_shape")
+        else:
+            size = (
+                None if batch_size is None else _checks.positive_integer(batch_size, "batch_size")
+            )
+            self.batch_shape = (size, *shape_of(shape, "shape"))
+        self.dtype = precision.get(dtype).name
+        self.name = automatic_name(InputLayer) if name is None else checked_name(name)
+
+    def get_config(self) -> dict[str, Any]:
+        """Give the arguments that make this input, in Keras' form."""
+        return {"batch_shape": self.batch_shape, "dtype": self.dtype, "name": self.name}
+
+
+def Input(shape: Sequence[int | None], **others: Any) -> InputLayer:  # noqa: N802, as in Keras
+    """Say what a model takes, as ``keras.Input``.
+
+    Parameters
+    ----------
+    shape : sequence of int or None
+        Extents without the batch.
+    **others
+        `batch_size`, `name`, `dtype`.
+
+    Examples
+    --------
+    >>> from fastreg.layers import Dense, Sequential
+    >>> Sequential([Input((4,)), Dense(2)]).count_params()
+    10
+    """
+    return InputLayer(shape, **others)
