@@ -14,11 +14,14 @@ from .. import _adapters, _checks, _results
 from .._float_environment import product
 from .._penalty import VALUE
 from ..penalties import evaluation
+from ..penalties.names import counted
 from ..penalties.plan import Plan
-from ..penalties.rules import Rules, checked_rules, match
+from ..penalties.report import Report, make_report
+from ..penalties.rules import Rules, called, checked_rules, match
 from ..regularizers.base import Configured
-from . import traced
+from . import leaves, traced
 from .pytrees import REGISTERED
+from .sharding import checked_specs
 from .strengths import is_followed
 
 
@@ -29,7 +32,8 @@ def attach(params: Any, rules: Any) -> TreePenalties:
     ----------
     params : pytree of arrays
         Its structure counts, and not its arrays: every method is given the parameters anew.  A
-        leaf's name is its path, joined by "/": "dense/kernel", "layers/0/bias".
+        leaf's name is its path, joined by "/": "dense/kernel", "layers/0/bias".  What holds one
+        array and has ``__jax_array__``, as parameters of flax nnx do, is a leaf by its own path.
     rules : mapping, or what ``fastreg.regularizers.get`` takes
         As for ``fastreg.attach``: globs over names, of which the first that matches wins, each with
         a regularizer or None; or one regularizer for all leaves.
@@ -87,7 +91,7 @@ class TreePenalties:
         return dict(self._rules.by_glob)
 
     def __repr__(self) -> str:
-        return f"<TreePenalties on {len(self._plan.names)} of {self._treedef.num_leaves} leaves>"
+        return f"<TreePenalties on {counted(self._plan.names, self._treedef.num_leaves, 'leaves')}>"
 
     def value(
         self, params: Any, *, scale: Any = 1.0, mesh: Any = None, specs: Any = None
@@ -116,8 +120,12 @@ class TreePenalties:
             When names and rules do not fit, or a strength is not finite after scaling.
         """
         plan, weights = self._ready(params)
-        placed = () if mesh is None else plan.source(_leaf_specs(specs, params))
-        return _value(plan, weights, scale, mesh, placed)
+        if mesh is None:
+            if specs is not None:
+                raise TypeError("specs are those of a mesh, which is missing; pass mesh as well")
+            return _value(plan, weights, scale)
+        mesh, every = checked_specs(mesh, specs, params, plan.source.names)
+        return _value(plan, weights, scale, mesh, plan.source(every))
 
     def gradient(self, params: Any, *, scale: Any = 1.0, grad_scale: Any = 1.0) -> Any:
         """Give the gradient as a tree like `params`, zeros where there is no penalty.
@@ -139,6 +147,7 @@ class TreePenalties:
             For leaves of integers that have a penalty.
         """
         plan, weights = self._ready(params)
+        scale, grad_scale = _factor(scale, "scale"), _factor(grad_scale, "grad_scale")
         strengths, which = plan.strengths(), iter(plan.which)
         gradients = []
         for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True):
@@ -156,40 +165,67 @@ class TreePenalties:
     ) -> tuple[jax.Array, Any]:
         """Give what :meth:`value` and :meth:`gradient` give, from one call of the core."""
         plan, weights = self._ready(params)
+        grad_scale = _factor(grad_scale, "grad_scale")
         for name, weight in zip(plan.names, weights, strict=True):
             if not jnp.issubdtype(weight.dtype, jnp.floating):
                 raise TypeError(
-                    f"params[{name!r}] has dtype {weight.dtype}, for which there is no gradient; "
-                    "give it the rule None"
+                    f"{leaves.label(name)} has dtype {weight.dtype}, for which there is no "
+                    "gradient; give it the rule None"
                 )
         value, pull_back = jax.vjp(lambda weights: _value(plan, weights, scale), weights)
-        if not is_followed(grad_scale):
-            grad_scale = _checks.multiplier(grad_scale, "grad_scale")
         (gradients,) = pull_back(jnp.asarray(grad_scale, value.dtype))
         return value, _like(params, plan, gradients)
+
+    def report(self, params: Any, *, scale: float = 1.0) -> Report:
+        """Return each leaf's penalty, share of zeros and rule, outside of compiled functions.
+
+        Parameters
+        ----------
+        params : pytree of arrays
+            As for :meth:`value`; sharded ones as well.
+        scale : float, optional
+            A factor.
+
+        Returns
+        -------
+        Report
+            A dict of ``fastreg.penalties.ReportRow`` by name; ``print(report)`` shows a table.
+
+        Raises
+        ------
+        TypeError
+            For what JAX traces.
+
+        Examples
+        --------
+        >>> import jax.numpy as jnp
+        >>> params = {"kernel": jnp.asarray([0.0, 1.0]), "bias": jnp.asarray([3.0])}
+        >>> print(attach(params, {"kernel": "l2"}).report(params))
+        tensor  penalty  zeros  rule
+        bias          0   0.0%  -
+        kernel     0.01  50.0%  L2(l2=0.01)
+        total      0.01
+        """
+        plan, weights = self._ready(params)
+        zeros = [
+            leaves.share_of_zeros(leaf, name)
+            for leaf, name in zip(jax.tree_util.tree_leaves(params), plan.source.names, strict=True)
+        ]
+        return make_report(plan, _values(plan, weights, scale), zeros)
 
     def _ready(self, params: Any) -> tuple[Plan, tuple[Any, ...]]:
         plan = self._plan
         if jax.tree_util.tree_structure(params) != self._treedef:
             plan = _make_plan(params, self._rules)
-        leaves = jax.tree_util.tree_leaves(params)
-        return plan, plan.source(leaves)
-
-
-def _name(path: Any) -> str:
-    # What keystr(path, simple=True, separator="/") gives, which JAX 0.5 does not have.
-    return "/".join(str(_of_key(key)) for key in path)
-
-
-def _of_key(key: Any) -> Any:
-    for attribute in ("key", "idx", "name"):
-        if hasattr(key, attribute):
-            return getattr(key, attribute)
-    return key
+        weights = plan.source(jax.tree_util.tree_leaves(params))
+        for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True):
+            if is_fused:
+                leaves.require_array(weight, name)
+        return plan, weights
 
 
 def _make_plan(params: Any, rules: Rules) -> Plan:
-    names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    names = leaves.names_of(params)
     rule_of, _ = match(names, rules)
     return Plan(
         names, {name: rule for name, rule in rule_of.items() if rule is not None}, (), rule_of
@@ -211,7 +247,7 @@ def _value(
         scale,
         mesh=mesh,
         specs=tuple(compress(specs, plan.fused)),
-        names=[f"params[{name!r}]" for name in compress(plan.names, plan.fused)],
+        names=[leaves.label(name) for name in compress(plan.names, plan.fused)],
     )
     for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True):
         if not is_fused:
@@ -219,33 +255,35 @@ def _value(
     return total
 
 
+def _values(plan: Plan, weights: tuple[Any, ...], scale: float) -> list[float]:
+    """Return each leaf's penalty, of arrays that have elements."""
+    fused = tuple(compress(weights, plan.fused))
+    if all(_adapters.following(weight) is None for weight in fused):
+        return evaluation.values(plan, weights, scale)
+    factor = _checks.multiplier(scale, "scale")
+    of_fused = iter(traced.values(fused, plan.strengths(), plan.which, factor))
+    return [
+        float(next(of_fused)) if is_fused else called(plan.rules[name], name, weight) * factor
+        for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True)
+    ]
+
+
+def _factor(number: Any, name: str) -> Any:
+    return number if is_followed(number) else _checks.multiplier(number, name)
+
+
 def _like(params: Any, plan: Plan, gradients: Iterable[Any]) -> Any:
     """Return the gradients of the penalised leaves in a tree like `params`, zeros elsewhere."""
-    leaves, treedef = jax.tree_util.tree_flatten(params)
+    all_leaves, treedef = jax.tree_util.tree_flatten(params)
     # By place: two leaves may have one name, {"a/b": ..., "a": {"b": ...}}.
     of_weights = iter(gradients)
     return jax.tree_util.tree_unflatten(
         treedef,
         [
-            next(of_weights) if name in plan.rules else jnp.zeros_like(leaf)
-            for name, leaf in zip(plan.source.names, leaves, strict=True)
+            next(of_weights) if name in plan.rules else leaves.zeros_like(leaf, name)
+            for name, leaf in zip(plan.source.names, all_leaves, strict=True)
         ],
     )
-
-
-def _leaf_specs(specs: Any, params: Any) -> list[Any]:
-    """Give the spec of each leaf, from a tree that may be a prefix of theirs."""
-
-    def is_spec(x: Any) -> bool:
-        return isinstance(x, jax.sharding.PartitionSpec)
-
-    whole = jax.tree_util.tree_map(
-        lambda spec, part: jax.tree_util.tree_map(lambda _: spec, part),
-        specs,
-        params,
-        is_leaf=is_spec,
-    )
-    return list(jax.tree_util.tree_leaves(whole, is_leaf=is_spec))
 
 
 def _is_followed(plan: Plan, weights: tuple[Any, ...], scale: Any) -> bool:
@@ -267,13 +305,13 @@ def _widest(weights: tuple[Any, ...]) -> Any:
 
 def _flatten(penalties: TreePenalties) -> tuple[tuple[Any, ...], Any]:
     by_glob = penalties._rules.by_glob
-    leaves = tuple(rule for rule in by_glob.values() if type(rule) in REGISTERED)
+    rules = tuple(rule for rule in by_glob.values() if type(rule) in REGISTERED)
     static = tuple(
         (glob, None if type(rule) in REGISTERED else (_kept(rule),))
         for glob, rule in by_glob.items()
     )
     names = tuple(penalties._plan.source.names)
-    return leaves, (static, penalties._rules.for_all, penalties._treedef, names)
+    return rules, (static, penalties._rules.for_all, penalties._treedef, names)
 
 
 def _kept(rule: Any) -> Any:
@@ -281,10 +319,10 @@ def _kept(rule: Any) -> Any:
     return copy.copy(rule) if isinstance(rule, Configured) else rule
 
 
-def _unflatten(aux: Any, leaves: Any) -> TreePenalties:
+def _unflatten(aux: Any, rules: Any) -> TreePenalties:
     static, for_all, treedef, names = aux
-    of_leaves = iter(leaves)
-    by_glob = {glob: next(of_leaves) if rule is None else rule[0] for glob, rule in static}
+    of_rules = iter(rules)
+    by_glob = {glob: next(of_rules) if rule is None else rule[0] for glob, rule in static}
     penalties = object.__new__(TreePenalties)
     penalties._rules = Rules(by_glob, for_all)
     penalties._treedef = treedef

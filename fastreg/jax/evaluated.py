@@ -45,11 +45,10 @@ def evaluated(
     form: Form, weights: tuple[Any, ...], operands: tuple[Any, ...], slopes: tuple[Any, ...]
 ) -> tuple[Any, Any]:
     """Give each tensor's value, and their canonical sum."""
-    if form.mesh is None:
-        # A gradient varies as its tensor does: inside, where all are alike.  What made them so has
-        # a gradient of JAX's own, the sum over the devices.
-        mixed = handler.alike((*weights, *operands))
-        weights, operands = mixed[: len(weights)], mixed[len(weights) :]
+    # A gradient varies as its tensor does: inside, where all are alike.  What made them so has a
+    # gradient of JAX's own, the sum over the devices.
+    mixed = handler.alike((*weights, *operands))
+    weights, operands = mixed[: len(weights)], mixed[len(weights) :]
     result: tuple[Any, Any] = _evaluated(form, weights, operands, slopes)
     return result
 
@@ -107,7 +106,12 @@ def _weight_bar(
     if not jnp.issubdtype(w.dtype, jnp.floating):
         return np.zeros(w.shape, jax.dtypes.float0)
     both = coefficients(operands[rule], slopes[rule])
-    return slope.compiled(w, form.terms[rule], both, upstream[index])
+    return slope.compiled(
+        w,
+        form.terms[rule],
+        both,
+        jax.lax.index_in_dim(upstream, index, keepdims=False),
+    )
 
 
 def _unit_sums(form: Form, weights: Any) -> tuple[Any, Any]:

@@ -65,16 +65,24 @@ def sharded_penalty(mesh: Any, specs: Any, rules: Any) -> Callable[..., jax.Arra
     Parameters
     ----------
     mesh : jax.sharding.Mesh
-    specs : PartitionSpec, or tree of them
-        How the parameters are sharded; a tree may be a prefix of theirs.
+    specs : PartitionSpec or NamedSharding, or tree of them
+        How the parameters are sharded; a tree may be a prefix of theirs.  Devices must share each
+        axis equally.
     rules : regularizer, mapping or TreePenalties
         As for :func:`attach`.  One regularizer is for all leaves.
 
     Returns
     -------
     callable
-        ``f(params, *, scale=1.0)``, for an array or a tree; pure.  Its sum is as exact as JAX's
-        default float: 1e-7 relative in float32, 1e-15 where float64 is enabled.
+        ``f(params, *, scale=1.0, rules=None)``, for an array or a tree; pure.  Its `rules`, instead
+        of those given here, may be an argument of a compiled function, for schedules: strengths of
+        the others are constants there.  Its sum is as exact as JAX's default float: 1e-7 relative
+        in float32, 1e-15 where float64 is enabled.
+
+    Raises
+    ------
+    TypeError, ValueError
+        By the function, when mesh, specs and parameters do not fit; the leaf is named.
 
     Examples
     --------
@@ -88,8 +96,11 @@ def sharded_penalty(mesh: Any, specs: Any, rules: Any) -> Callable[..., jax.Arra
     (Array(1.5, dtype=float32), Array([ 0.5, -0.5], dtype=float32))
     """
 
-    def value(params: Any, *, scale: Any = 1.0) -> jax.Array:
-        penalties = rules if isinstance(rules, TreePenalties) else attach(params, rules)
+    default = rules
+
+    def value(params: Any, *, scale: Any = 1.0, rules: Any = None) -> jax.Array:
+        chosen = default if rules is None else rules
+        penalties = chosen if isinstance(chosen, TreePenalties) else attach(params, chosen)
         return penalties.value(params, scale=scale, mesh=mesh, specs=specs)
 
     return value

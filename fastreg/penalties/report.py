@@ -68,12 +68,12 @@ def shares_of_zeros(plan: Plan, source: Any) -> list[float]:
     names = plan.source.names
     arrays = Selection(names, names)(source)
     return [
-        _share_of_zeros(array, f"tensors[{name!r}]")
+        share_of_zeros(array, f"tensors[{name!r}]")
         for name, array in zip(names, arrays, strict=True)
     ]
 
 
-def _share_of_zeros(x: Any, name: str) -> float:
+def share_of_zeros(x: Any, name: str) -> float:
     """Give the share of elements that are 0 (of either sign), from 0 to 1; 0.0 when empty."""
     if "complex" in str(getattr(x, "dtype", "")):
         x = x != 0

@@ -32,7 +32,10 @@ def expected_value(params):
 def test_names_values_and_gradients(engine):
     params = make_params()
     penalties = attach(params, RULES)
-    assert repr(penalties) == "<TreePenalties on 4 of 6 leaves>"
+    assert repr(penalties) == (
+        "<TreePenalties on 4 of 6 leaves: 'layers/0/bias', 'layers/0/kernel', 'layers/1/bias', "
+        "'layers/1/kernel'>"
+    )
     value = jax.jit(penalties.value)(params)
     assert value.dtype == jnp.float32
     assert float(value) == pytest.approx(expected_value(params), rel=1e-6)
@@ -109,6 +112,100 @@ def test_another_structure_is_matched_anew():
         attach(params, {"*kernle": "l2"})
 
 
+def test_a_report_says_what_each_leaf_has(engine):
+    params = make_params()
+    params["layers"][0]["bias"] = jnp.asarray([0.0, -0.0, 1e-40, 1.0])
+    penalties = attach(params, {"*0/kernel": lambda w: jnp.abs(w).max()} | RULES)
+    report = penalties.report(params, scale=0.5)
+    names = [*report]
+    assert names == [
+        *("head/0", "layers/0/bias", "layers/0/kernel", "layers/1/bias", "layers/1/kernel"),
+        "steps",
+    ]
+    assert report.total == pytest.approx(0.5 * float(penalties.value(params)), rel=1e-6)
+    kernel = params["layers"][1]["kernel"]
+    assert report["layers/1/kernel"].penalty == pytest.approx(0.5 * float(L1L2(0.3, 0.7)(kernel)))
+    assert report["layers/1/kernel"].rule == L1L2(0.3, 0.7)
+    assert report["layers/0/bias"].zeros == 0.5
+    assert report["head/0"].rule is None
+    assert report["steps"].zeros == pytest.approx(1 / 3)
+    assert str(report).splitlines()[-1].startswith("total")
+    with pytest.raises(TypeError, match=r"params\['head/0'\] is a JAX tracer"):
+        jax.jit(penalties.report)(params)
+
+
+class Variable:
+    """A container of one array that is a node of the tree, as parameters of flax nnx are."""
+
+    def __init__(self, *values):
+        self.values = values
+
+    def __jax_array__(self):
+        return self.values[0]
+
+
+jax.tree_util.register_pytree_with_keys(
+    Variable,
+    lambda variable: (
+        [(jax.tree_util.GetAttrKey(f"value{i}"), x) for i, x in enumerate(variable.values)],
+        None,
+    ),
+    lambda _, values: Variable(*values),
+)
+
+
+def test_containers_of_one_array_end_a_name(engine):
+    params = {"a": {"kernel": Variable(jnp.ones(3)), "two": Variable(jnp.ones(1), jnp.ones(1))}}
+    penalties = attach(params, {"*kernel": L1(0.5), "a/two/value1": L1(2.0)})
+    assert repr(penalties) == "<TreePenalties on 2 of 3 leaves: 'a/kernel', 'a/two/value1'>"
+    assert float(jax.jit(penalties.value)(params)) == 3.5
+    gradients = penalties.gradient(params)
+    assert gradients["a"]["kernel"].values[0].tolist() == [0.5] * 3
+
+
+def test_states_of_flax(engine):
+    nnx = pytest.importorskip("flax.nnx")
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    for tree in (nnx.state(model), nnx.state(model, nnx.Param)):
+        penalties = attach(tree, {"kernel": L1(0.5), "bias": None})
+        value, gradients = penalties.value_and_grad(tree)
+        kernel = np.asarray(model.kernel[...])
+        assert float(value) == pytest.approx(float(L1(0.5)(jnp.asarray(kernel))), rel=1e-6)
+        assert np.asarray(gradients["kernel"][...]).tolist() == (0.5 * np.sign(kernel)).tolist()
+
+
+def test_leaves_that_are_no_arrays_are_named(engine):
+    params = {"weight": jnp.ones(3), "activation": jnp.tanh}
+    penalties = attach(params, {"weight": L1(0.5)})
+    assert float(penalties.value(params)) == 1.5
+    for call in (penalties.gradient, penalties.value_and_grad):
+        with pytest.raises(
+            TypeError, match=r"params\['activation'\] is a .* has no gradient; pass"
+        ):
+            call(params)
+    arrays = params | {"activation": None}
+    assert penalties.gradient(arrays)["activation"] is None
+    everything = attach(params, L1(0.5))
+    for call in (everything.value, everything.gradient, everything.value_and_grad):
+        with pytest.raises(TypeError, match=r"params\['activation'\] must be an array, not a "):
+            call(params)
+    assert penalties.report(params)["activation"].zeros == 0.0
+
+
+def test_modules_of_equinox(engine):
+    equinox = pytest.importorskip("equinox")
+    model = equinox.nn.MLP(3, 2, 4, 1, key=jax.random.PRNGKey(0))
+    penalties = attach(model, {"*weight": L1(0.5)})
+    with pytest.raises(TypeError, match=r"params\['activation'\] is .* equinox.filter"):
+        penalties.gradient(model)
+    arrays = equinox.filter(model, equinox.is_array)
+    gradients = penalties.gradient(arrays)
+    by_jax = equinox.filter_grad(penalties.value)(model)
+    assert jax.tree_util.tree_structure(gradients) == jax.tree_util.tree_structure(arrays)
+    for layer, other in zip(gradients.layers, by_jax.layers, strict=True):
+        assert layer.weight.tolist() == other.weight.tolist()
+
+
 def test_what_does_not_fit_is_named(engine):
     params = {"a": jnp.ones(3), "b": jnp.ones(2, "complex64")}
     with pytest.raises(TypeError, match=r"params\['b'\] has dtype complex64"):
@@ -118,6 +215,10 @@ def test_what_does_not_fit_is_named(engine):
         penalties.value_and_grad(params, grad_scale=float("nan"))
     with pytest.raises(TypeError, match="grad_scale must be a finite number, not str '2'"):
         penalties.value_and_grad(params, grad_scale="2")
+    with pytest.raises(TypeError, match="scale must be a finite number, not str '2'"):
+        penalties.gradient(params, scale="2")
+    with pytest.raises(ValueError, match="scale must be a finite number, not float nan"):
+        penalties.gradient(params, scale=float("nan"))
 
 
 def test_names_with_brackets(engine):

@@ -1,0 +1,103 @@
+"""The leaves of a tree of parameters: their names, and what of them is counted.
+
+Contract
+--------
+- A leaf's name is its path, joined by "/".  A container of one array that JAX takes for the array,
+  as a parameter of flax nnx is, ends the path: "dense/kernel" and not "dense/kernel/value".
+- What is no array, an activation function in a module of equinox for example, is a leaf as well.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import _adapters, _dtypes, _errors
+from .._frameworks import is_jax_tracer, wraps_jax_array
+from ..penalties import report
+
+_ARRAYS_ALONE = "pass a tree of arrays alone, for example equinox.filter(params, equinox.is_array)"
+
+
+def names_of(tree: Any) -> list[str]:
+    """Return the names of a tree's leaves, in their order."""
+    names = []
+    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=wraps_jax_array):
+        if not wraps_jax_array(node):
+            names.append(_name(path))
+            continue
+        inner = [rest for rest, _ in jax.tree_util.tree_leaves_with_path(node)]
+        names += [_name(path if len(inner) == 1 else (*path, *rest)) for rest in inner]
+    return names
+
+
+def _name(path: Any) -> str:
+    # What keystr(path, simple=True, separator="/") gives, which JAX 0.5 does not have.
+    return "/".join(str(_of_key(key)) for key in path)
+
+
+def _of_key(key: Any) -> Any:
+    for attribute in ("key", "idx", "name"):
+        if hasattr(key, attribute):
+            return getattr(key, attribute)
+    return key
+
+
+def label(name: str) -> str:
+    """Return what messages call a leaf; a tree that is one array has a leaf without a name."""
+    return f"params[{name!r}]" if name else "params"
+
+
+def require_array(leaf: Any, name: str) -> None:
+    """Refuse a leaf with a penalty that is no array."""
+    if not hasattr(leaf, "dtype"):
+        raise TypeError(
+            f"{label(name)} must be an array, not {_errors.described(leaf)}; give it the rule "
+            f"None, or {_ARRAYS_ALONE}"
+        )
+
+
+def zeros_like(leaf: Any, name: str) -> Any:
+    """Return zeros for the gradient of a leaf without penalty, placed as the leaf is."""
+    if isinstance(leaf, (bool, int, float, complex)) or (
+        hasattr(leaf, "dtype") and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
+    ):
+        return jnp.zeros_like(leaf)
+    raise TypeError(
+        f"{label(name)} is {_errors.described(leaf)}, which has no gradient; {_ARRAYS_ALONE}"
+    )
+
+
+def share_of_zeros(leaf: Any, name: str) -> float:
+    """Return the share of elements that are 0 (of either sign); 0.0 for what has no elements.
+
+    Raises
+    ------
+    TypeError
+        For what JAX traces.
+    """
+    if is_jax_tracer(leaf):
+        raise TypeError(
+            f"{label(name)} is a JAX tracer, which has no elements yet; call report() outside of "
+            "compiled and transformed functions"
+        )
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None or (dtype not in _dtypes.NAMES and dtype != jnp.bfloat16) or not leaf.size:
+        return 0.0
+    if _adapters.tracing(leaf) is None:
+        return report.share_of_zeros(leaf, label(name))
+    return 1.0 - int(_count_of_others(leaf)) / int(leaf.size)
+
+
+def _others(x: Any) -> Any:
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        # As bits: a comparison on CPUs takes subnormal numbers for zeros.
+        bits: Any = {2: np.uint16, 4: np.uint32, 8: np.uint64}[x.dtype.itemsize]
+        x = jax.lax.bitcast_convert_type(x, bits) << bits(1)
+    return jnp.sum(x != 0, dtype=np.uint32)
+
+
+_count_of_others: Any = jax.jit(_others)
