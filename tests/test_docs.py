@@ -6,12 +6,18 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 
 import page
 import pytest
 from interpreter import ROOT
+
+from fastreg.__main__ import main
+
+if sys.version_info >= (3, 11):
+    import tomllib
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHOWN = [
@@ -92,3 +98,38 @@ def test_what_needs_a_missing_package_and_what_follows_is_not_run(tmp_path):
         "```python\na = 1\n```\n\n<!-- setup (needs no_such_package) -->\n\n```python\n1 / 0\n```\n"
     )
     assert outcome(source) == {1: "ran", 5: "needs no_such_package", 7: "needs no_such_package"}
+
+
+COMMANDS = [
+    (path, line)
+    for path in [*PAGES, ROOT / "CONTRIBUTING.md"]
+    for fence in re.findall(
+        r"^```sh\n(.*?)^```$", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    for line in fence.splitlines()
+]
+
+
+@pytest.mark.parametrize(("path", "line"), COMMANDS)
+def test_what_a_command_names_is_there(path, line, capsys):
+    """Which commands run is up to `.ci/run`: many take minutes, or need a network."""
+    extras = re.findall(r"'\.\[(.*?)\]'", line)
+    if extras and sys.version_info >= (3, 11):
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        for extra in ",".join(extras).split(","):
+            assert extra in project["optional-dependencies"]
+    for script in re.findall(r"python (\S+\.py)", line):
+        assert (ROOT / script).is_file()
+    presets = json.loads((ROOT / "CMakePresets.json").read_text(encoding="utf-8"))
+    for kind, name in re.findall(r"cmake (--build )?--preset (\S+)", line):
+        known = presets["buildPresets" if kind else "configurePresets"]
+        assert name in [preset["name"] for preset in known]
+    for words in re.findall(r"-m fastreg ([^#&|]*)", line):
+        named = [
+            word for word in words.split() if word in ("info", "bench", "compare", "frameworks")
+        ]
+        with pytest.raises(SystemExit) as ended:
+            main([*named, "--help"])
+        assert ended.value.code == 0
+        options = re.findall(r"--\w[\w-]*", words)
+        assert set(options) <= set(re.findall(r"--\w[\w-]*", capsys.readouterr().out))
