@@ -117,11 +117,20 @@ class Penalties:
             activity_reduction,
             activity_batch_axis,
         )
+        self._attach()
+
+    def _attach(self) -> None:
+        module, rules, activity_regularizer, reduction, batch_axis = self._arguments
         self._penalties = ModulePenalties(module, rules)
         self._last: Any = None
-        self._activity = Activity(
-            module, activity_regularizer, activity_reduction, activity_batch_axis
-        )
+        self._activity = Activity(module, activity_regularizer, reduction, batch_axis)
+
+    def __getattr__(self, name: str) -> Any:
+        # Of a copy whose module was not there yet.
+        if name in ("_penalties", "_last", "_activity") and "_arguments" in self.__dict__:
+            self._attach()
+            return self.__dict__[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
     def rules(self) -> dict[str, Any]:
@@ -445,14 +454,18 @@ class Penalties:
 
 def _copy(*arguments: Any) -> Penalties:
     """Attach again, as a copied module has no penalties."""
-    module, rules, activity_regularizer, reduction, batch_axis = arguments
-    return Penalties(
-        module,
-        rules,
-        activity_regularizer,
-        activity_reduction=reduction,
-        activity_batch_axis=batch_axis,
-    )
+    made = Penalties.__new__(Penalties)
+    made._arguments = arguments
+    module, _, activity_regularizer, _, _ = arguments
+    # An attribute of the module is made before the module that it belongs to: later, then.
+    if "_parameters" in module.__dict__:
+        made._attach()
+    elif activity_regularizer is not None:
+        raise TypeError(
+            "a module that holds its own Penalties cannot be copied with them where they have an "
+            "activity_regularizer; keep them outside of the module"
+        )
+    return made
 
 
 # The package makes itself the module of this class; doctest then needs to be told of it.

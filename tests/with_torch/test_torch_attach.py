@@ -417,6 +417,24 @@ def test_lazy_parameters_are_refused_until_they_are_there():
     assert fastreg.torch.attach(model, REG).accumulate() > 0.0
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_copies_of_a_module_that_holds_its_penalties(copied):
+    model = network()
+    model.penalties = fastreg.torch.attach(model, regularizers.L2(0.5))
+    other = copied(model)
+    assert repr(other.penalties) == repr(model.penalties)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        assert model.penalties.value() == 0.0
+        assert other.penalties.value() > 0.0
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = other.penalties.nothing
+    model.penalties = fastreg.torch.attach(model, {}, {"0": "l2"})
+    with pytest.raises(TypeError, match="outside of the module"):
+        copied(model)
+
+
 def test_copies_and_pickles():
     model = network()
     penalties = fastreg.torch.attach(model, {"*.weight": REG}, {"1": L1(0.5)})
