@@ -9,6 +9,12 @@
 #include <cstddef>
 #include <cstdint>
 
+// Macros by which some compilers tell; CMakeLists.txt takes back whatever asks for any of this.
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || \
+    defined(__NO_SIGNED_ZEROS__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "the sums of fastreg need IEEE arithmetic: compile without -ffast-math and its parts"
+#endif
+
 #ifdef __CUDACC__
 #define FASTREG_SUM_FUNCTION [[maybe_unused]] static __host__ __device__
 #else
