@@ -27,6 +27,7 @@ constexpr std::int64_t elements_worth_sharing = std::int64_t{1} << 16;
 // A gradient that is only written goes past the caches from this size on: below it, whoever reads it next (an
 // optimizer) finds it in a cache.
 constexpr std::int64_t bytes_worth_streaming = std::int64_t{1} << 25;
+constexpr std::int64_t fewest_streamed = bytes_worth_streaming / static_cast<std::int64_t>(sizeof(double));
 
 bool writes_gradient(unsigned outputs) { return (outputs & output_gradient) != 0; }
 bool wants_value(unsigned outputs) { return (outputs & output_value) != 0; }
@@ -49,62 +50,73 @@ bool is_staged(const Item& item, unsigned outputs) {
 
 // The kernel with streaming stores, where there is one that this item is for; else null.
 Kernel streaming_kernel(const Item& item, unsigned outputs, const KernelTable& table) {
-  if (item.count * static_cast<std::int64_t>(item_size(item.dtype)) < bytes_worth_streaming ||
-      reinterpret_cast<std::uintptr_t>(item.gradients) % 16 != 0 || item.layout != nullptr ||
-      item.gradients == item.weights || item.coefficients.terms == 0 || !is_floating(item.dtype)) {
+  if (item.layout != nullptr || !is_floating(item.dtype) ||
+      item.count * static_cast<std::int64_t>(item_size(item.dtype)) < bytes_worth_streaming ||
+      reinterpret_cast<std::uintptr_t>(item.gradients) % 16 != 0 || item.gradients == item.weights) {
     return nullptr;
   }
   return table.streaming_kernels[static_cast<std::size_t>(item.dtype)][item.coefficients.terms - 1][outputs];
+}
+
+// How many elements of a chunk need memory beside the item's own.
+std::int64_t elements_aside(const Item& item, unsigned outputs) {
+  if (item.layout == nullptr && is_floating(item.dtype) && item.count < fewest_streamed) {
+    return 0;  // as nearly all are
+  }
+  return is_staged(item, outputs) || item.count >= fewest_streamed ? std::min<std::int64_t>(item.count, chunk_size) : 0;
 }
 
 // Memory in which the chunks of staged items are laid out for the kernels, and which streaming kernels need, for each
 // thread of a call. Not on the stack, which may be as small as 64 KiB in threads that others have made.
 class Stages {
  public:
-  Stages(const Item* items, std::size_t item_count, unsigned outputs, const KernelTable& table, int threads)
-      : count_(threads) {
-    std::int64_t most = 0;
-    for (std::size_t i = 0; i < item_count; ++i) {
-      if (is_staged(items[i], outputs) || streaming_kernel(items[i], outputs, table) != nullptr) {
-        most = std::max(most, std::min<std::int64_t>(items[i].count, chunk_size));
-      }
-    }
-    if (most != 0) {
-      lines_ = (static_cast<std::size_t>(most) * sizeof(double) + sizeof(Line) - 1) / sizeof(Line);
-      memory_.reset(new Line[2 * lines_ * static_cast<std::size_t>(count_)]);
-      taken_ = std::make_unique<std::atomic<bool>[]>(static_cast<std::size_t>(count_));
+  // Room for so many elements of a chunk; nothing is allocated for none.
+  Stages(std::int64_t elements, int threads) {
+    if (elements != 0) {
+      memory_ = std::make_unique<Memory>(static_cast<std::size_t>(elements), static_cast<std::size_t>(threads));
     }
   }
-
-  // One of them, for one thread: room for the weights and for the gradients of a chunk.
-  class Stage {
-   public:
-    explicit Stage(const Stages& stages) : stages_(stages) {
-      while (stages_.taken_[place_].exchange(true, std::memory_order_acquire)) {
-        place_ = (place_ + 1) % static_cast<std::size_t>(stages_.count_);
-      }
-    }
-    ~Stage() { stages_.taken_[place_].store(false, std::memory_order_release); }
-    Stage(const Stage&) = delete;
-    Stage& operator=(const Stage&) = delete;
-
-    static_assert(chunk_size * sizeof(double) >= streaming_scratch_bytes);
-    void* weights() const { return &stages_.memory_[2 * place_ * stages_.lines_]; }
-    void* gradients() const { return &stages_.memory_[(2 * place_ + 1) * stages_.lines_]; }
-
-   private:
-    const Stages& stages_;
-    std::size_t place_ = 0;
-  };
 
  private:
   struct alignas(64) Line {
     char bytes[64];
   };
-  int count_;
-  std::size_t lines_ = 0;
-  std::unique_ptr<Line[]> memory_;
-  std::unique_ptr<std::atomic<bool>[]> taken_;
+  struct Memory {
+    Memory(std::size_t elements, std::size_t threads)
+        : count(threads),
+          lines_each((elements * sizeof(double) + sizeof(Line) - 1) / sizeof(Line)),
+          lines(new Line[2 * lines_each * threads]),
+          taken(std::make_unique<std::atomic<bool>[]>(threads)) {}
+    std::size_t count;
+    std::size_t lines_each;
+    std::unique_ptr<Line[]> lines;
+    std::unique_ptr<std::atomic<bool>[]> taken;
+  };
+
+ public:
+  // A thread's own: room for the weights and for the gradients of a chunk.
+  class Stage {
+   public:
+    explicit Stage(const Stages& stages) : memory_(*stages.memory_) {
+      while (memory_.taken[place_].exchange(true, std::memory_order_acquire)) {
+        place_ = (place_ + 1) % memory_.count;
+      }
+    }
+    ~Stage() { memory_.taken[place_].store(false, std::memory_order_release); }
+    Stage(const Stage&) = delete;
+    Stage& operator=(const Stage&) = delete;
+
+    static_assert(chunk_size * sizeof(double) >= streaming_scratch_bytes);
+    void* weights() const { return &memory_.lines[2 * place_ * memory_.lines_each]; }
+    void* gradients() const { return &memory_.lines[(2 * place_ + 1) * memory_.lines_each]; }
+
+   private:
+    const Memory& memory_;
+    std::size_t place_ = 0;
+  };
+
+ private:
+  std::unique_ptr<Memory> memory_;
 };
 
 // What scatter takes zeros from.
@@ -114,11 +126,7 @@ const char chunk_of_zeros[chunk_size * sizeof(double)] = {};
 class ChunkRun {
  public:
   ChunkRun(const Item& item, unsigned outputs, const KernelTable& table, const Stages& stages)
-      : item_(item),
-        outputs_(outputs),
-        kernel_(choose(item, outputs, table)),
-        streaming_(streaming_kernel(item, outputs, table)),
-        stages_(stages) {}
+      : item_(item), outputs_(outputs), table_(table), stages_(stages) {}
 
   void run(std::int64_t first, std::int64_t chunks, ChunkSums sums) const {
     const std::int64_t begin = first * chunk_size;
@@ -136,13 +144,11 @@ class ChunkRun {
                                 sums.l1,
                                 sums.l2,
                                 nullptr};
-      if (streaming_ == nullptr) {
-        kernel_(arguments);
-        return;
+      if (item_.count < fewest_streamed) {
+        kernel()(arguments);
+      } else {
+        run_large(arguments);
       }
-      const Stages::Stage stage(stages_);
-      arguments.scratch = stage.weights();
-      streaming_(arguments);
       return;
     }
     const Stages::Stage stage(stages_);
@@ -152,12 +158,19 @@ class ChunkRun {
   }
 
  private:
-  static Kernel choose(const Item& item, unsigned outputs, const KernelTable& table) {
-    if (item.coefficients.terms == 0) {
-      return nullptr;
+  Kernel kernel() const {
+    const auto dtype = static_cast<std::size_t>(is_floating(item_.dtype) ? item_.dtype : DType::f64);
+    return table_.kernels[dtype][item_.coefficients.terms - 1][outputs_];
+  }
+
+  void run_large(KernelArguments& arguments) const {
+    if (const Kernel streaming = streaming_kernel(item_, outputs_, table_)) {
+      const Stages::Stage stage(stages_);
+      arguments.scratch = stage.weights();
+      streaming(arguments);
+    } else {
+      kernel()(arguments);
     }
-    const auto dtype = static_cast<std::size_t>(is_floating(item.dtype) ? item.dtype : DType::f64);
-    return table.kernels[dtype][item.coefficients.terms - 1][outputs];
   }
 
   const void* weights_at(std::int64_t element) const {
@@ -197,7 +210,7 @@ class ChunkRun {
       }
       arguments.gradients = gradients;
     }
-    kernel_(arguments);
+    kernel()(arguments);
     if (gradients_apart) {
       scatter(*item_.layout, Operand::gradients, item_.gradients, size, begin, count, gradients);
     }
@@ -221,8 +234,7 @@ class ChunkRun {
 
   const Item& item_;
   unsigned outputs_;
-  Kernel kernel_;
-  Kernel streaming_;  // instead, for a large gradient that is only written; or null
+  const KernelTable& table_;
   const Stages& stages_;
 };
 
@@ -255,12 +267,14 @@ class SumMemory {
 // One item after the other, on this thread.
 void evaluate_in_turn(const Item* items, std::size_t item_count, unsigned outputs, double* values) {
   std::int64_t most_chunks = 0;
+  std::int64_t aside = 0;
   for (std::size_t i = 0; i < item_count; ++i) {
     most_chunks = std::max(most_chunks, chunk_count(items[i].count));
+    aside = std::max(aside, elements_aside(items[i], outputs));
   }
   const SumMemory sums(most_chunks);
+  const Stages stages(aside, 1);
   const KernelTable& table = kernels();
-  const Stages stages(items, item_count, outputs, table, 1);
   for (std::size_t i = 0; i < item_count; ++i) {
     if (items[i].count != 0) {
       ChunkRun(items[i], outputs, table, stages).run(0, chunk_count(items[i].count), sums.from(0));
@@ -286,7 +300,7 @@ class SharedWork {
         first_chunk_(first_chunks(items, item_count)),
         chunks_per_task_(chunks_per_task(first_chunk_.back(), threads)),
         sums_(first_chunk_.back()),
-        stages_(items, item_count, outputs, table_, threads) {}
+        stages_(most_elements_aside(items, item_count, outputs), threads) {}
 
   void run() {
     run_tasks([](void* work, std::int64_t task) { static_cast<SharedWork*>(work)->run_task(task); }, this,
@@ -300,6 +314,14 @@ class SharedWork {
   }
 
  private:
+  static std::int64_t most_elements_aside(const Item* items, std::size_t item_count, unsigned outputs) {
+    std::int64_t most = 0;
+    for (std::size_t i = 0; i < item_count; ++i) {
+      most = std::max(most, elements_aside(items[i], outputs));
+    }
+    return most;
+  }
+
   static std::vector<std::int64_t> first_chunks(const Item* items, std::size_t item_count) {
     std::vector<std::int64_t> first(item_count + 1, 0);
     for (std::size_t i = 0; i < item_count; ++i) {

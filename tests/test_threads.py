@@ -86,6 +86,39 @@ def test_any_number_of_threads_where_elements_are_gathered(layout):
         assert L1L2(0.3, 0.7)(w) == value
 
 
+def test_threads_with_small_stacks():
+    """Of 64 KiB, in which strided and integer arrays once did not fit."""
+    output = runs(
+        """
+        import threading
+        import numpy as np
+        import fastreg
+        from fastreg.regularizers import L1L2
+
+        fastreg.set_num_threads(2)
+        rule = L1L2(0.3, 0.7)
+        w = np.linspace(-1.0, 1.0, 600_000)
+        arrays = [w, w[::2], w[:5000].astype(np.int8), w.astype(np.float16), w.reshape(600, -1).T]
+        expected = [rule(array) for array in arrays]
+        gradients = [rule.gradient(array) for array in arrays if array.dtype != np.int8]
+
+        def work():
+            assert [rule(array) for array in arrays] == expected
+            for array, gradient in zip([a for a in arrays if a.dtype != np.int8], gradients):
+                total = np.zeros(array.shape[::-1], array.dtype).T
+                rule.accumulate(array, total)
+                assert (total == gradient).all()
+            print("right")
+
+        threading.stack_size(64 * 1024)
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        """
+    )
+    assert output == "right\n"
+
+
 def test_calls_of_several_python_threads_at_once():
     fastreg.set_num_threads(3)
     regularizer = L1L2(0.3, 0.7)
@@ -220,6 +253,51 @@ def test_number_of_threads_from_the_environment():
     limited = f"import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); {code}"
     assert runs(limited) == "1\n"
     assert runs(limited, FASTREG_NUM_THREADS="2") == "2\n"
+
+
+def test_processors_are_counted_again():
+    """An affinity that is set, or widened, while the process runs."""
+    output = runs(
+        """
+        import os, time
+        import fastreg
+        everywhere = os.sched_getaffinity(0)
+        counts = [fastreg.get_num_threads()]
+        for processors in ([min(everywhere)], everywhere):
+            os.sched_setaffinity(0, processors)
+            time.sleep(1.2)
+            counts.append(fastreg.get_num_threads())
+        fastreg.set_num_threads(3)
+        os.sched_setaffinity(0, [min(everywhere)])
+        time.sleep(1.2)
+        print(counts[0] == counts[2], counts[1], fastreg.get_num_threads())
+        """
+    )
+    assert output == "True 1 3\n"
+
+
+def test_workers_take_no_signals():
+    """A signal that the program's own threads block stays pending."""
+    output = runs(
+        """
+        import os, signal, threading
+        import numpy as np
+        import fastreg
+        fastreg.set_num_threads(3)
+        w = np.ones(1_000_003, np.float32)
+        for _ in range(3):
+            fastreg.regularizers.L1(0.5)(w)
+        workers = len(os.listdir("/proc/self/task")) - 1
+        signal.signal(signal.SIGUSR1, lambda *_: print("taken"))
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+        os.kill(os.getpid(), signal.SIGUSR1)
+        pending = signal.SIGUSR1 in signal.sigpending()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
+        print(workers, pending)
+        """,
+        OPENBLAS_NUM_THREADS="1",
+    )
+    assert output == "taken\n2 True\n"
 
 
 # Without the one that exists for tests only.
