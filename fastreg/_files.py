@@ -69,6 +69,11 @@ def replace(path: str | os.PathLike[str], write: Callable[[IO[bytes]], Any]) -> 
     _sync_directory(target.parent)
 
 
+def replace_text(path: str | os.PathLike[str], text: str) -> None:
+    """Replace the file at `path` by a text; see :func:`replace`."""
+    replace(path, lambda file: file.write(text.encode("utf-8")))
+
+
 def require_writable(path: str | os.PathLike[str]) -> None:
     """Refuse a path to which :func:`replace` could not write, before the work for it is done.
 

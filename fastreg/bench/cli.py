@@ -2,15 +2,17 @@
 
 Contract: the table goes to standard output, progress and notes to standard error, so that the one
 can be redirected without the other. Thread counts are put back afterwards. An interrupted run shows
-and writes the cases that it has finished, and ends with status 130.
+and writes the cases that it has finished, and ends with status 130; one whose files could not all
+be written with 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -57,15 +59,39 @@ def run(choices: argparse.Namespace) -> int:
     show("\n".join(lines))
     if step_row is not None:
         show(step_line(step_row))
-    if choices.json is not None:
-        record.write_json(choices.json, circumstances, rows, step_row)
-    if choices.csv is not None:
-        record.write_csv(choices.csv, rows)
-    if choices.plot is not None and rows:
-        from fastreg.bench import plot
+    writers: dict[str, Callable[[Path], object]] = {
+        "json": lambda path: record.write_json(path, circumstances, rows, step_row),
+        "csv": lambda path: record.write_csv(path, rows),
+    }
+    if rows:
+        writers["plot"] = lambda path: _draw(path, circumstances, rows)
+    return status if write_files(choices, writers) else status or 1
 
-        plot.save(choices.plot, circumstances, rows)
-    return status
+
+def write_files(
+    choices: argparse.Namespace, writers: Mapping[str, Callable[[Path], object]]
+) -> bool:
+    """Write the files that were asked for; say whether each could be.
+
+    One that cannot be written is noted, and the others are written all the same.
+    """
+    written = True
+    for name, write in writers.items():
+        path: Path | None = getattr(choices, name)
+        if path is None:
+            continue
+        try:
+            write(path)
+        except OSError as error:
+            note(f"--{name}: {error}")
+            written = False
+    return written
+
+
+def _draw(path: Path, circumstances: record.Circumstances, rows: Sequence[Row]) -> None:
+    from fastreg.bench import plot
+
+    plot.save(path, circumstances, rows)
 
 
 def _enter(sessions: ExitStack, names: Sequence[str]) -> tuple[list[Peer], dict[str, int]]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from fastreg import _files
 from fastreg.bench import options, record
 from fastreg.bench.cases import Case
 from fastreg.bench.options import UsageError
@@ -63,7 +64,7 @@ def check(choices: argparse.Namespace) -> None:
     for option in ("peers", "csv", "plot"):
         if getattr(choices, option) is not None:
             raise UsageError(f"--{option} is not for `compare`")
-    options.check_directory("json", choices.json)
+    options.check_files(choices, "json")
     options.require({"rich": "the table and the progress bar"})
     sides = (choices.before, choices.after)
     if not any(is_record(side) for side in sides):
@@ -151,7 +152,7 @@ def write_json(path: Path, before: str, after: str, found: Sequence[Comparison])
         "after": after,
         "cases": [asdict(comparison) for comparison in found],
     }
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    _files.replace_text(path, json.dumps(document, indent=1) + "\n")
 
 
 def _read(path: Path) -> record.Record:

@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from fastreg.bench import commits, compare, options
-from fastreg.bench.cli import show
+from fastreg.bench.cli import show, write_files
 from fastreg.bench.compare import Comparison
 from fastreg.bench.table import duration, ratio
 
@@ -30,9 +30,8 @@ def run(choices: argparse.Namespace) -> int:
         found, notes = commits.compare(choices)
     show(table(choices.before, choices.after, found))
     show("\n".join([*summary(found), *notes]))
-    if choices.json is not None:
-        compare.write_json(choices.json, choices.before, choices.after, found)
-    return 0
+    writers = {"json": lambda path: compare.write_json(path, choices.before, choices.after, found)}
+    return 0 if write_files(choices, writers) else 1
 
 
 def table(before: str, after: str, found: Sequence[Comparison]) -> Table:

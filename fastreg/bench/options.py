@@ -7,11 +7,13 @@ Contract: importing this file needs neither Rich nor Matplotlib nor ml_dtypes no
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Collection, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
 import fastreg
+from fastreg import _files
 from fastreg.bench.cases import DTYPES, OUTPUTS, TERMS
 from fastreg.bench.peers import PEERS, installed
 from fastreg.bench.shapes import MODELS, parameters
@@ -117,8 +119,8 @@ def check(options: argparse.Namespace) -> None:
     Raises
     ------
     UsageError
-        A package of the extra ``bench`` is missing, or a peer, or the backend asked for, or a
-        directory for the results, or a plot's suffix is unknown.
+        A package of the extra ``bench`` is missing, or a peer, or the backend asked for; a file
+        for the results cannot be written, or a plot's suffix is unknown.
     """
     plot: Path | None = options.plot
     check_cases(options, {} if plot is None else {"matplotlib": "--plot"})
@@ -130,8 +132,7 @@ def check(options: argparse.Namespace) -> None:
             f"--peers has what is not installed: {', '.join(missing)}. "
             "Install the extra: python -m pip install 'fastreg-kernels[peers]'"
         )
-    for option in ("json", "csv", "plot"):
-        check_directory(option, getattr(options, option))
+    check_files(options, "json", "csv", "plot")
 
 
 def check_cases(options: argparse.Namespace, needed: dict[str, str]) -> None:
@@ -146,10 +147,22 @@ def check_cases(options: argparse.Namespace, needed: dict[str, str]) -> None:
     require(needed)
 
 
-def check_directory(option: str, path: Path | None) -> None:
-    """Refuse a file that cannot be made."""
-    if path is not None and not path.absolute().parent.is_dir():
-        raise UsageError(f"--{option} was {path}; its directory does not exist")
+def check_files(options: argparse.Namespace, *names: str) -> None:
+    """Refuse files that cannot be written, and one file for two things."""
+    given: dict[str, str] = {}
+    for name in names:
+        path: Path | None = getattr(options, name)
+        if path is None:
+            continue
+        try:
+            _files.require_writable(path)
+        except FileNotFoundError:
+            raise UsageError(f"--{name} was {path}; its directory does not exist") from None
+        except OSError as error:
+            raise UsageError(f"--{name} was {path}, which cannot be written: {error}") from None
+        if other := given.get(real := os.path.realpath(path)):
+            raise UsageError(f"--{other} and --{name} are one file, {path}; name two")
+        given[real] = name
 
 
 def require(needed: dict[str, str]) -> None:

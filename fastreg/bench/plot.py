@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 
+from fastreg import _files
 from fastreg.bench.peers import PEERS, Fastreg, Floor
 from fastreg.bench.record import Circumstances
 from fastreg.bench.run import ONE_TENSOR, Row
@@ -50,7 +51,8 @@ def save(path: Path, circumstances: Circumstances, rows: Sequence[Row]) -> None:
         chosen = [row for row in rows if row.case.place == place]
         title = place if chosen[0].case.model else f"{place} elements"
         _heat_map(axes, chosen, title)
-    figure.savefig(path, dpi=130)
+    suffix = path.suffix.lower().removeprefix(".")
+    _files.replace(path, lambda file: figure.savefig(file, dpi=130, format=suffix))
 
 
 def _times(

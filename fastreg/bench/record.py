@@ -4,12 +4,14 @@ Contract: the schema is versioned. ``schema`` rises when a key changes its meani
 keys may come without. Times are seconds per call. ``seconds`` has the median and the quartiles
 (``low``, ``high``) of ``samples``, which are in step over the variants of a row; ``share_of_floor``
 and ``times_fastreg`` have the median of the turn-by-turn ratios and its 95 % confidence interval.
-The CSV has one line for each variant of each row.
+The CSV has one line for each variant of each row.  A file that is there is replaced by a whole one,
+or stays.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import fastreg
-from fastreg import _backend, _info
+from fastreg import _backend, _files, _info
 from fastreg.bench.accuracy import Errors
 from fastreg.bench.cases import Case
 from fastreg.bench.run import Measurement, Row
@@ -121,7 +123,7 @@ def write_json(
         "rows": [_row_as_json(row) for row in rows],
         **({} if step is None else {"training_step": {"what": TITLE, **asdict(step)}}),
     }
-    path.write_text(json.dumps(document) + "\n", encoding="utf-8")
+    _files.replace_text(path, json.dumps(document) + "\n")
 
 
 def read_json(path: Path) -> Record:
@@ -146,27 +148,28 @@ def read_json(path: Path) -> Record:
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """One line for each variant of each row, with the columns CSV_COLUMNS."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(CSV_COLUMNS)
-        for row in rows:
-            case = row.case
-            cell = (case.dtype, case.terms, case.outputs, case.model, case.size)
-            for name, found in row.variants.items():
-                writer.writerow(
-                    (
-                        *cell,
-                        case.bytes,
-                        case.floor,
-                        name,
-                        *_flat(found.seconds),
-                        row.gb_per_s(name),
-                        *_flat(found.share_of_floor),
-                        *_flat(found.times_fastreg),
-                        found.errors.value,
-                        found.errors.gradient,
-                    )
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(CSV_COLUMNS)
+    for row in rows:
+        case = row.case
+        cell = (case.dtype, case.terms, case.outputs, case.model, case.size)
+        for name, found in row.variants.items():
+            writer.writerow(
+                (
+                    *cell,
+                    case.bytes,
+                    case.floor,
+                    name,
+                    *_flat(found.seconds),
+                    row.gb_per_s(name),
+                    *_flat(found.share_of_floor),
+                    *_flat(found.times_fastreg),
+                    found.errors.value,
+                    found.errors.gradient,
                 )
+            )
+    _files.replace_text(path, text.getvalue())
 
 
 def _flat(spread: Spread) -> tuple[float, float, float]:

@@ -15,7 +15,7 @@ import pytest
 from fastreg.layers import Conv2D, Dense, Flatten, Input, Sequential
 
 TWO_FILES = Path(__file__).parent / "two_files"
-ROUNDS = int(os.environ.get("FASTREG_FUZZ_ROUNDS", "400"))
+ROUNDS = int(os.environ.get("FASTREG_FUZZ_ROUNDS", "200"))
 MOST_MEMORY = 4 << 20
 
 VALUES = [

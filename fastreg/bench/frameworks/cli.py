@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Callable
+from pathlib import Path
 
-from fastreg.bench.cli import note, show
+from fastreg.bench.cli import note, show, write_files
 from fastreg.bench.frameworks import record
 from fastreg.bench.frameworks.base import Row
 from fastreg.bench.frameworks.known import FRAMEWORKS
@@ -43,8 +45,8 @@ def run(choices: argparse.Namespace) -> int:
     circumstances = Circumstances.here(command, choices.repeats, {}, list(modules))
     show(table(circumstances, rows))
     show("\n".join(blanks(rows)))
-    if choices.json is not None:
-        record.write_json(choices.json, circumstances, rows)
-    if choices.csv is not None:
-        record.write_csv(choices.csv, rows)
-    return status
+    writers: dict[str, Callable[[Path], object]] = {
+        "json": lambda path: record.write_json(path, circumstances, rows),
+        "csv": lambda path: record.write_csv(path, rows),
+    }
+    return status if write_files(choices, writers) else status or 1

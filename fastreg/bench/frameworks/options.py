@@ -52,7 +52,8 @@ def check(choices: argparse.Namespace) -> None:
     Raises
     ------
     UsageError
-        Rich is missing, or a framework that was asked for, or the backend, or a directory.
+        Rich is missing, or a framework that was asked for, or the backend; a file cannot be
+        written.
     """
     try:
         fastreg.get_num_threads()
@@ -66,5 +67,4 @@ def check(choices: argparse.Namespace) -> None:
                 f"--frameworks has {name}, but not installed: {', '.join(missing)}. "
                 f"Install the extra: python -m pip install 'fastreg-kernels[{extra}]'"
             )
-    for option in ("json", "csv"):
-        options.check_directory(option, getattr(choices, option))
+    options.check_files(choices, "json", "csv")

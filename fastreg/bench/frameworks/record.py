@@ -9,11 +9,13 @@ its 95 % confidence interval.
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from fastreg import _files
 from fastreg.bench.frameworks.base import Row
 from fastreg.bench.record import Circumstances
 from fastreg.bench.spread import Spread
@@ -33,7 +35,7 @@ CSV_COLUMNS = (
 def write_json(path: Path, circumstances: Circumstances, rows: Sequence[Row]) -> None:
     """The whole run."""
     document = {"schema": SCHEMA, **asdict(circumstances), "rows": [_as_json(row) for row in rows]}
-    path.write_text(json.dumps(document) + "\n", encoding="utf-8")
+    _files.replace_text(path, json.dumps(document) + "\n")
 
 
 def _as_json(row: Row) -> dict[str, object]:
@@ -56,17 +58,18 @@ def _spread(spread: Spread | None) -> dict[str, float] | None:
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """One line for each variant of each row, with the columns CSV_COLUMNS."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(CSV_COLUMNS)
-        for row in rows:
-            for name in row.samples:
-                found = (row.seconds(name), row.added(name), row.of_usual(name))
-                flat = [
-                    number
-                    for spread in found
-                    for number in (
-                        ("", "", "") if spread is None else (spread.median, spread.low, spread.high)
-                    )
-                ]
-                writer.writerow((row.framework, row.what, name, *flat))
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(CSV_COLUMNS)
+    for row in rows:
+        for name in row.samples:
+            found = (row.seconds(name), row.added(name), row.of_usual(name))
+            flat = [
+                number
+                for spread in found
+                for number in (
+                    ("", "", "") if spread is None else (spread.median, spread.low, spread.high)
+                )
+            ]
+            writer.writerow((row.framework, row.what, name, *flat))
+    _files.replace_text(path, text.getvalue())
