@@ -64,8 +64,8 @@ def kernels(regularizer: Any, *, embeddings: bool = False) -> Kernels:
     renamed ones (``weight_orig`` of pruning, ``weight_v`` of weight norm, ``original`` of
     ``torch.nn.utils.parametrize``); and of what other modules hold themselves, parameters with two
     or more axes that are longer than 1, unless their name or the class of the module tells that
-    they are biases, scales, norms, embeddings, positions or tokens.  Lazy parameters are taken in
-    once they are there.
+    they are biases, scales, norms, embeddings, positions or tokens, or they are marked
+    ``_no_weight_decay``.  Lazy parameters are taken in once they are there.
 
     Biases, the scales of norms and the magnitudes of weight norm (``weight_g``, ``original0``) are
     no kernels.  ``print(penalties.report())`` shows what was found.
@@ -153,8 +153,8 @@ def _kind(owner: Any, name: str, parameter: Any) -> str:
         return KERNEL
     if issubclass(owner_class, _NORMS) or _NORM_CLASS.search(class_name):
         return OTHER
-    if _OTHER_NAME.search(plain):
-        return OTHER
+    if _OTHER_NAME.search(plain) or getattr(parameter, "_no_weight_decay", False):
+        return OTHER  # the mark is that of Mamba and its relatives, for logarithms of rates
     if _EMBEDDING_CLASS.search(class_name) or _EMBEDDING_NAME.search(plain):
         return EMBEDDING
     if nn.parameter.is_lazy(parameter):

@@ -39,6 +39,8 @@ class Own(nn.Module):
         self.cls_token = nn.Parameter(torch.ones(1, 2, 4))
         self.composed = nn.Parameter(torch.ones(5, 4))
         self.relative_position_bias_table = nn.Parameter(torch.ones(5, 4))
+        self.rates = nn.Parameter(torch.ones(4, 4))
+        self.rates._no_weight_decay = True
         self.parts = nn.ParameterList([torch.ones(3, 3), torch.ones(3)])
         self.biases = nn.ParameterList([torch.ones(3, 3)])
 
@@ -96,7 +98,7 @@ def test_what_is_a_kernel(module, expected):
     assert taken(module) == expected
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_scripted_modules():
     assert taken(torch.jit.script(nn.Sequential(nn.Linear(1, 2), nn.LayerNorm((2, 2))))) == {
         "0.weight"

@@ -50,7 +50,7 @@ def test_a_renamed_parameter_is_warned_of_once(rename, call):
         penalties = attach(model, rules)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         if call == "step":
-            penalties.before_step(optimizer)
+            penalties.before_step(optimizer, max_norm=None)
         calls(penalties, optimizer)[call]()
         RENAMES[rename](model[0])
         with pytest.warns(UserWarning, match=rf"'0\.weight' \({NAMES[rename]}, without") as seen:
