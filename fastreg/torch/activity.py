@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import _checks, _errors
+from .._warnings import warn
 from ..penalties.rules import Rules, checked_rules, match
 from . import outputs, replicas
 
@@ -44,6 +45,7 @@ class Activity:
         self.rules: Rules | None = None
         self._module = module
         self._handles: list[Any] = []
+        self._hooked: dict[str, Any] = {}
         self._waiting = 0
         by_glob, self.batch_axis = _checked_batch_axis(batch_axis)
         if rules is None:
@@ -69,6 +71,7 @@ class Activity:
             hook = _Hook(weakref.ref(self), rule_of[name], name, axes_of.get(name))
             # A tensor-parallel layer makes plain tensors of its DTensors by a hook of its own.
             first = replicas.is_parallel(modules[name])
+            self._hooked[name] = weakref.ref(modules[name])
             self._handles.append(modules[name].register_forward_hook(hook, prepend=first))
 
     def take(self, scale: float | None) -> Any:
@@ -81,6 +84,7 @@ class Activity:
         """
         if scale is not None:
             scale = _checks.multiplier(scale, "scale")
+        self._warn_of_lost()
         total = None if self.terms else torch.zeros(())
         for penalty, processes, module in self.terms:
             factor = processes if scale is None else scale
@@ -100,6 +104,7 @@ class Activity:
         RuntimeError
             When terms were collected that nobody has taken.
         """
+        self._warn_of_lost()
         if self.terms:
             raise self._lost(len(self.terms))
 
@@ -111,9 +116,30 @@ class Activity:
         RuntimeError
             When nobody has taken them since.
         """
+        self._warn_of_lost()
         if 0 < self._waiting < len(self.terms):
             raise self._lost(self._waiting)
         self._waiting = len(self.terms)
+
+    def _warn_of_lost(self) -> None:
+        """Warn, once, of modules with a regularizer that are no longer in the module."""
+        moved = [name for name, one in self._hooked.items() if self.enclosing(name)[0] is not one()]
+        if not moved:
+            return
+        names = {id(one): name for name, one in self._module.named_modules()}
+        lost = []
+        for name in moved:
+            hooked = self._hooked.pop(name)
+            now = names.get(id(hooked()))
+            if now is None:
+                lost.append(name)
+            else:  # inside of a wrapper, for example
+                self._hooked[now] = hooked
+        if lost:
+            warn(
+                f"modules that had an activity regularizer are no longer in the module: "
+                f"{_errors.listed(lost)}; attach anew to give what is there a regularizer"
+            )
 
     def _lost(self, count: int) -> RuntimeError:
         self.terms, self._waiting = [], 0
@@ -133,13 +159,17 @@ class Activity:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._hooked = {}
         self.terms, self._waiting = [], 0
 
     def enclosing(self, name: str) -> list[Any]:
         """Return the modules around the one of this name and itself, the innermost first."""
         found = [self._module]
         for part in filter(None, name.split(".")):
-            found.append(getattr(found[-1], part))
+            child = getattr(found[-1], part, None)
+            if not isinstance(child, torch.nn.Module):
+                break  # it was moved since
+            found.append(child)
         return found[::-1]
 
 

@@ -38,7 +38,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fastreg
 from fastreg import regularizers
-from fastreg.torch import attach
+from fastreg.torch import attach, kernels
 from fastreg.torch.sharding import local_gradients, local_tensors, summed
 
 STEPS = 20
@@ -601,6 +601,16 @@ def sequence_parallel():
     assert len(local_gradients([weight.grad for weight in weights], weights)) == 2
 
 
+def kernels_of_sharded_modules():
+    def make():
+        return nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.LSTM(5, 3), nn.Embedding(7, 4))
+
+    expected = repr(attach(make(), kernels(regularizers.L2(L2))))
+    assert "3 of 9 parameters" in expected
+    mesh = init_device_mesh("cpu", (2,))
+    assert repr(attach(sharded(make(), mesh), kernels(regularizers.L2(L2)))) == expected
+
+
 def fsdp1_is_refused():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says that it is deprecated
@@ -704,6 +714,7 @@ WORLDS = {
         pending_tensors_are_awaited,
         mixed_precision,
         sequence_parallel,
+        kernels_of_sharded_modules,
         fsdp1_is_refused,
     ],
     4: [hsdp, hsdp_in_the_loss, tensor_parallel_under_fsdp2, two_dimensions],

@@ -258,6 +258,33 @@ def test_terms_that_are_forgotten_beside_a_penalty_in_the_loss():
     (model(x).sum() + penalties.value() + penalties.activity()).backward()
 
 
+@pytest.mark.parametrize("call", ["value", "accumulate", "activity"])
+def test_modules_that_are_replaced_are_warned_of_once(call):
+    model = nn.Sequential(nn.Linear(C, 2), nn.Tanh(), nn.Tanh())
+    penalties = attach(model, {"*weight": REG}, {"1": REG, "2": REG})
+    getattr(penalties, call)()
+    kept, model[1] = model[1], nn.Sigmoid()  # replaced while somebody else holds it
+    del model[2]
+    with pytest.warns(UserWarning, match=r"activity regularizer are no longer .*'1', '2'") as seen:
+        getattr(penalties, call)()
+    assert [len(seen), seen[0].filename] == [1, __file__]
+    getattr(penalties, call)()
+    assert kept is not model[1]
+
+
+def test_modules_that_are_wrapped_are_still_there():
+    model = nn.Sequential(nn.Tanh())
+    penalties = attach(model, {}, {"0": REG})
+    model[0] = nn.Sequential(model[0])
+    output = model(leaf(N, C))
+    for _ in range(2):
+        assert penalties.activity().item() == expected(output, N)
+        output = model(leaf(N, C))
+    penalties.close()
+    model[0] = nn.Tanh()
+    assert penalties.activity().item() == 0.0
+
+
 def test_a_scale():
     model = nn.Sequential(nn.Tanh())
     x = leaf(N, C)
