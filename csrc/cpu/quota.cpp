@@ -94,7 +94,7 @@ int processors_by_quota(const std::string& root) {
     } else if (has_controller(controllers, "cpu")) {
       add_limits(add_limit_of_version_1, mounts + "/cpu", path, limit);
       if (controllers != "cpu") {
-        add_limits(add_limit_of_version_1, mounts + "/" + controllers, path, limit);
+        add_limits(add_limit_of_version_1, std::string(mounts).append("/").append(controllers), path, limit);
       }
     }
   }

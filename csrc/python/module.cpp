@@ -386,6 +386,8 @@ int require_main_interpreter(PyObject*) {
 
 }  // namespace
 
+// Python looks for this name.
+// NOLINTNEXTLINE(bugprone-reserved-identifier,readability-identifier-naming)
 extern "C" PYBIND11_EXPORT PyObject* PyInit__core() {
   PYBIND11_CHECK_PYTHON_VERSION
   static PyModuleDef_Slot slots[] = {
