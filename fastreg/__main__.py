@@ -35,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m fastreg",
         description="L1, L2 and L1L2 penalties with their gradients, in one pass over memory.",
+        epilog="`COMMAND --help` tells its options. bench has two commands of its own: `bench "
+        "compare A B` for two records or two commits, and `bench frameworks` for PyTorch, JAX and "
+        "Keras.",
     )
     parser.add_argument("--version", action="version", version=f"fastreg {fastreg.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -47,15 +50,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     bench = commands.add_parser(
         "bench",
-        help="time every cell against its floor and other libraries",
+        help="time the penalties, beside bare loops over the same memory and other libraries",
         usage="%(prog)s [options]\n       %(prog)s compare [options] A B\n"
         "       %(prog)s frameworks [options]",
+        description=bench_options.DESCRIPTION,
         epilog=bench_options.EPILOG,
     )
     bench_options.add_to(bench)
     bench.set_defaults(run=_bench_command)
     # what is not given to `compare` keeps what `bench` has, also where that was given before it
-    others = bench.add_subparsers(prog=bench.prog, metavar="")
+    others = bench.add_subparsers(
+        title="commands",
+        description="without one, cases are measured",
+        prog=bench.prog,
+        metavar="COMMAND",
+    )
     compare = others.add_parser(
         "compare",
         help="compare two records, or two commits",

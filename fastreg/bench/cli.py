@@ -9,24 +9,29 @@ be written with 1.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 import fastreg
 from fastreg.bench import options, record, step
 from fastreg.bench.cases import cases
 from fastreg.bench.peers import PEERS, Peer
 from fastreg.bench.run import Row, measure
-from fastreg.bench.table import step_line, summary, table
+from fastreg.bench.table import Detail, step_line, summary, table
 from fastreg.bench.workloads import workloads
 
 #: Wide enough for a row on one line, where the output is a file and has no width of its own.
 FILE_WIDTH = 160
+
+#: Columns below which tables have medians only.
+WIDE = 120
 
 
 def run(choices: argparse.Namespace) -> int:
@@ -51,7 +56,10 @@ def run(choices: argparse.Namespace) -> int:
             note("interrupted: this is what was measured until then")
             status = 130
 
-    show(table(circumstances, rows))
+    if not rows:
+        note("nothing was measured")
+        return status or 1
+    show_table(lambda detail: table(circumstances, rows, detail))
     lines = summary(rows)
     if differing := circumstances.differing_threads():
         counts = ", ".join(f"{name}: {count}" for name, count in differing.items())
@@ -62,9 +70,8 @@ def run(choices: argparse.Namespace) -> int:
     writers: dict[str, Callable[[Path], object]] = {
         "json": lambda path: record.write_json(path, circumstances, rows, step_row),
         "csv": lambda path: record.write_csv(path, rows),
+        "plot": lambda path: _draw(path, circumstances, rows),
     }
-    if rows:
-        writers["plot"] = lambda path: _draw(path, circumstances, rows)
     return status if write_files(choices, writers) else status or 1
 
 
@@ -130,12 +137,29 @@ def progress_bar() -> Progress:
     return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
-def show(what: RenderableType) -> None:
-    """Print to standard output, as wide as a table needs where that is a file."""
+def show(text: str) -> None:
+    """Print lines to standard output; they are not cut where it is narrow."""
+    Console(highlight=False).print(text, markup=False, soft_wrap=True)
+
+
+def show_table(make: Callable[[Detail], Table]) -> None:
+    """Print a table to standard output, as detailed as there is room for.
+
+    A number is never cut: where not even medians fit, the lines are longer than the screen is wide.
+    """
     console = Console(highlight=False)
-    if not console.is_terminal:
+    if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(highlight=False, width=FILE_WIDTH)
-    console.print(what, markup=False, soft_wrap=isinstance(what, str))
+    for detail in sorted(Detail, reverse=True) if console.width >= WIDE else [Detail.MEDIANS]:
+        found = make(detail)
+        if (needed := _width_of(found, console)) <= console.width:
+            break
+    Console(highlight=False, width=max(console.width, needed)).print(found, markup=False)
+
+
+def _width_of(table: Table, console: Console) -> int:
+    """Return the columns of the screen that a table needs where nothing in it is cut."""
+    return table.__rich_measure__(console, console.options.update(width=10_000)).maximum
 
 
 def note(text: str) -> None:

@@ -11,10 +11,14 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from fastreg.bench import commits, compare, options
-from fastreg.bench.cli import show, write_files
+from fastreg.bench.cli import show, show_table, write_files
 from fastreg.bench.compare import Comparison
-from fastreg.bench.table import duration, ratio
+from fastreg.bench.table import Detail, duration, ratio
 
+MEDIANS_LEGEND = (
+    "times: median. B / A: median, marked where its 95 % confidence interval leaves out 1. From "
+    "120 columns on, and with --json: quartiles and intervals."
+)
 LEGEND = (
     "times: median (quartiles). B / A: median (95 % confidence interval); "
     "marked where the interval leaves out 1."
@@ -28,26 +32,33 @@ def run(choices: argparse.Namespace) -> int:
     else:
         options.complete(choices)
         found, notes = commits.compare(choices)
-    show(table(choices.before, choices.after, found))
+    show_table(lambda detail: table(choices.before, choices.after, found, detail))
     show("\n".join([*summary(found), *notes]))
     writers = {"json": lambda path: compare.write_json(path, choices.before, choices.after, found)}
     return 0 if write_files(choices, writers) else 1
 
 
-def table(before: str, after: str, found: Sequence[Comparison]) -> Table:
+def table(
+    before: str, after: str, found: Sequence[Comparison], detail: Detail = Detail.ALL
+) -> Table:
     """One line per case."""
+    narrow = detail == Detail.MEDIANS
     result = Table(
-        title=f"A: {before}, B: {after}", caption=LEGEND, header_style="bold", box=SIMPLE_HEAD
+        title=f"A: {before}, B: {after}",
+        caption=MEDIANS_LEGEND if narrow else LEGEND,
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=not narrow,
     )
     result.add_column("case", no_wrap=True)
     for heading in ("A", "B", "B / A"):
-        result.add_column(heading, justify="right", overflow="fold")
-    result.add_column("")
+        result.add_column(heading, justify="right", no_wrap=True)
+    result.add_column("", max_width=None if detail == Detail.ALL else 10)
     for one in found:
         marks = [one.mark] if one.mark else []
         marks += ["other bits"] if one.same_bits is False else []
-        cells = (duration(one.before), duration(one.after), ratio(one.ratio), ", ".join(marks))
-        result.add_row(str(one.case), *cells)
+        times = (duration(seconds, narrow) for seconds in (one.before, one.after))
+        result.add_row(str(one.case), *times, ratio(one.ratio, narrow), ", ".join(marks))
     return result
 
 

@@ -25,11 +25,16 @@ REPEATS = 31
 QUICK_REPEATS = 7
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
+DESCRIPTION = (
+    "Time every case: one dtype, one penalty (terms), one kind of result (outputs), one size or "
+    "model. Each is timed in turn with its floor, on the same threads, and with other libraries. "
+    "The floor is a bare loop over the same bytes: a read for value, a copy for gradient and "
+    "value+gradient, an addition for add and value+add. Every result is held against float64 "
+    "before it is timed."
+)
 EPILOG = (
-    "Lists are separated by commas. The floor is a bare loop over the same bytes: a read for "
-    "value, a copy for gradient and value+gradient, an addition for add and value+add; it runs in "
-    "turn with fastreg, on the same threads. Every result is held against float64 before it is "
-    "timed. `python -m fastreg bench compare --help` tells how to compare two runs or two commits."
+    "Lists are separated by commas. `python -m fastreg bench compare --help` and `python -m "
+    "fastreg bench frameworks --help` tell the options of these."
 )
 
 
@@ -128,9 +133,10 @@ def check(options: argparse.Namespace) -> None:
         raise UsageError(f"--plot was {plot}; its suffix must be one of {_joined(PLOT_SUFFIXES)}")
     missing = [name for name in options.peers or () if not PEERS[name].available()]
     if missing:
+        modules = dict.fromkeys(module for name in missing for module in PEERS[name].modules)
         raise UsageError(
             f"--peers has what is not installed: {', '.join(missing)}. "
-            "Install the extra: python -m pip install 'fastreg-kernels[peers]'"
+            f"Install what is missing: {remedy(modules)}"
         )
     check_files(options, "json", "csv", "plot")
 
@@ -167,12 +173,15 @@ def check_files(options: argparse.Namespace, *names: str) -> None:
 
 def require(needed: dict[str, str]) -> None:
     """Refuse to go on without packages: their names, and what each is for."""
-    missing = [f"{name} (for {use})" for name, use in needed.items() if find_spec(name) is None]
+    missing = {name: use for name, use in needed.items() if find_spec(name) is None}
     if missing:
-        raise UsageError(
-            f"not installed: {', '.join(missing)}. "
-            "Install the extra: python -m pip install 'fastreg-kernels[bench]'"
-        )
+        listed = ", ".join(f"{name} (for {use})" for name, use in missing.items())
+        raise UsageError(f"not installed: {listed}. Install what is missing: {remedy(missing)}")
+
+
+def remedy(modules: Iterable[str]) -> str:
+    """Return the command that installs modules, whose packages have the same names."""
+    return f"python -m pip install {' '.join(modules)}"
 
 
 def _joined(names: Iterable[object]) -> str:

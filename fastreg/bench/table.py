@@ -1,8 +1,13 @@
-"""Rows as tables for the terminal, and what they amount to in words."""
+"""Rows as tables for the terminal, and what they amount to in words.
+
+Contract: a number is never folded or cut. A table that has little room leaves out rates and errors,
+and one that has less quartiles and intervals as well; the files have them all.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from enum import IntEnum
 from statistics import geometric_mean
 
 from rich.box import SIMPLE_HEAD
@@ -14,6 +19,20 @@ from fastreg.bench.run import Row
 from fastreg.bench.spread import Spread
 from fastreg.bench.step import TITLE, StepRow
 
+
+class Detail(IntEnum):
+    """How much a table tells."""
+
+    MEDIANS = 0
+    SPREADS = 1
+    ALL = 2
+
+
+MEDIANS_LEGEND = (
+    "time: median. of floor: time of the bare loop over the same bytes (the floor) / time of the "
+    "variant. times fastreg: how many times fastreg's time the variant takes. From 120 "
+    "columns on, and with --json: quartiles, intervals, GB/s and errors."
+)
 LEGEND = (
     "time: median (quartiles). share: time of the bare loop over the same bytes / time of the "
     "variant. times fastreg: how many times fastreg's time the variant takes. Both: median "
@@ -22,32 +41,38 @@ LEGEND = (
 )
 
 
-def table(circumstances: Circumstances, rows: Sequence[Row]) -> Table:
+def table(circumstances: Circumstances, rows: Sequence[Row], detail: Detail = Detail.ALL) -> Table:
     """One section per case, one line per variant."""
+    narrow = detail == Detail.MEDIANS
     result = Table(
-        title=circumstances.title(), caption=LEGEND, header_style="bold", box=SIMPLE_HEAD
+        title=circumstances.title(),
+        caption=MEDIANS_LEGEND if narrow else LEGEND,
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=not narrow,
     )
     for heading in ("case", "variant"):
         result.add_column(heading, no_wrap=True)
-    for heading in ("time", "GB/s", "share of floor", "times fastreg", "value error", "grad error"):
-        result.add_column(heading, justify="right", overflow="fold")
+    headings = ["time", "of floor" if narrow else "share of floor", "times fastreg"]
+    headings += ["GB/s", "value error", "grad error"] if detail == Detail.ALL else []
+    for heading in headings:
+        result.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         case = row.case
         place = case.model or f"{case.size:,} elements"
         labels = [f"{case.dtype} {case.terms} {case.outputs}", place]
-        lines = [
-            (
-                name,
-                duration(found.seconds),
+        lines = []
+        for name, found in row.variants.items():
+            cells = [
+                duration(found.seconds, narrow),
+                case.floor if name == Floor.name else percentage(found.share_of_floor, narrow),
+                "" if name == Fastreg.name else ratio(found.times_fastreg, narrow),
                 f"{row.gb_per_s(name):.1f}",
-                case.floor if name == Floor.name else percentage(found.share_of_floor),
-                "" if name == Fastreg.name else ratio(found.times_fastreg),
                 _error(found.errors.value),
                 _error(found.errors.gradient),
-            )
-            for name, found in row.variants.items()
-        ]
-        lines += [(name, "-", "", "", "", "", "") for name in row.blanks]
+            ]
+            lines.append((name, *cells[: len(headings)]))
+        lines += [(name, "-") for name in row.blanks]
         labels += [""] * (len(lines) - len(labels))
         for number, (label, line) in enumerate(zip(labels, lines, strict=True), start=1):
             result.add_row(label, *line, end_section=number == len(lines))
@@ -111,22 +136,24 @@ def step_line(row: StepRow) -> str:
     return "\n".join(lines)
 
 
-def duration(seconds: Spread) -> str:
+def duration(seconds: Spread, narrow: bool = False) -> str:
     """A time and its quartiles in the unit that fits the median.
 
     Examples
     --------
     >>> duration(Spread(1.5e-6, 1.4e-6, 1.75e-6))
     '1.50 (1.40-1.75) us'
+    >>> duration(Spread(1.5e-6, 1.4e-6, 1.75e-6), narrow=True)
+    '1.50 us'
     """
     units = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
     unit = next((u for u, factor in units.items() if seconds.median * factor >= 1), "ns")
     factor = units[unit]
     median, low, high = (_digits(s * factor) for s in (seconds.median, seconds.low, seconds.high))
-    return f"{median} ({low}-{high}) {unit}"
+    return f"{median} {unit}" if narrow else f"{median} ({low}-{high}) {unit}"
 
 
-def percentage(share: Spread) -> str:
+def percentage(share: Spread, narrow: bool = False) -> str:
     """A share in percent.
 
     Examples
@@ -138,10 +165,10 @@ def percentage(share: Spread) -> str:
         f"{100 * part:.{1 if abs(part) < 0.1 else 0}f}"
         for part in (share.median, share.low, share.high)
     )
-    return f"{median} ({low}-{high}) %"
+    return f"{median} %" if narrow else f"{median} ({low}-{high}) %"
 
 
-def ratio(times: Spread) -> str:
+def ratio(times: Spread, narrow: bool = False) -> str:
     """A ratio and its bounds.
 
     Examples
@@ -149,7 +176,8 @@ def ratio(times: Spread) -> str:
     >>> ratio(Spread(11.6, 11.2, 12.0))
     '11.6 (11.2-12.0)'
     """
-    return f"{_digits(times.median)} ({_digits(times.low)}-{_digits(times.high)})"
+    median, low, high = map(_digits, (times.median, times.low, times.high))
+    return median if narrow else f"{median} ({low}-{high})"
 
 
 def _error(error: float | None) -> str:

@@ -169,14 +169,30 @@ def test_what_is_missing_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(known, "find_spec", lambda name: None)
-    assert main(["bench", "frameworks", "--sizes", "tiny"]) == 0
-    said = capsys.readouterr().err
-    for name in FRAMEWORKS:
-        assert f"{name} is left out: not installed: " in said
+    assert main(["bench", "frameworks", "--sizes", "tiny"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "no framework is installed, so there is nothing to measure" in captured.err
+    for name, framework in FRAMEWORKS.items():
+        assert f"{name}: python -m pip install {' '.join(framework.modules)}" in captured.err
     assert main(["bench", "frameworks", "--frameworks", "keras-jax"]) == 2
     said = capsys.readouterr().err
     assert "--frameworks has keras-jax, but not installed: keras, jax" in said
-    assert "fastreg-kernels[keras]" in said
+    assert "python -m pip install keras jax" in said
+
+
+def test_some_that_are_missing_are_noted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    present = known.Framework((), "with_nothing")
+    monkeypatch.setattr(known, "find_spec", lambda name: None)
+    monkeypatch.setitem(FRAMEWORKS, "torch", present)
+    monkeypatch.setattr("fastreg.bench.frameworks.cli.rows_of", lambda *_: iter(()))
+    assert main(["bench", "frameworks", "--sizes", "tiny"]) == 1
+    captured = capsys.readouterr()
+    assert "jax is left out: not installed: jax" in captured.err
+    assert "nothing was measured" in captured.err
+    assert captured.out == ""
 
 
 def test_a_process_that_fails_is_noted(

@@ -176,7 +176,7 @@ def test_missing_extra_is_named(
     message = capsys.readouterr().err
     for name in hidden:
         assert f"{name} (for " in message
-    assert "'fastreg-kernels[bench]'" in message
+    assert {*message.partition("python -m pip install ")[2].split()} == hidden
 
 
 def test_a_missing_peer_is_named(
@@ -186,7 +186,7 @@ def test_a_missing_peer_is_named(
     assert main(["bench", "--peers", "numpy,numba"]) == 2
     message = capsys.readouterr().err
     assert "--peers has what is not installed: numba." in message
-    assert "'fastreg-kernels[peers]'" in message
+    assert "python -m pip install numba" in message
 
 
 @pytest.mark.parametrize("option", ["json", "csv", "plot"])

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from fastreg.bench.cli import note, show, write_files
+from fastreg.bench.cli import note, show, show_table, write_files
 from fastreg.bench.frameworks import record
 from fastreg.bench.frameworks.base import Row
 from fastreg.bench.frameworks.known import FRAMEWORKS
@@ -43,8 +43,12 @@ def run(choices: argparse.Namespace) -> int:
     modules = dict.fromkeys(module for name in measured for module in FRAMEWORKS[name].modules)
     command = shlex.join(["python", "-m", "fastreg", *choices.arguments])
     circumstances = Circumstances.here(command, choices.repeats, {}, list(modules))
-    show(table(circumstances, rows))
-    show("\n".join(blanks(rows)))
+    if not rows:
+        note("nothing was measured")
+        return status or 1
+    show_table(lambda detail: table(circumstances, rows, detail))
+    if unmeasured := blanks(rows):
+        show("\n".join(unmeasured))
     writers: dict[str, Callable[[Path], object]] = {
         "json": lambda path: record.write_json(path, circumstances, rows),
         "csv": lambda path: record.write_csv(path, rows),

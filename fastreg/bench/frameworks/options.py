@@ -52,19 +52,24 @@ def check(choices: argparse.Namespace) -> None:
     Raises
     ------
     UsageError
-        Rich is missing, or a framework that was asked for, or the backend; a file cannot be
-        written.
+        Rich is missing, or all frameworks, or one that was asked for, or the backend; a file cannot
+        be written.
     """
     try:
         fastreg.get_num_threads()
     except RuntimeError as error:  # FASTREG_BACKEND=native without a core
         raise UsageError(str(error)) from error
     options.require({"rich": "the table"})
+    missing = {name: FRAMEWORKS[name].missing() for name in choices.frameworks or FRAMEWORKS}
+    if choices.frameworks is None and all(missing.values()):
+        ways = [f"{name}: {options.remedy(modules)}" for name, modules in missing.items()]
+        raise UsageError(
+            "no framework is installed, so there is nothing to measure. " + "; ".join(ways)
+        )
     for name in choices.frameworks or ():
-        if missing := FRAMEWORKS[name].missing():
-            extra = name.partition("-")[0]
+        if missing[name]:
             raise UsageError(
-                f"--frameworks has {name}, but not installed: {', '.join(missing)}. "
-                f"Install the extra: python -m pip install 'fastreg-kernels[{extra}]'"
+                f"--frameworks has {name}, but not installed: {', '.join(missing[name])}. Install "
+                f"what is missing: {options.remedy(missing[name])}"
             )
     options.check_files(choices, "json", "csv")

@@ -1,0 +1,130 @@
+"""Tables at the width of a terminal: everything, or less, and never a number that is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+pytest.importorskip("rich")
+
+from rich.table import Table
+
+from fastreg.__main__ import main
+from fastreg.bench import cli, compare_cli
+from fastreg.bench.accuracy import Errors
+from fastreg.bench.cases import Case
+from fastreg.bench.compare import Comparison
+from fastreg.bench.frameworks import base
+from fastreg.bench.frameworks import table as frameworks_table
+from fastreg.bench.record import Circumstances
+from fastreg.bench.run import Measurement, Row
+from fastreg.bench.spread import Spread
+from fastreg.bench.table import Detail, table
+
+# the longest cells there are
+TIME, LOW, HIGH = 45.6e-3, 44.4e-3, 47.8e-3
+SHARE, TIMES = Spread(0.0123, 0.0111, 0.0456), Spread(123.0, 111.0, 456.0)
+ERRORS = Errors(1.2e-10, 3.4e-10)
+WHAT = "step of 12 x TransformerEncoderLayer(768), batch 4, fused SGD"
+LONG = "loss + penalties.value(), clipped"
+
+
+def bench_table(circumstances: Circumstances) -> Callable[[Detail], Table]:
+    found = Measurement([TIME], Spread(TIME, LOW, HIGH), SHARE, TIMES, ERRORS)
+    names = ("fastreg", "floor", "torch-foreach", "torch-compile", "one tensor")
+    case = Case("bf16", "L1L2", "value+gradient", 16_777_216)
+    rows = [Row(case, dict.fromkeys(names, found), {"numba-f32": "why"})]
+    return lambda detail: table(circumstances, rows, detail)
+
+
+def table_of_frameworks(circumstances: Circumstances) -> Callable[[Detail], Table]:
+    samples = {name: [TIME, LOW, HIGH] for name in ("usual", "bare", LONG)}
+    samples["bare"] = [time / 100 for time in samples["usual"]]
+    rows = [base.Row("keras-torch", WHAT, "usual", "bare", None, samples, {"x": "why"})]
+    return lambda detail: frameworks_table.table(circumstances, rows, detail)
+
+
+def table_of_a_comparison(circumstances: Circumstances) -> Callable[[Detail], Table]:
+    case = Case("bf16", "L1L2", "value+gradient", 16_777_216)
+    spread = Spread(TIME, LOW, HIGH)
+    found = [Comparison(case, spread, spread, TIMES, "slower", False)]
+    return lambda detail: compare_cli.table("before.json", "after.json", found, detail)
+
+
+TABLES = {
+    "bench": (bench_table, ["45.6", "1.2", "123"], ["44.4", "47.8", "111", "456"]),
+    "frameworks": (table_of_frameworks, ["45.6", "9900", "1.00"], ["45.0", "46.7"]),
+    "compare": (table_of_a_comparison, ["45.6", "123"], ["44.4", "47.8", "111", "456"]),
+}
+
+
+def printed(
+    kind: str,
+    width: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Sequence[str]:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if width is not None:
+        monkeypatch.setenv("COLUMNS", str(width))
+    cli.show_table(TABLES[kind][0](Circumstances.here("", 1, {}, [])))
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert "…" not in "".join(lines)
+    return lines
+
+
+@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize("width", [20, 60, 80, 100, 119, 120, 132, 160, 200, None])
+def test_numbers_are_whole_and_lines_fit(
+    kind: str,
+    width: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = printed(kind, width, monkeypatch, capsys)
+    _, medians, bounds = TABLES[kind]
+    text = "\n".join(lines)
+    for number in medians:
+        assert number in text
+    for number in bounds:
+        assert (number in text) == (width is None or width >= 120)
+    if width is None or width >= 80:
+        assert max(map(len, lines)) <= (width or cli.FILE_WIDTH)
+
+
+@pytest.mark.parametrize(("width", "there"), [(80, False), (120, False), (160, True)])
+def test_rates_and_errors_where_there_is_room(
+    width: int, there: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "\n".join(printed("bench", width, monkeypatch, capsys))
+    assert ("value error" in text) == ("1e-10" in text) == there
+    assert any("GB/s" in line and "variant " in line for line in text.splitlines()) == there
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["bench compare A B", "bench frameworks", "COMMAND --help"]),
+        (
+            ["bench"],
+            ["one dtype, one penalty", "The floor is a bare loop", "compare", "frameworks"],
+        ),
+    ],
+)
+def test_help_names_the_commands_and_says_what_its_words_mean(
+    arguments: list[str],
+    words: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    said = " ".join(text.split())
+    for word in words:
+        assert word in said
+    assert "cell" not in said
+    assert max(map(len, text.splitlines())) <= 80
