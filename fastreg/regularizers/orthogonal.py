@@ -99,7 +99,9 @@ class OrthogonalRegularizer(Configured):
             # Only JAX's has it.
             computed = getattr(adapter, "orthogonal_value_and_grad", None)
             if computed is not None:
-                pair: tuple[Any, Any] = computed(w, self._factor * scale, self._mode, grad_scale)
+                pair: tuple[Any, Any] = computed(
+                    w, product(self._factor, scale), self._mode, grad_scale
+                )
                 return pair
         result = _results.empty_like(w, "w") if out is None else _results.checked_target(out, "out")
         value, slope = self._evaluate(VALUE_AND_GRADIENT, w, result, scale, grad_scale)
