@@ -16,6 +16,7 @@ import numpy as np
 from .. import _adapters, _backend, _callables, _checks, _device, _results
 from .._device.recording import claim, unclaimed
 from .._float_environment import Default, product
+from .._frameworks import has_dtensors
 from .._penalty import ADD, VALUE
 from .plan import Arrays, Plan
 from .rules import called, rule_name
@@ -31,7 +32,7 @@ def value(plan: Plan, weights: Arrays, scale: float) -> Any:
             adapter = _adapter_of_numbers(plan, weights, scale)
             if adapter is None:
                 raise
-    return _followed_value(adapter, plan, weights, scale)
+    return followed_value(adapter, plan, weights, scale)
 
 
 def _adapter_of_numbers(plan: Plan, weights: Arrays, *factors: Any) -> Any:
@@ -146,7 +147,7 @@ def new_gradients(
             adapter = _adapter_of_numbers(plan, weights, scale, grad_scale)
             if adapter is None:
                 raise
-    penalty = _followed_value(adapter, plan, weights, scale) if outputs & VALUE else 0.0
+    penalty = followed_value(adapter, plan, weights, scale) if outputs & VALUE else 0.0
     return penalty, _traced_gradients(adapter, plan, weights, scale, grad_scale)
 
 
@@ -166,8 +167,24 @@ def _new_gradients(
     }
 
 
-def _followed_value(adapter: Any, plan: Plan, weights: Arrays, scale: float) -> Any:
+def require_whole(plan: Plan, weights: Arrays) -> None:
+    """Refuse sharded tensors whose rules are callables: penalties of whole tensors.
+
+    Raises
+    ------
+    TypeError
+        With the name of the first.
+    """
+    if plan.others and has_dtensors(weights):
+        from ..torch import sharding  # only where there are DTensors
+
+        others = [not is_fused for is_fused in plan.fused]
+        sharding.require_whole(list(compress(weights, others)), list(compress(plan.names, others)))
+
+
+def followed_value(adapter: Any, plan: Plan, weights: Arrays, scale: float) -> Any:
     """Give the sum of the penalties as a framework follows it: the fused ones, then callables."""
+    require_whole(plan, weights)
     fused = tuple(compress(weights, plan.fused))
     terms = [adapter.total(fused, plan.strengths(), plan.which, scale)] if fused else []
     terms += [

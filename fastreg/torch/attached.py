@@ -291,6 +291,33 @@ class Penalties:
         """
         return self._penalties.report(scale)
 
+    def check(self, group: Any = None) -> None:
+        """Compare the penalties of several processes, which must be the same in all.
+
+        Names, rules, strengths, shapes, dtypes and ``requires_grad`` are compared; and the
+        penalty's bits of each parameter that a process has the whole of, which replicas that have
+        drifted apart have not in common.  It is a collective operation, of some milliseconds: call
+        it in every process, after :func:`attach` and once in a while, an epoch say.  A single
+        process agrees with itself.
+
+        Parameters
+        ----------
+        group : torch.distributed.ProcessGroup, optional
+            The processes that train the same parameters; all, if None.
+
+        Raises
+        ------
+        RuntimeError
+            In every process, with what differs and on which ranks.
+
+        Examples
+        --------
+        >>> import torch
+        >>> attach(torch.nn.Linear(2, 1), {"weight": "l2"}).check()
+        """
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            self._penalties.check(group)
+
     # ------------------------------------------------------------------ steps of an optimizer
 
     def before_step(

@@ -19,10 +19,29 @@ import torch
 
 from .. import _errors
 from .._frameworks import is_dtensor
-from .sharding import is_pending, local_tensors, summed
+from .agreement import Terms
+from .sharding import Together, is_pending, local_tensors, summed
 
 if TYPE_CHECKING:
     from .._adapters import Adapter
+
+
+class Followed:
+    """The functions of this adapter for the penalties of a module, on which processes agree."""
+
+    def __init__(self, together: Together) -> None:
+        self._together = together
+
+    def total(
+        self,
+        weights: Sequence[Any],
+        strengths: Sequence[tuple[Any, Any]],
+        which: Sequence[int],
+        scale: Any,
+    ) -> torch.Tensor:
+        """Return the penalty of all tensors, as :func:`total` does."""
+        vector, dtype = _values(weights, strengths, which, scale, self._together)
+        return vector.sum().to(dtype)
 
 
 def total(
@@ -80,6 +99,7 @@ def _values(
     strengths: Sequence[tuple[Any, Any]],
     which: Sequence[int],
     scale: Any,
+    together: Together | None = None,
 ) -> tuple[torch.Tensor, torch.dtype]:
     """Give the global penalties as a float64 vector, and the dtype that results have."""
     # A scale that is differentiable meets the global values: here it would have the gradient of
@@ -88,9 +108,32 @@ def _values(
     local = _plain().values([_followed(weight) for weight in weights], strengths, which, inner)
     wide = torch.float64
     dtype = wide if any(value.dtype == wide for value in local) else torch.float32
-    vector = summed(torch.stack([value.to(wide) for value in local]), weights)
+    if together is None and not torch.compiler.is_compiling():
+        together = _together(weights, strengths, which, inner)
+    vector = summed(torch.stack([value.to(wide) for value in local]), weights, together)
     vector = _Told.apply(vector)
     return (vector if outer is None else vector * outer), dtype
+
+
+def _together(
+    weights: Sequence[Any],
+    strengths: Sequence[tuple[Any, Any]],
+    which: Sequence[int],
+    scale: float,
+) -> Together:
+    """Return what processes have to agree on of tensors that have no names."""
+    shapes = tuple([weight.shape for weight in weights])
+
+    def describe() -> dict[str, str]:
+        return {
+            f"tensors[{place}]": f"of the shape {tuple(shape)}, with l1={strengths[rule][0]}, "
+            f"l2={strengths[rule][1]} and scale={scale}"
+            for place, (shape, rule) in enumerate(zip(shapes, which, strict=True))
+        }
+
+    # Hashes of whole numbers are the same in all processes, those of strings are not.
+    content = hash(shapes), tuple(map(tuple, strengths)), tuple(which), scale
+    return Together(Terms(repr(content).encode(), describe), ())
 
 
 def _followed(weight: Any) -> Any:

@@ -12,7 +12,8 @@ Contract
 
 from __future__ import annotations
 
-from itertools import compress
+import types
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +26,9 @@ from ..penalties import Report, evaluation
 from ..penalties.names import is_mapping
 from ..penalties.plan import Arrays, Plan
 from ..penalties.report import make_report, shares_of_zeros
-from . import engines, in_backward, sharding
+from ..penalties.rules import rule_name
+from . import agreement, dtensors, engines, in_backward, sharding
+from .agreement import Terms
 from .callables import ByAutograd, OfComplex, as_real
 from .parameters import ParameterPlanner, Parameters
 from .steps import StepHandle
@@ -48,6 +51,7 @@ class _Sharded(NamedTuple):
 
     penalties: list[float]
     parameters: Arrays
+    together: sharding.Together
 
 
 class ModulePenalties:
@@ -61,6 +65,10 @@ class ModulePenalties:
         self.last_added = in_backward.LastAdded()
         self._trained: list[bool] = []
         self._plain: _PlainCall | None = None
+        self._groups: list[tuple[Any, str]] | None = None
+        """The process groups that shard any parameter; None where none is a DTensor."""
+        self._settled: tuple[Plan, int] | None = None
+        """What processes have to agree on of a plan, but for its strengths."""
         self.current()
 
     def current(self) -> tuple[Plan, Arrays]:
@@ -68,6 +76,10 @@ class ModulePenalties:
         changed = self.parameters.read()
         by_name = self.parameters.by_name
         trained = [parameter.requires_grad for parameter in by_name.values()]
+        if changed:
+            everything = list(by_name.values())
+            is_sharded = has_dtensors(everything)
+            self._groups = sharding.process_groups(everything) if is_sharded else None
         if changed or trained != self._trained:
             self.planner.forget()
             self._plain = None
@@ -83,6 +95,8 @@ class ModulePenalties:
 
     def _as_plain(self, plan: Plan, weights: Arrays) -> _PlainCall | None:
         by_name = self.parameters.by_name
+        if self._groups is not None:
+            return None
         frozen = tuple(by_name[name] for name in self.planner.frozen)
         penalised = set(map(id, weights))
         others = tuple(one for one in plan.untied(by_name, weights) if id(one) not in penalised)
@@ -98,17 +112,96 @@ class ModulePenalties:
         """
         plan, weights = self.current()
         if tensors is not None:
-            weights = _given(plan, tensors)
-        if torch.is_grad_enabled():
-            if self._plain is not None and tensors is None:
-                term = in_backward.value(plan, weights, scale, self.last_added)
-                if term is not None:
-                    return term
+            return evaluation.value(plan, _given(plan, tensors), scale)
+        if torch.is_grad_enabled() and self._plain is not None:
+            term = in_backward.value(plan, weights, scale, self.last_added)
+            if term is not None:
+                return term
+        together = None if torch.compiler.is_compiling() else self._together(plan, scale)
+        if together is None:
             return evaluation.value(plan, weights, scale)
-        local, is_sharded = _local(weights, plan)
-        if not is_sharded:
-            return evaluation.value(plan, weights, scale)
-        return summed(_Sharded(evaluation.values(plan, local, scale), weights))
+        local = _local(weights, plan)
+        if not torch.is_grad_enabled():
+            return summed(_Sharded(evaluation.values(plan, local, scale), weights, together))
+        if any(plan.fused):
+            return evaluation.followed_value(dtensors.Followed(together), plan, weights, scale)
+        sharding.summed((), (), together)  # nothing to sum here, but others may have something
+        return evaluation.value(plan, weights, scale)
+
+    def _together(
+        self, plan: Plan, scale: float, grad_scale: float = 1.0
+    ) -> sharding.Together | None:
+        """Return what the processes have to agree on; None where nothing is sharded."""
+        if self._groups is None:
+            return None
+        return sharding.Together(self.terms(plan, scale, grad_scale), self._groups)
+
+    def terms(
+        self,
+        plan: Plan,
+        scale: float,
+        grad_scale: float,
+        values: Mapping[str, float] = types.MappingProxyType({}),
+    ) -> Terms:
+        """Return the names, rules, strengths, factors and parameters that make a penalty."""
+        if self._settled is None or self._settled[0] is not plan:
+            settled = self._described(plan, lambda rule: type(rule).__qualname__)
+            self._settled = plan, agreement.digest(repr((settled, plan.which)).encode())
+        strengths = plan.strengths()
+        content = repr((self._settled[1], strengths, scale, grad_scale, dict(values)))
+
+        def describe() -> dict[str, str]:
+            return {
+                **self._described(plan, rule_name),
+                "scale": str(scale),
+                "grad_scale": str(grad_scale),
+                **{f"the penalty of {name!r}": repr(value) for name, value in values.items()},
+            }
+
+        return Terms(content.encode(), describe)
+
+    def check(self, group: Any) -> None:
+        """Refuse what is not the same in all processes of a group."""
+        failed: Exception | None = None
+        try:
+            plan, weights = self.current()
+            terms = self.terms(plan, 1.0, 1.0, self._values_of_replicas(plan, weights))
+        except (TypeError, ValueError, RuntimeError) as error:
+            failed = error  # the others wait for this process
+            text = str(error)
+            terms = Terms(text.encode(), lambda: {"attach": f"refused ({text})"})
+        try:
+            agreement.require(terms, group)
+        except RuntimeError as error:
+            raise error from failed
+        if failed is not None:
+            raise failed
+
+    def _values_of_replicas(self, plan: Plan, weights: Arrays) -> dict[str, float]:
+        """Return penalties that have the same bits wherever the weights have."""
+        if plan.others:  # what callables give need not have
+            return {}
+        local = _local(weights, plan)
+        with torch.no_grad():
+            values = evaluation.values(plan, local, 1.0)
+        return {
+            name: float(value)
+            for name, value, weight in zip(plan.names, values, weights, strict=True)
+            if sharding.is_whole(weight)
+        }
+
+    def _described(self, plan: Plan, name_of: Callable[[Any], str]) -> dict[str, str]:
+        """Return what each parameter is, and its rule."""
+        described = {}
+        for name, parameter in self.parameters.by_name.items():
+            rule = plan.rules.get(name)
+            words = [
+                "without a penalty" if rule is None else name_of(rule),
+                *(() if parameter.requires_grad else ("frozen",)),
+                f"of the shape {tuple(parameter.shape)} in {parameter.dtype}",
+            ]
+            described[repr(name)] = ", ".join(words)
+        return described
 
     def is_in_gradients(self) -> bool:
         """Return whether a backward pass has added the penalty, and nothing happened since."""
@@ -119,19 +212,20 @@ class ModulePenalties:
         """Give each parameter's penalty, share of zeros and rule."""
         plan, weights = self.current()
         everything = self.parameters.by_name
-        local, _ = _local(weights, plan)
+        local = _local(weights, plan)
         with torch.no_grad():
             values = evaluation.values(plan, local, scale)
         parameters = tuple(everything.values())
-        parts, is_sharded = _local(parameters, None)
+        parts = sharding.local_tensors(parameters)
         zeros = shares_of_zeros(plan, dict(zip(everything, parts, strict=True)))
-        if is_sharded:
-            values = sharding.summed(values, weights)
+        together = self._together(plan, scale)
+        if together is not None:
+            values = sharding.summed(values, weights, together)
             counts = [share * part.numel() for share, part in zip(zeros, parts, strict=True)]
             zeros = [
                 count / max(parameter.numel(), 1)
                 for count, parameter in zip(
-                    sharding.summed(counts, parameters), parameters, strict=True
+                    sharding.summed(counts, parameters, together), parameters, strict=True
                 )
             ]
         report = make_report(plan, values, zeros)
@@ -189,18 +283,19 @@ class ModulePenalties:
                     "no zeros; make the module with sparse=False, or give it no rule"
                 )
             gradients.append(gradient)
-        local, is_sharded = _local(weights, plan)
+        local = _local(weights, plan)
+        together = self._together(plan, scale, grad_scale)
         targets = tuple(gradients)
-        if is_sharded:
+        if together is not None:
             targets = sharding.local_gradients(targets, weights, plan.names)
         if not may_be_recorded:
             _results.check_targets(targets, plan.names)
         if plan.others:
             local, targets = as_real(local), as_real(targets)
         found: Any
-        if is_sharded:
+        if together is not None:
             found = evaluation.parts(outputs, plan, local, targets, scale, grad_scale)
-            found = found if found is None else _Sharded(found, weights)
+            found = found if found is None else _Sharded(found, weights, together)
         else:
             found = evaluation.total(outputs, plan, local, targets, scale, grad_scale)
         for parameter, gradient in made:
@@ -231,24 +326,19 @@ def _given(plan: Plan, tensors: Any) -> Arrays:
     return tuple(tensors[name] for name in plan.names)
 
 
-def _local(parameters: Arrays, plan: Plan | None) -> tuple[Arrays, bool]:
-    """Give the shards that this process holds, and whether any parameter is sharded at all."""
-    is_sharded = has_dtensors(parameters)
-    if plan is None:
-        return sharding.local_tensors(parameters), is_sharded
-    if is_sharded and plan.others:
-        others = [not is_fused for is_fused in plan.fused]
-        sharding.require_whole(
-            list(compress(parameters, others)), list(compress(plan.names, others))
-        )
-    return sharding.local_tensors(parameters, plan.names), is_sharded
+def _local(parameters: Arrays, plan: Plan) -> Arrays:
+    """Return the shards that this process holds."""
+    evaluation.require_whole(plan, parameters)
+    return sharding.local_tensors(parameters, plan.names)
 
 
 def summed(found: Any) -> Any:
     """Give a penalty, summed over the processes where it is of sharded parameters."""
     if not isinstance(found, _Sharded):
         return found
-    return _backend.canonical_sum(sharding.summed(found.penalties, found.parameters))
+    return _backend.canonical_sum(
+        sharding.summed(found.penalties, found.parameters, found.together)
+    )
 
 
 def _new_gradient(parameter: Any) -> Any:

@@ -6,8 +6,11 @@ Contract
   what has not the elements of the tensor (a pending sum, a flat parameter of FSDP1) is refused.
 - A penalty of shards is summed over the mesh dimensions that shard its tensor and over no others,
   so that no replica counts twice; a tensor that no dimension shards is not communicated.
-- There is one all-reduce of a float64 vector per process group in use.  Groups come in the order
-  in which the tensors name them, which is the same in every process that has the same model.
+- There is one all-reduce of a float64 vector per process group in use; a second, where there are
+  more than 1,017 tensors.  Groups come in the order in which the tensors name them, which is the
+  same in every process that has the same model.
+- The vector has one length whatever is summed, and begins with what the processes have to agree on
+  (``agreement``).  So where they disagree all of them learn it, and none waits for the others.
 
 Reading a local shard by ``DTensor.to_local()`` takes 3 us and is a call to autograd; its attribute
 ``_local_tensor`` takes none, and is what torch's own optimizers are given.
@@ -15,14 +18,17 @@ Reading a local shard by ``DTensor.to_local()`` takes 3 us and is a call to auto
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Hashable, Sequence
-from typing import Any, TypeAlias, cast, overload
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias, cast, overload
 
 import torch
 
 from .. import _errors
 from .._frameworks import is_dtensor
+from . import agreement
+from .agreement import HEAD, Terms
 
 Tensors: TypeAlias = Sequence[torch.Tensor]
 Names: TypeAlias = Sequence[str]
@@ -105,15 +111,47 @@ def local_gradients(
     )
 
 
-@overload
-def summed(values: Sequence[float], tensors: Tensors) -> list[float]: ...
+class Together(NamedTuple):
+    """What the processes that share a model have in common when they sum penalties."""
+
+    terms: Terms
+    groups: Sequence[tuple[Any, str]]
+    """What :func:`process_groups` returns of all parameters, penalised or not."""
+
+
+def process_groups(tensors: Tensors) -> list[tuple[Any, str]]:
+    """Return the process groups of a model, each with its kind of device.
+
+    They are those of all dimensions of the meshes that shard some of the tensors: over replicas
+    nothing is summed, but they have to agree as well.
+    """
+    groups: dict[Any, str] = {}
+    for mesh in dict.fromkeys(
+        cast(Any, tensor).device_mesh for tensor in tensors if _is_sharded(tensor)
+    ):
+        if mesh.get_coordinate() is None:
+            continue
+        for dimension in range(mesh.ndim):
+            if mesh.size(dimension) > 1:
+                groups[mesh.get_group(dimension)] = mesh.device_type
+    return list(groups.items())
 
 
 @overload
-def summed(values: torch.Tensor, tensors: Tensors) -> torch.Tensor: ...
+def summed(
+    values: Sequence[float], tensors: Tensors, together: Together | None = None
+) -> list[float]: ...
 
 
-def summed(values: Sequence[float] | torch.Tensor, tensors: Tensors) -> list[float] | torch.Tensor:
+@overload
+def summed(
+    values: torch.Tensor, tensors: Tensors, together: Together | None = None
+) -> torch.Tensor: ...
+
+
+def summed(
+    values: Sequence[float] | torch.Tensor, tensors: Tensors, together: Together | None = None
+) -> list[float] | torch.Tensor:
     """Sum what each process has of its shards over the processes that share a tensor.
 
     This is a collective operation: every process that has a shard of one of the tensors has to call
@@ -127,6 +165,8 @@ def summed(values: Sequence[float] | torch.Tensor, tensors: Tensors) -> list[flo
         it, and its gradient is that of the result: each process has the gradient of its own shards.
     tensors : sequence of torch.Tensor
         DTensors and plain ones, as they were before :func:`local_tensors`.
+    together : Together, optional
+        What the processes have to agree on besides the shapes of the tensors.
 
     Returns
     -------
@@ -138,6 +178,8 @@ def summed(values: Sequence[float] | torch.Tensor, tensors: Tensors) -> list[flo
     ------
     ValueError
         When there are not as many values as tensors.
+    RuntimeError
+        In every process, where they disagree, with what differs.
 
     Examples
     --------
@@ -149,16 +191,16 @@ def summed(values: Sequence[float] | torch.Tensor, tensors: Tensors) -> list[flo
         raise ValueError(
             f"values has {len(values)} entries for {len(tensors)} tensors; pass one for each"
         )
-    groups = _groups(tensors)
+    groups = _groups(tensors, () if together is None else together.groups)
     if isinstance(values, torch.Tensor):
         if not groups:
             return values
-        return cast(torch.Tensor, _Summed.apply(values, groups))
+        return cast(torch.Tensor, _Summed.apply(values, groups, _terms(tensors, together)))
     if not groups:
         return list(values)
     # Where the first of the groups reduces: there is one all-reduce, and then one copy back.
     vector = torch.tensor(values, dtype=torch.float64, device=groups[0].device)
-    return cast("list[float]", _reduced(vector, groups).tolist())
+    return cast("list[float]", _reduced(vector, groups, _terms(tensors, together)).tolist())
 
 
 def identity(tensor: torch.Tensor, name: str | None = None) -> Hashable:
@@ -268,7 +310,7 @@ def require_whole(tensors: Tensors, names: Names) -> None:
         With its name.
     """
     for place, tensor in enumerate(tensors):
-        if is_dtensor(tensor) and any(map(_shards, cast(Any, tensor).placements)):
+        if _is_sharded(tensor):
             raise _errors.special_array_error(
                 _Label("tensors", names)(place),
                 "a sharded DTensor, and what its rule gives for the shards need not sum to what it "
@@ -276,6 +318,11 @@ def require_whole(tensors: Tensors, names: Names) -> None:
                 "use L1, L2 or L1L2, or add the rule's penalty of parameter.full_tensor() to the "
                 "loss",
             )
+
+
+def is_whole(tensor: torch.Tensor) -> bool:
+    """Return whether this process has all elements of a tensor."""
+    return not _is_sharded(tensor)
 
 
 def is_pending(tensor: torch.Tensor) -> bool:
@@ -295,6 +342,10 @@ def _require_elements(tensor: Any, label: _Label, place: int) -> None:
                 else f"a DTensor with the placement {placement}, which is not known here",
                 f"pass {label(place)}.redistribute(placements=...) with Shard or Replicate instead",
             )
+
+
+def _is_sharded(tensor: torch.Tensor) -> bool:
+    return is_dtensor(tensor) and any(map(_shards, cast(Any, tensor).placements))
 
 
 def _shards(placement: Any) -> bool:
@@ -345,10 +396,13 @@ class _Group:
         self.places: list[int] = []
 
 
-def _groups(tensors: Tensors) -> list[_Group]:
-    """Give the process groups over which the tensors are sharded, and the places of those."""
+def _groups(tensors: Tensors, known_groups: Iterable[tuple[Any, str]]) -> list[_Group]:
+    """Return the process groups over which the tensors are sharded, and the places of those.
+
+    The known groups come first, also those that shard none of the tensors.
+    """
     label = _Label("tensors", None)
-    groups: dict[Any, _Group] = {}
+    groups: dict[Any, _Group] = {group: _Group(group, device) for group, device in known_groups}
     known: dict[Any, list[_Group]] = {}
     for place, tensor in enumerate(tensors):
         if not is_dtensor(tensor):
@@ -377,35 +431,109 @@ def _groups_of(mesh: Any, placements: Any, groups: dict[Any, _Group]) -> list[_G
     return found
 
 
-def _reduced(values: torch.Tensor, groups: list[_Group]) -> torch.Tensor:
-    """Give new values, summed over each group in turn."""
+_LENGTH = 1024
+"""Of what is reduced first, whatever it is: the reductions of processes that disagree fit."""
+
+
+def _reduced(
+    values: torch.Tensor, groups: list[_Group], terms: Terms | None, may_wait: bool = True
+) -> torch.Tensor:
+    """Return new values, summed over each group in turn.
+
+    `terms` is None while torch compiles: then nothing is compared.  Where the host may not wait for
+    a device to learn that processes disagree, the values are NaN.
+    """
     vector = values.detach().to(torch.float64, copy=True)
+    heard = _Heard()
     for one in groups:
         everything = len(one.places) == len(vector)
         part = vector if everything else vector[one.places]
         # Parameters that are offloaded to the host are still sharded over a mesh of devices, whose
         # group need not be able to communicate from the host.
         sent = part if part.device.type == one.device else part.to(one.device)
-        torch.distributed.all_reduce(sent, group=one.group)
+        if terms is None:
+            torch.distributed.all_reduce(sent, group=one.group)
+        else:
+            sent = _agreed(sent, one.group, terms, heard, may_wait or _may_wait(sent))
         if everything and sent is part:
             continue
         vector[slice(None) if everything else one.places] = sent.to(vector.device)
-    return vector
+    if heard.descriptions:
+        raise agreement.error(heard.descriptions)
+    return vector if heard.all_agree is None else torch.where(heard.all_agree, vector, math.nan)
+
+
+class _Heard:
+    """What this process has heard of disagreement in the groups so far.
+
+    It is no error before the other groups have heard of it, as they wait for this process.
+    """
+
+    def __init__(self) -> None:
+        self.descriptions: agreement.Descriptions = {}
+        self.all_agree: torch.Tensor | None = None
+        """What a device knows, 0-d, where the host does not wait for it."""
+
+
+def _may_wait(tensor: torch.Tensor) -> bool:
+    return bool(tensor.device.type == "cpu")
+
+
+def _agreed(
+    part: torch.Tensor, group: Any, terms: Terms, heard: _Heard, may_wait: bool
+) -> torch.Tensor:
+    """Sum over a group, and hear whether its processes agree."""
+    processes = torch.distributed.get_world_size(group)
+    count = min(len(part), _LENGTH - HEAD)
+    sent = part.new_zeros(_LENGTH)
+    sent[:HEAD] = torch.tensor(terms.head(bool(heard.descriptions)), dtype=part.dtype)
+    if heard.all_agree is not None:
+        sent[HEAD - 1] = ~heard.all_agree
+    sent[HEAD : HEAD + count] = part[:count]
+    torch.distributed.all_reduce(sent, group=group)
+    if not may_wait:
+        agree = terms.agree(sent[:HEAD], processes)
+        heard.all_agree = agree if heard.all_agree is None else agree & heard.all_agree
+    elif not terms.agrees(sent[:HEAD].tolist(), processes):
+        mine = {torch.distributed.get_rank(): terms.describe()}
+        heard.descriptions.update(agreement.gathered({**heard.descriptions, **mine}, group))
+        return part
+    if count == len(part):
+        return sent[HEAD : HEAD + count]
+    rest = part[count:].clone()
+    torch.distributed.all_reduce(rest, group=group)
+    return torch.cat([sent[HEAD : HEAD + count], rest])
+
+
+def _terms(tensors: Tensors, together: Together | None) -> Terms | None:
+    if torch.compiler.is_compiling():
+        return None
+    return _terms_of_shapes(tensors) if together is None else together.terms
+
+
+def _terms_of_shapes(tensors: Tensors) -> Terms:
+    shapes = [tuple(tensor.shape) for tensor in tensors]
+    return Terms(
+        repr(shapes).encode(),
+        lambda: {
+            f"tensors[{place}]": f"of the shape {shape}" for place, shape in enumerate(shapes)
+        },
+    )
 
 
 class _Summed(torch.autograd.Function):  # type: ignore[misc]
     """Sums of local values, of which each process differentiates its own: no communication."""
 
     @staticmethod
-    def forward(values: torch.Tensor, groups: list[_Group]) -> torch.Tensor:
-        return _reduced(values, groups).to(values.dtype)
+    def forward(values: torch.Tensor, groups: list[_Group], terms: Terms | None) -> torch.Tensor:
+        return _reduced(values, groups, terms, may_wait=False).to(values.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         pass
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         # The penalty is one number that all processes have, not one for each of them: what a
         # process is told of the sum holds for its part of it.
-        return gradient, None
+        return gradient, None, None

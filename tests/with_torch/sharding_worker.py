@@ -505,6 +505,17 @@ def between_forward_and_backward():
         assert (whole(weight.grad) - slope).abs().max() <= 1e-9, name
 
 
+def between_forward_and_backward_in_bfloat16():
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    model = sharded(seeded(Rooted), line(), mp_policy=policy)
+    rule = RULES["*"]
+    model(mine(data()[0]))
+    rounded = {n: whole(p).to(torch.bfloat16) for n, p in model.named_parameters() if n == "weight"}
+    rounded.update((n, whole(p)) for n, p in model.named_parameters() if n != "weight")
+    assert model.weight.dtype == torch.bfloat16
+    close(value_of(attach(model, rule)), expected_values(rounded, rule)[1])
+
+
 def rules_that_are_no_sums():
     model = sharded(seeded(Net), line())
     for rule in (regularizers.OrthogonalRegularizer(), lambda w: w.norm()):
@@ -708,6 +719,7 @@ WORLDS = {
         only_a_value_communicates,
         report,
         between_forward_and_backward,
+        between_forward_and_backward_in_bfloat16,
         rules_that_are_no_sums,
         pending_sums_are_refused,
         gradients_that_lie_elsewhere,
