@@ -12,9 +12,11 @@ from sharding_worker import close, mine, seeded, whole
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
+    SequenceParallel,
     parallelize_module,
 )
 from torch.nn.parallel import DistributedDataParallel
@@ -267,6 +269,35 @@ def tensor_parallel_sums_are_not_scaled():
     close(penalties.activity(scale=1.0).item(), value, 1e-5)
 
 
+class Normed(nn.Module):
+    """A norm before a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(6)
+        self.up = nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.up(self.norm(x))
+
+
+def sequence_parallel():
+    torch.manual_seed(1)
+    x = torch.randn(3, BATCH, 6)  # sequences of the length BATCH
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    rules = {"norm": REG, "up": REG}
+    alone_penalties = attach(alone_model := seeded(Normed), {}, rules)
+    alone_model(x)
+    model = parallelize_module(
+        seeded(Normed),
+        mesh,
+        {"norm": SequenceParallel(), "up": ColwiseParallel(input_layouts=Shard(1))},
+    )
+    penalties = attach(model, {}, rules)
+    model(x.chunk(dist.get_world_size(), 1)[dist.get_rank()])
+    close(penalties.activity().item(), alone_penalties.activity().item(), 1e-5)
+
+
 def terms_that_no_loss_takes():
     model = seeded(Net)
     penalties = attach(model, {}, {"head": REG})
@@ -307,6 +338,7 @@ WORLDS = {
         plain_parts_are_refused,
         tensors_that_stay_distributed,
         tensor_parallel_sums_are_not_scaled,
+        sequence_parallel,
         terms_that_no_loss_takes,
     ],
     4: [hsdp_sum, tensor_parallel_under_fsdp2],

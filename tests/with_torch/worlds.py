@@ -13,8 +13,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 SECONDS = 240
+NO_FSDP2 = "AttributeError: 'Stream' object has no attribute 'record_event'\n"
 
 
 def cases(worker):
@@ -61,4 +64,6 @@ def require_good(outcomes, case, world):
     for rank in range(world):
         assert (case, rank) in found, f"rank {rank} did not end this case; stderr:\n{errors}"
     failed = {rank: found[case, rank] for rank in range(world) if found[case, rank]}
+    if len(failed) == world and all(text.endswith(NO_FSDP2) for text in failed.values()):
+        pytest.skip("FSDP2 of this torch (2.6) needs a GPU")
     assert not failed, "\n".join(f"rank {rank}:\n{text}" for rank, text in failed.items())
