@@ -4,5 +4,6 @@ collect_ignore = [
     "activity_worker.py",
     "agreement_worker.py",
     "deepspeed_worker.py",
+    "lost_worker.py",
     "sharding_worker.py",
 ]

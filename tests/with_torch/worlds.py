@@ -29,9 +29,18 @@ def cases(worker):
     raise AssertionError("no WORLDS")
 
 
+def environment():
+    """Return the environment of processes that meet on this machine alone."""
+    (loopback, *_) = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
+    return {
+        **os.environ,
+        "GLOO_SOCKET_IFNAME": loopback,
+        "PYTHONPATH": os.pathsep.join([*filter(None, sys.path), str(ROOT)]),
+    }
+
+
 def run(worker, directory):
     """Run the processes once, and return what they printed: outcomes by case and rank, stderr."""
-    (loopback, *_) = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
     command = [sys.executable, str(worker), str(directory)]
     process = subprocess.Popen(
         command,
@@ -39,11 +48,7 @@ def run(worker, directory):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={
-            **os.environ,
-            "GLOO_SOCKET_IFNAME": loopback,
-            "PYTHONPATH": os.pathsep.join([*filter(None, sys.path), str(ROOT)]),
-        },
+        env=environment(),
     )
     try:
         output, errors = process.communicate(timeout=SECONDS)
