@@ -37,12 +37,11 @@ def framework(x: Any) -> tuple[str, Any, Any]:
 def wraps_jax_array(x: object) -> bool:
     """Return whether `x` is no array, but JAX takes it for the one that it holds."""
     jax = sys.modules.get("jax")
-    # Tracers have the name as well.
-    return (
-        jax is not None
-        and hasattr(type(x), "__jax_array__")
-        and not isinstance(x, getattr(jax, "Array", ()))
-    )
+    if jax is None or not hasattr(type(x), "__jax_array__"):
+        return False
+    # Tracers have the name as well, and so has what Keras builds models of, to refuse by it.
+    symbolic: Any = getattr(sys.modules.get("keras"), "KerasTensor", ())
+    return not isinstance(x, (getattr(jax, "Array", ()), symbolic))
 
 
 def is_jax_tracer(x: object) -> bool:

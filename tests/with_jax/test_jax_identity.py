@@ -1,5 +1,8 @@
 """Which arrays are one: eager and traced calls agree on names, values and gradients."""
 
+from importlib.util import find_spec
+
+import interpreter
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,6 +110,21 @@ def test_parameters_of_flax(engine):
     assert np.asarray(gradient).tobytes() == np.asarray(regularizer.gradient(kernel)).tobytes()
     attached = nnx.jit(lambda model: fastreg.attach({"k": model.kernel}, regularizer).value())
     assert float(attached(model)) == expected
+
+
+@pytest.mark.skipif(find_spec("keras") is None, reason="Keras is not installed")
+def test_symbolic_tensors_of_keras_hold_no_array():
+    code = """
+        import keras
+        import jax
+        import fastreg
+        from fastreg.regularizers import L1
+
+        print(type(L1(0.5)(keras.KerasTensor((3,)))).__name__)
+        variable = keras.Variable([1.0, -2.0])
+        print(float(fastreg.attach({"a": variable, "b": variable}, L1(0.5)).value()))
+    """
+    assert interpreter.runs(code, KERAS_BACKEND="jax") == "KerasTensor\n1.5\n"
 
 
 # ------------------------------------------------------------------ factors that are traced
