@@ -20,6 +20,7 @@ from fastreg.bench.frameworks import base, known, with_jax, with_keras, with_tor
 from fastreg.bench.frameworks.base import Row, Setting, Variant, measure
 from fastreg.bench.frameworks.known import FRAMEWORKS
 from fastreg.bench.frameworks.sizes import SIZES
+from fastreg.bench.frameworks.table import comparisons
 from fastreg.bench.record import Circumstances
 
 pytest.importorskip("rich")
@@ -118,6 +119,21 @@ def test_a_check_that_cannot_fail_is_refused() -> None:
     variants = {"bare": variant(2.0 + 1e-5), "usual": variant(2.0)}
     with pytest.raises(ValueError, match="a step: bare leaves what usual leaves"):
         measure(Setting("torch", "a step", variants, usual="usual", bare="bare"), repeats=1)
+
+
+def test_what_is_added_is_compared_with_the_measure() -> None:
+    samples = {
+        "bare": [1.0, 2.0, 4.0],
+        "usual": [5.0, 6.0, 8.0],
+        "measure": [1.5, 2.0, 4.5],
+        "ours": [1.75, 2.75, 4.5],
+    }
+    row = Row("torch", "a step", "usual", "bare", None, samples, {}, "measure")
+    assert [row.of_measure(name) for name in samples] == [None, None, None, 1.5]
+    assert comparisons([row]) == ["torch, ours: adds 1.50 times what measure adds"]
+    assert comparisons([replace(row, measure=None), replace(row, bare=None)]) == []
+    nothing = replace(row, samples={**samples, "measure": samples["bare"]})
+    assert comparisons([nothing]) == []
 
 
 def test_shares_are_of_the_bare_step_turn_by_turn() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median
 from textwrap import shorten
 from typing import Any
 
@@ -48,6 +49,8 @@ class Setting:
     bare: str | None = None
     #: The name of the step that only adds weights to gradients: a pass over the same memory.
     addition: str | None = None
+    #: The name of the step whose addition is the measure of the others'.
+    measure: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Row:
     addition: str | None
     samples: dict[str, list[float]]
     blanks: dict[str, str]
+    measure: str | None = None
 
     def seconds(self, name: str) -> Spread:
         """Median and quartiles of the time per call."""
@@ -72,6 +76,24 @@ class Row:
             return None
         pairs = zip(self.samples[name], self.samples[self.bare], strict=True)
         return Spread.quartiles([(taken - bare) / bare for taken, bare in pairs])
+
+    def of_measure(self, name: str) -> float | None:
+        """What a step adds to the bare one, over what the step that is the measure adds to it.
+
+        Both are medians of the turns: in one turn the second may be less than the noise.
+        """
+        if name in (self.usual, self.bare, self.addition, self.measure):
+            return None
+        if self.bare not in self.samples or self.measure not in self.samples:
+            return None
+        added, unit = (
+            median(
+                taken - bare
+                for taken, bare in zip(self.samples[one], self.samples[self.bare], strict=True)
+            )
+            for one in (name, self.measure)
+        )
+        return added / unit if unit > 0.0 else None
 
     def of_usual(self, name: str) -> Spread | None:
         """The time over that of the usual way; a step that does less has none."""
@@ -112,6 +134,7 @@ def measure(setting: Setting, repeats: int) -> Row:
         setting.addition,
         samples,
         blanks,
+        setting.measure,
     )
 
 

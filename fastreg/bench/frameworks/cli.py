@@ -14,7 +14,7 @@ from fastreg.bench.cli import note, show, show_table, write_files
 from fastreg.bench.frameworks import record
 from fastreg.bench.frameworks.base import Row
 from fastreg.bench.frameworks.known import FRAMEWORKS
-from fastreg.bench.frameworks.table import blanks, table
+from fastreg.bench.frameworks.table import blanks, comparisons, table
 from fastreg.bench.frameworks.worker import rows_of
 from fastreg.bench.record import Circumstances
 
@@ -47,8 +47,8 @@ def run(choices: argparse.Namespace) -> int:
         note("nothing was measured")
         return status or 1
     show_table(lambda detail: table(circumstances, rows, detail))
-    if unmeasured := blanks(rows):
-        show("\n".join(unmeasured))
+    if notes := [*comparisons(rows), *blanks(rows)]:
+        show("\n".join(notes))
     writers: dict[str, Callable[[Path], object]] = {
         "json": lambda path: record.write_json(path, circumstances, rows),
         "csv": lambda path: record.write_csv(path, rows),

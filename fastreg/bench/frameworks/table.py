@@ -64,3 +64,13 @@ def blanks(rows: Sequence[Row]) -> list[str]:
         for row in rows
         for name, reason in row.blanks.items()
     ]
+
+
+def comparisons(rows: Sequence[Row]) -> list[str]:
+    """What the ways to add penalties to a step add, over what the plainest of them adds."""
+    return [
+        f"{row.framework}, {name}: adds {times:.2f} times what {row.measure} adds"
+        for row in rows
+        for name in row.samples
+        if (times := row.of_measure(name)) is not None
+    ]

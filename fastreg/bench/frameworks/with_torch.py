@@ -105,6 +105,7 @@ def step(torch: Any, sizes: Sizes) -> Setting:
         usual="loss += ...",
         bare="no penalty",
         addition="one bare addition",
+        measure="fastreg, accumulate",
     )
 
 
