@@ -116,7 +116,7 @@ def accumulate_parameters(
     Parameters
     ----------
     outputs, names, strengths, which, scale, grad_scale
-        As for `evaluate_many`; outputs 6 or 7.
+        As for `evaluate_many`; outputs 6 or 7, or 1 for the penalty alone.
     parameters
         The penalised ones.
     others

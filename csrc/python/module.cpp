@@ -236,18 +236,20 @@ PyObject* evaluate_many(PyObject*, PyObject* const* arguments, Py_ssize_t count)
   });
 }
 
-// The gradients of parameters; none where not all are plain torch parameters that require one and have it, and where
-// one of them is part of a graph but may not be.
-py::object gradients_of(PyObject* parameters, bool may_be_recorded) {
+// The gradients of parameters, None for each unless `wanted`; no object where not all are plain torch parameters that
+// require one and, if it is wanted, have it, and where one of them is part of a graph but may not be.
+py::object gradients_of(PyObject* parameters, bool wanted, bool may_be_recorded) {
   const Py_ssize_t count = PyTuple_GET_SIZE(parameters);
   py::tuple gradients(count);
   ParameterState state;
   for (Py_ssize_t i = 0; i < count; ++i) {
-    if (!read_parameter(PyTuple_GET_ITEM(parameters, i), state) || !state.requires_grad || state.grad.is_none() ||
-        (!may_be_recorded && requires_gradient(state.grad.ptr()))) {
+    if (!read_parameter(PyTuple_GET_ITEM(parameters, i), state) || !state.requires_grad) {
       return {};
     }
-    PyTuple_SET_ITEM(gradients.ptr(), i, state.grad.release().ptr());
+    if (wanted && (state.grad.is_none() || (!may_be_recorded && requires_gradient(state.grad.ptr())))) {
+      return {};
+    }
+    PyTuple_SET_ITEM(gradients.ptr(), i, (wanted ? state.grad : py::none()).release().ptr());
   }
   return gradients;
 }
@@ -267,8 +269,10 @@ PyObject* accumulate_parameters(PyObject*, PyObject* const* arguments, Py_ssize_
     const unsigned outputs = to_outputs(arguments[0]);
     require_tuples("accumulate_parameters", arguments, {1, 2, 3, 4, 5, 6});
     PyObject* result = nullptr;
-    const py::object gradients =
-        are_frozen(arguments[4]) ? gradients_of(arguments[2], PyObject_IsTrue(arguments[9]) != 0) : py::object();
+    const bool writes = (outputs & output_gradient) != 0;
+    const py::object gradients = are_frozen(arguments[4])
+                                     ? gradients_of(arguments[2], writes, PyObject_IsTrue(arguments[9]) != 0)
+                                     : py::object();
     if (gradients) {
       try {
         result = evaluate({outputs, arguments[1], arguments[2], gradients.ptr(), arguments[5], arguments[6],
@@ -285,7 +289,9 @@ PyObject* accumulate_parameters(PyObject*, PyObject* const* arguments, Py_ssize_
       Py_RETURN_NOTIMPLEMENTED;
     }
     const py::object owned = py::reinterpret_steal<py::object>(result);
-    py::module_::import("fastreg._results").attr("torch_written")(gradients);
+    if (writes) {
+      py::module_::import("fastreg._results").attr("torch_written")(gradients);
+    }
     return owned.inc_ref().ptr();
   });
 }

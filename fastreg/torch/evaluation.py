@@ -21,7 +21,7 @@ import torch
 from .. import _backend, _errors, _results
 from .._device.recording import claim, unclaimed
 from .._frameworks import has_dtensors
-from .._penalty import ADD, GRADIENT, VALUE_AND_ADD
+from .._penalty import ADD, GRADIENT, VALUE, VALUE_AND_ADD
 from ..penalties import Report, evaluation
 from ..penalties.names import is_mapping
 from ..penalties.plan import Arrays, Plan
@@ -110,13 +110,13 @@ class ModulePenalties:
 
         `tensors` by name are instead of the parameters that have a penalty.
         """
+        if tensors is None and torch.is_grad_enabled():
+            term = self._in_loss(scale)
+            if term is not None:
+                return term
         plan, weights = self.current()
         if tensors is not None:
             return evaluation.value(plan, _given(plan, tensors), scale)
-        if torch.is_grad_enabled() and self._plain is not None:
-            term = in_backward.value(plan, weights, scale, self.last_added)
-            if term is not None:
-                return term
         together = None if torch.compiler.is_compiling() else self._together(plan, scale)
         if together is None:
             return evaluation.value(plan, weights, scale)
@@ -127,6 +127,22 @@ class ModulePenalties:
             return evaluation.followed_value(dtensors.Followed(together), plan, weights, scale)
         sharding.summed((), (), together)  # nothing to sum here, but others may have something
         return evaluation.value(plan, weights, scale)
+
+    def _in_loss(self, scale: float) -> Any:
+        """Return the penalty with gradients that need no autograd; None where they need it."""
+        if self._plain is None or not in_backward.is_possible(self._plain.weights, scale):
+            return None
+        penalty = self._quick(VALUE, scale, 1.0, True)
+        if penalty is NotImplemented:
+            plan, weights = self.current()
+            try:
+                penalty = evaluation.total(VALUE, plan, weights, None, scale, 1.0)
+            except (TypeError, ValueError):  # the long way says it of tensors
+                return None
+            if self._plain is None or type(penalty) is not float:  # on a device
+                return None
+        plan, weights = self._plain.plan, self._plain.weights
+        return in_backward.value(plan, weights, scale, penalty, self.last_added)
 
     def _together(
         self, plan: Plan, scale: float, grad_scale: float = 1.0
@@ -237,30 +253,42 @@ class ModulePenalties:
     def add(self, scale: float, grad_scale: float, value: bool, may_be_recorded: bool) -> Any:
         """Add the gradients, and give the penalty or what :func:`summed` makes it of."""
         outputs = VALUE_AND_ADD if value else GRADIENT | ADD
-        plain = self._plain
-        if plain is not None and self.parameters.are_same():
-            plan = plain.plan
-            engines.require_gradients(plain.weights, plan.names)
-            try:
-                found = _backend.accumulate_parameters(
-                    outputs,
-                    plan.names,
-                    plain.weights,
-                    plain.others,
-                    plain.frozen,
-                    plan.strengths(),
-                    plan.which,
-                    scale,
-                    grad_scale,
-                    may_be_recorded,
-                )
-            except (TypeError, ValueError):  # the long way says it of parameters
-                found = NotImplemented
-            if found is not NotImplemented:
-                if unclaimed:
-                    claim(plan.strengths)
-                return found
+        found = self._quick(outputs, scale, grad_scale, may_be_recorded)
+        if found is not NotImplemented:
+            return found
         return self._add_to_any(outputs, scale, grad_scale, may_be_recorded)
+
+    def _quick(self, outputs: int, scale: float, grad_scale: float, may_be_recorded: bool) -> Any:
+        """Make one native call for parameters that are all plain, and those of the last call.
+
+        NotImplemented, with nothing done, where they are not, or an argument is not right.
+        """
+        plain = self._plain
+        if plain is None or not self.parameters.are_same():
+            return NotImplemented
+        plan = plain.plan
+        if outputs & GRADIENT:
+            engines.require_gradients(plain.weights, plan.names)
+        else:
+            engines.require_elements(plain.weights, engines.parameter_label(plan.names))
+        try:
+            found = _backend.accumulate_parameters(
+                outputs,
+                plan.names,
+                plain.weights,
+                plain.others,
+                plain.frozen,
+                plan.strengths(),
+                plan.which,
+                scale,
+                grad_scale,
+                may_be_recorded,
+            )
+        except (TypeError, ValueError):  # the long way says it of parameters
+            return NotImplemented
+        if found is not NotImplemented and unclaimed:
+            claim(plan.strengths)
+        return found
 
     def _add_to_any(
         self, outputs: int, scale: float, grad_scale: float, may_be_recorded: bool

@@ -27,7 +27,7 @@ from torch.utils.weak import TensorWeakRef
 
 from .. import _backend
 from .._float_environment import product
-from .._penalty import ADD, GRADIENT, VALUE
+from .._penalty import ADD, GRADIENT
 from ..penalties.plan import Arrays, Plan
 from . import differentiable, engines, operators
 
@@ -82,13 +82,12 @@ class _Call(NamedTuple):
         return tuple([product(number, self.scale) for pair in self.strengths for number in pair])
 
 
-def value(plan: Plan, weights: Arrays, scale: Any, last_added: LastAdded) -> Any:
-    """Return the penalty of plain leaf tensors, 0-d, for a loss.
+def is_possible(weights: Arrays, scale: Any) -> bool:
+    """Return whether :func:`value` can be told the penalty of these plain tensors.
 
-    None where it has to be computed by the functions that autograd, torch.compile and torch.func
-    know: then nothing has been done.
+    If not, it has to be computed by the functions that autograd, torch.compile and torch.func know.
     """
-    if (
+    return not (
         torch.compiler.is_compiling()
         or not weights
         or not weights[0].is_cpu
@@ -96,21 +95,18 @@ def value(plan: Plan, weights: Arrays, scale: Any, last_added: LastAdded) -> Any
         or _private._len_torch_dispatch_stack()
         or _private._are_functorch_transforms_active()
         or not _can_defer()
-    ):
-        return None
-    strengths = plan.strengths()
-    try:
-        penalty = _backend.evaluate_many(
-            VALUE, plan.names, weights, None, strengths, plan.which, scale, 1.0, False
-        )
-    except (TypeError, ValueError):  # the other way says it of tensors
-        return None
-    if type(penalty) is not float:  # on a device
-        return None
+    )
+
+
+def value(
+    plan: Plan, weights: Arrays, scale: float, penalty: float, last_added: LastAdded
+) -> torch.Tensor:
+    """Return the penalty of plain leaf tensors in host memory, 0-d, for a loss."""
     versions = [weight._version for weight in weights]
     term = operators.as_value(penalty, operators.value_dtype(weights))
-    call = _Call(plan, weights, versions, strengths, float(scale), last_added)
-    return _apply(_ANCHOR, call, term, *weights)
+    call = _Call(plan, weights, versions, plan.strengths(), float(scale), last_added)
+    result: torch.Tensor = _apply(_ANCHOR, call, term, *weights)
+    return result
 
 
 class _InBackward(torch.autograd.Function):  # type: ignore[misc]

@@ -111,6 +111,56 @@ def test_the_upstream_gradient_reaches_the_penalty(added):
     assert added == [2.0**10, 0.5] + [2.0**10] * 3
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_optimizers_that_a_scaler_unscales_for_and_those_that_do_it_themselves(fused):
+    model, expected = network(), network()
+    optimizer, plain = (
+        torch.optim.AdamW(net.parameters(), lr=0.01, weight_decay=0.0, fused=fused)
+        for net in (model, expected)
+    )
+    penalties = attached(model)
+    scalers = [torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=2) for _ in "12"]
+    for step in range(6):
+        for net, one, scaler in ((model, optimizer, scalers[0]), (expected, plain, scalers[1])):
+            penalty = penalties.value() if net is model else plain_penalty(net)
+            one.zero_grad()
+            # one step is skipped
+            scaler.scale((error_of(net) + penalty) * (torch.inf if step == 3 else 1.0)).backward()
+            scaler.step(one)
+            scaler.update()
+    assert scalers[0].get_scale() == scalers[1].get_scale() == 2.0**13
+    for p, q in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("change", ["moved", "converted", "frozen", "tied", "replaced"])
+def test_a_module_that_changes_between_the_calls(change):
+    model, expected = network(), network()
+    penalties = attached(model)
+    penalties.value().backward()
+    for net in (model, expected):
+        net.zero_grad()
+        if change == "moved":
+            net[0].weight.data = net[0].weight.detach() + 1.0
+        elif change == "converted":
+            net.double()
+        elif change == "frozen":
+            net[0].weight.requires_grad_(False)
+        elif change == "tied":
+            net[0].weight = net[2].weight = torch.nn.Parameter(torch.ones(7, 7))
+        else:
+            net[0].weight = torch.nn.Parameter(torch.ones(7, 5))
+    weights = {id(m.weight): m.weight for m in (expected[0], expected[2], expected[3])}
+    trained = [w for w in weights.values() if w.requires_grad]
+    wanted = sum(STRENGTHS[0] * w.abs().sum() + STRENGTHS[1] * w.square().sum() for w in trained)
+    wanted.backward()
+    found = penalties.value()
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
+    assert found.dtype == wanted.dtype
+    found.backward()
+    assert_same_gradients(model, expected)
+
+
 def test_gradients_stay_the_tensors_that_they_are(added):
     model = network()
     penalties = attached(model)
