@@ -14,12 +14,13 @@ Contract
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from . import _dtypes, _errors
+from . import _dtypes, _errors, _memory, _torch_memory
 from ._frameworks import wraps_jax_array
 
 Array = npt.NDArray[Any]
@@ -57,7 +58,7 @@ def host_view(x: Any, name: str, writable: bool) -> tuple[Array, str]:
         return _numpy_view(x, name, writable)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, getattr(torch, "Tensor", ())):
-        return _torch_view(torch, x, name)
+        return _torch_view(torch, x, name, writable)
     jax = sys.modules.get("jax")
     if jax is not None and isinstance(x, getattr(jax, "Array", ())):
         return _jax_view(jax, x, name, writable)
@@ -86,9 +87,35 @@ def host_view(x: Any, name: str, writable: bool) -> tuple[Array, str]:
         return _numpy_view(view, name, writable)
     if hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__"):
         return _dlpack_view(x, name, writable)
-    if hasattr(x, "__cuda_array_interface__"):
+    if has_cuda_interface(x):
         raise _not_on_host(name, "cuda")
     raise _errors.kind_error(x, name)
+
+
+def has_cuda_interface(x: Any) -> bool:
+    """Say whether an object has a ``__cuda_array_interface__``, and that is one."""
+    return isinstance(getattr(x, "__cuda_array_interface__", None), Mapping)
+
+
+def is_current(view: tuple[Array, str]) -> bool:
+    """Say whether what :func:`host_view` gave is still the memory of the array it was given.
+
+    The code of another array's library may have resized or freed it meanwhile.  Buffers and DLPack
+    capsules keep their memory; NumPy's arrays do not (``resize(refcheck=False)``), nor torch's
+    storages.  No other library's code is run here.
+    """
+    array = view[0]
+    base = array.base
+    if base is None or array.size == 0:
+        return True
+    if isinstance(base, np.ndarray):
+        if base.size == 0:
+            return False
+        low, high = _memory.byte_bounds(array)
+        base_low, base_high = _memory.byte_bounds(base)
+        return base_low <= low and high <= base_high
+    owner = _memory.owner(base)
+    return owner is None or _torch_memory.is_at(owner, array)
 
 
 def named(view: Array, name: str) -> tuple[Array, str]:
@@ -123,7 +150,7 @@ def _numpy_view(x: Any, name: str, writable: bool) -> tuple[Array, str]:
 
 
 def require_plain_torch(torch: Any, x: Any, name: str) -> None:
-    """Refuse, by its own name, a torch tensor whose elements do not simply lie in memory."""
+    """Refuse, by its own name, a torch tensor that is no strided one of real numbers."""
     kind = type(x)
     if kind is not torch.Tensor and kind is not torch.nn.Parameter:
         if kind.__name__ == "DTensor":
@@ -167,34 +194,28 @@ def require_plain_torch(torch: Any, x: Any, name: str) -> None:
             )
         if x.is_quantized:
             raise _errors.dtype_error(name, x.dtype, f"pass {name}.dequantize()")
-        if x.is_neg():
-            raise _errors.special_array_error(
-                name, "a torch tensor with the negative bit", f"pass {name}.resolve_neg()"
-            )
         if x.dtype.is_complex:
             raise _errors.dtype_error(name, x.dtype, f"pass {name}.abs() or torch.view_as_real")
-        if x._is_zerotensor():
-            raise _errors.special_array_error(
-                name, "a torch zero tensor without memory", f"pass {name}.clone()"
-            )
 
 
-def _torch_view(torch: Any, x: Any, name: str) -> tuple[Array, str]:
+def _torch_view(torch: Any, x: Any, name: str, writable: bool) -> tuple[Array, str]:
     require_plain_torch(torch, x, name)
     with torch._C.DisableTorchFunctionSubclass():
         if x.device.type != "cpu":
             raise _not_on_host(name, str(x.device))
-        plain = x.detach()
-        try:
-            if "torch.distributed.fsdp" in sys.modules:
-                # numpy() takes from a storage that it can be resized, which is how FSDP2 frees
-                # gathered parameters: an alias has a storage of its own.
-                plain = torch.from_dlpack(plain)
-            if plain.dtype == torch.bfloat16:  # a type that torch does not give to NumPy
-                return plain.view(torch.int16).numpy().view(np.uint16), "bf16"
-            return named(plain.numpy(), name)
-        except (TypeError, RuntimeError, BufferError):
-            raise _errors.dtype_error(name, x.dtype, f"pass {name}.float()") from None
+        _torch_memory.require_memory(torch, x, name, writable)
+        dtype = torch_dtype(x, name)
+        size = x.element_size()
+        strides = [stride * size for stride in x.stride()]
+        return _memory.at(x.data_ptr(), x.shape, strides, _dtypes.stored(dtype), x), dtype
+
+
+def torch_dtype(x: Any, name: str) -> str:
+    """Return the short name of the element type of a torch tensor, or refuse it."""
+    dtype = _dtypes.SHORT.get(str(x.dtype).removeprefix("torch."))
+    if dtype is None:
+        raise _errors.dtype_error(name, x.dtype, f"pass {name}.float()")
+    return dtype
 
 
 def require_plain_jax(jax: Any, x: Any, name: str, writable: bool) -> None:
@@ -254,15 +275,23 @@ class _Capsule:
         return self._device
 
 
-def _dlpack_view(x: Any, name: str, writable: bool) -> tuple[Array, str]:
-    device = x.__dlpack_device__()
-    kind = int(device[0])
-    if kind not in _DLPACK_CPU:
-        raise _not_on_host(name, _DLPACK_DEVICES.get(kind, f"DLPack device {kind}"))
+def _capsule_of(x: Any) -> Any:
     try:
-        capsule = x.__dlpack__(max_version=(1, 0))
-    except TypeError:  # a producer from before DLPack 1.0
-        capsule = x.__dlpack__()
+        return x.__dlpack__(max_version=(1, 0))
+    except TypeError as error:  # a producer from before DLPack 1.0
+        if type(error) is not TypeError:  # or one that refuses, with an error class of its own
+            raise
+        return x.__dlpack__()
+
+
+def _dlpack_view(x: Any, name: str, writable: bool) -> tuple[Array, str]:
+    try:
+        kind = int(x.__dlpack_device__()[0])
+        capsule = _capsule_of(x) if kind in _DLPACK_CPU else None
+    except Exception as error:  # the other library's, of any kind
+        raise _errors.dlpack_error(name, x, error) from error
+    if capsule is None:
+        raise _not_on_host(name, _DLPACK_DEVICES.get(kind, f"DLPack device {kind}"))
     try:
         view = np.from_dlpack(_Capsule(capsule, (1, 0)))
     except (RuntimeError, BufferError, TypeError) as error:

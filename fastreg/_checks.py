@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import _arrays, _dtypes, _memory, _penalty
+from . import _arrays, _dtypes, _errors, _memory, _penalty
 from ._errors import described, listed, suggestion
 from ._float_environment import Default, product
 from ._frameworks import is_jax_tracer
@@ -64,6 +64,8 @@ def _remedy_for_tracers(name: str) -> str:
 def strength(value: object, name: str) -> float:
     """Return a penalty strength as a Python float: finite and not negative."""
     wanted = "a finite number >= 0"
+    if type(value) is np.ndarray and value.ndim == 0:
+        value = value[()]
     number = _real(value, name, wanted)
     if not 0.0 <= number < math.inf:
         raise ValueError(f"{name} must be {wanted}, not {described(value)}")
@@ -164,10 +166,12 @@ def checked_views(
     dtypes = [dtype for _, dtype in views]
     check_coefficients(strengths, which, dtypes, scale, grad_scale, wants_gradient)
     if not wants_gradient:
+        _require_current(outputs, names, views, [])
         return views, []
     if gradients is None:  # not reachable through the public functions
         raise TypeError("gradients must be given when a gradient is asked for, not None")
     targets: list[Array] = []
+    target_views: list[tuple[Array, str]] = []
     for index, ((view, dtype), gradient) in enumerate(zip(views, gradients, strict=True)):
         weight_name = weight_label(names, index)
         label = gradient_label(outputs, names, index)
@@ -193,8 +197,26 @@ def checked_views(
                 "gradient has the shape of its weight"
             )
         targets.append(target)
+        target_views.append((target, target_dtype))
+    _require_current(outputs, names, views, target_views)
     _check_overlaps(outputs, names, [view for view, _ in views], targets)
     return views, targets
+
+
+def _require_current(
+    outputs: int,
+    names: Sequence[str] | None,
+    views: Sequence[tuple[Array, str]],
+    targets: Sequence[tuple[Array, str]],
+) -> None:
+    """Refuse views that are no longer their arrays' memory: looking at others ran their code."""
+    for index, view in enumerate(views):
+        if not _arrays.is_current(view):
+            raise _errors.changed_error(weight_label(names, index))
+    for index, target in enumerate(targets):
+        # A plain array is its own view, and may have another shape by now.
+        if not _arrays.is_current(target) or target[0].shape != views[index][0].shape:
+            raise _errors.changed_error(gradient_label(outputs, names, index))
 
 
 def check_coefficients(

@@ -70,6 +70,7 @@ def evaluate_many(
     scale: float,
     grad_scale: float,
     per_tensor: bool,
+    copies: tuple[tuple[Any, Any], ...] = (),
     /,
 ) -> Any:
     """Evaluate the penalties of many tensors, or write nothing at all when one is refused.
@@ -86,6 +87,9 @@ def evaluate_many(
         Pairs (l1, l2), and for each tensor the index of its pair.
     per_tensor
         Whether to give a list of penalties rather than their canonical sum.
+    copies
+        Pairs (target, source) of arrays of one shape and one size of elements: with the gradients
+        the targets are written, by nothing that could fail half-way.
 
     Returns
     -------
@@ -96,6 +100,8 @@ def evaluate_many(
     ------
     TypeError, ValueError, BufferError, MemoryError
         As for `evaluate_one`; the messages name the tensor.
+    RuntimeError
+        When reading one array has moved, resized or freed another.
     """
 
 def accumulate_parameters(

@@ -43,6 +43,9 @@ NUMBERS = {name: number for number, name in enumerate(BY_NUMBER)}
 
 _SPOKEN = {name: str(dtype) for dtype, name in NAMES.items()} | {"bf16": "bfloat16"}
 
+SHORT = {spoken: name for name, spoken in _SPOKEN.items()}
+"""Short names by the long ones."""
+
 FLOATS = frozenset(("f16", "bf16", "f32", "f64"))
 """Element types that have a gradient."""
 

@@ -147,6 +147,14 @@ def special_array_error(name: str, what: str, remedy: str) -> TypeError:
     return TypeError(f"{name} is {what}; {remedy}")
 
 
+def dlpack_error(name: str, x: object, error: Exception) -> TypeError:
+    """Build the error for an array whose library does not give its memory to others."""
+    remedy = "pass a copy"
+    if type(x).__module__.partition(".")[0] == "pyarrow":
+        remedy = f"pass {name}.to_numpy(zero_copy_only=False), which may copy"
+    return special_array_error(name, f"{described(x)} whose __dlpack__ fails ({error})", remedy)
+
+
 def read_only_error(name: str, why: str = "a read-only array", remedy: str = "") -> BufferError:
     """Build the error for memory which may not be written."""
     return BufferError(f"{name} is {why}; {remedy or 'pass a writable array or a copy'}")
@@ -175,6 +183,15 @@ def recorded_target_error(name: str) -> TypeError:
         f"{name} is a torch tensor that requires a gradient while torch records gradients: writing "
         "into it would make those gradients wrong; pass a tensor that does not require one (as "
         "parameter.grad is), or call this under torch.no_grad()"
+    )
+
+
+def changed_error(name: str = "an array of the call") -> RuntimeError:
+    """Build the error for an array that another one's code has moved under the call."""
+    return RuntimeError(
+        f"{name} was moved, resized or freed by code that the call ran for another array (its "
+        "__dlpack__, for example, or a rule); nothing was written; pass arrays that stay as they "
+        "are"
     )
 
 

@@ -109,7 +109,7 @@ def frameworks() -> dict[str, dict[str, str | None]]:
 
     paths = dict(PATHS)
     if _backend.name == "numpy":
-        paths["torch"] = "tensor.detach().numpy() (CPU tensors and parameters), no copy"
+        paths["torch"] = "data_ptr() (CPU tensors and parameters), no copy"
     return {name: {"version": version(name), "path": path} for name, path in paths.items()}
 
 

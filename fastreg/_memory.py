@@ -1,4 +1,4 @@
-"""Where the elements of NumPy arrays lie: bounds, overlaps, and whether two are the same."""
+"""Where the elements of NumPy arrays lie: views by address, bounds, overlaps, equality."""
 
 from __future__ import annotations
 
@@ -8,6 +8,36 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+
+
+class _Memory:
+    """What NumPy makes a view of; the view keeps it, and it keeps the owner."""
+
+    def __init__(self, interface: dict[str, Any], owner: Any) -> None:
+        self.__array_interface__ = interface
+        self.owner = owner
+
+
+def at(address: int, shape: Any, strides: Any, dtype: np.dtype[Any], owner: Any = None) -> Array:
+    """Return a view of memory by its address, which keeps `owner` alive.
+
+    `strides` count bytes, and are None for C order without gaps.
+    """
+    if 0 in shape:
+        return np.empty(shape, dtype)
+    interface = {
+        "version": 3,
+        "data": (address, False),
+        "shape": tuple(shape),
+        "strides": None if strides is None else tuple(strides),
+        "typestr": dtype.str,
+    }
+    return np.asarray(_Memory(interface, owner))
+
+
+def owner(base: Any) -> Any:
+    """Return what a view by :func:`at` keeps alive, given its base; None for all other bases."""
+    return base.owner if type(base) is _Memory else None
 
 
 def byte_bounds(view: Array) -> tuple[int, int]:

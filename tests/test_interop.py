@@ -442,6 +442,55 @@ def test_dlpack_elsewhere(backend, device, words):
         L1(0.5)(Producer(np.ones(3), device=(device, 0)))
 
 
+class Failing:
+    """A producer whose library says no in its own words, and with its own class of errors."""
+
+    def __init__(self, error, device=True):
+        self.error, self.device = error, device
+
+    def __dlpack_device__(self):
+        if not self.device:
+            raise self.error
+        return 1, 0
+
+    def __dlpack__(self, **_):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [TypeError("no nulls"), RuntimeError("no"), KeyError("no")])
+@pytest.mark.parametrize("device", [True, False])
+def test_errors_of_dlpack_name_the_argument(backend, error, device):
+    match = r"^{} is a .*Failing whose __dlpack__ fails \(.*no.*\); pass a copy"
+    grad = np.zeros(3)
+    with pytest.raises(TypeError, match=match.format("w")) as refusal:
+        L1(0.5).accumulate(Failing(error, device), grad)
+    assert refusal.value.__cause__ is error
+    with pytest.raises(TypeError, match=match.format("grad")):
+        L1(0.5).accumulate(np.ones(3), Failing(error, device))
+    assert not grad.any()
+
+
+def test_arrays_of_pyarrow(backend):
+    pyarrow = pytest.importorskip("pyarrow")
+    assert L1(0.5)(pyarrow.array([1.0, -2.0])) == 1.5
+    for values, words in (([1, None], "no nulls"), (["a"], "DataType")):
+        with pytest.raises(TypeError, match=rf"^w is a pyarrow.*{words}.*; pass w\.to_numpy"):
+            L1(0.5)(pyarrow.array(values))
+
+
+def test_a_cuda_array_interface_that_is_none(backend):
+    """As some classes have it for their arrays in host memory."""
+
+    class OnHost:
+        __cuda_array_interface__ = None
+
+    for call in (lambda: L1(0.5)(OnHost()), lambda: L1(0.5).gradient(OnHost())):
+        with pytest.raises(TypeError, match=r"^w must be an array, not a .*OnHost"):
+            call()
+    with pytest.raises(TypeError, match=r"^grad must be an array, not a .*OnHost"):
+        L1(0.5).accumulate(np.ones(3), OnHost())
+
+
 def test_cuda_array_interface(backend):
     """The reason is exact for each build, and for the fallback, which has no CUDA."""
     memory = np.ones(3)

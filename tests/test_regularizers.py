@@ -102,6 +102,9 @@ def test_unknown_keywords_are_refused():
         np.uint8(3),
         np.bool_(True),
         ml_dtypes.bfloat16(0.5),
+        np.array(0.25),
+        np.array(3, np.int8),
+        np.array(0.5, ml_dtypes.bfloat16),
     ],
 )
 def test_strengths_that_are_taken(make, value):
@@ -110,7 +113,7 @@ def test_strengths_that_are_taken(make, value):
     assert strength == float(value)
 
 
-VALUES = [-1, -1e-30, math.nan, math.inf, -math.inf, 1e400, np.float32(-1), 10**400]
+VALUES = [-1, -1e-30, math.nan, math.inf, -math.inf, 1e400, np.float32(-1), np.array(-1.0), 10**400]
 KINDS = [
     "0.1",
     b"1",
@@ -118,7 +121,10 @@ KINDS = [
     1j,
     Decimal("0.1"),
     fractions.Fraction(1, 3),
-    np.array(0.1),
+    np.array([0.1]),
+    np.array("0.1"),
+    np.array(1j),
+    np.array(None),
     np.complex64(1),
     object(),
     {},

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <stdexcept>
 
 #include "../canonical_sum.h"
@@ -45,6 +46,12 @@ py::object convert(PyObject* object, const char* argument, bool writable, ArrayV
                         .attr("host_view")(py::reinterpret_borrow<py::object>(object), argument, writable);
   describe_host_view(pair.ptr(), view);
   return pair;
+}
+
+[[noreturn]] void raise_changed() {
+  const py::object error = py::module_::import("fastreg._errors").attr("changed_error")();
+  PyErr_SetObject(py::type::of(error).ptr(), error.ptr());
+  throw py::error_already_set();
 }
 
 // Adds the lowest addresses of objects that are not empty.
@@ -97,7 +104,7 @@ double total_of(std::vector<double>& values) {
   return FloatEnvironment::unmoved(canonical_sum_in_place(values.data(), static_cast<std::int64_t>(values.size())));
 }
 
-Call::Call(unsigned outputs, Slots slots) : outputs_(outputs), slots_(slots) {
+Call::Call(unsigned outputs, Slots slots, const Call* first) : outputs_(outputs), slots_(slots), first_(first) {
   if (writes_gradients() && slots.count > 1) {
     spans_.reserve(2 * slots.count);
   }
@@ -117,11 +124,28 @@ void Call::describe_or_convert(PyObject* object, const char* argument, bool writ
     place(device);
     return;
   }
+  if (first_ != nullptr) {
+    take_converted(object, view);
+    return;
+  }
   if (device_ > on_host || is_on_cuda(object)) {
     throw OnDevice{};
   }
   place(on_host);
-  kept_.push_back(convert(object, argument, writable, view));
+  ran_foreign_code_ |= !is_plain_torch(object);
+  kept_.push_back({object, convert(object, argument, writable, view)});
+}
+
+void Call::take_converted(PyObject* object, ArrayView& view) {
+  if (taken_ == first_->kept_.size() || first_->kept_[taken_].object != object) {
+    raise_changed();
+  }
+  const py::object& pair = first_->kept_[taken_++].view;
+  if (!py::cast<bool>(py::module_::import("fastreg._arrays").attr("is_current")(pair))) {
+    raise_changed();
+  }
+  place(on_host);
+  describe_host_view(pair.ptr(), view);
 }
 
 void Call::add(PyObject* object, PyObject* gradient_object, const char* gradient_argument, const Rule& rule) {
@@ -140,6 +164,63 @@ void Call::add(PyObject* object, PyObject* gradient_object, const char* gradient
                             layout_of(weights, writes_gradients() ? gradients : weights),
                             weights.dtype};
   bytes_ += weights.count * static_cast<std::int64_t>(item_size(weights.dtype));
+}
+
+void Call::add_copy(PyObject* target_object, PyObject* source_object, const char* target_argument) {
+  ArrayView target;
+  ArrayView source;
+  describe_or_convert(target_object, target_argument, true, target);
+  describe_or_convert(source_object, "a result", false, source);
+  const std::size_t size = item_size(target.dtype);
+  if (!same_shape(target, source) || item_size(source.dtype) != size || !target.writable) {
+    raise_changed();  // the result was made for what the target was then
+  }
+  const Layout* layout = nullptr;
+  if (!same_order(source, target)) {
+    layout = layouts_.emplace_back(std::make_unique<Layout>(make_layout(source, &target))).get();
+  }
+  copies_.push_back({source.data, target.data, target.count, size, layout});
+}
+
+void Call::copy(const Copy& copy) const {
+  if (copy.layout == nullptr) {
+    std::memcpy(copy.target, copy.source, static_cast<std::size_t>(copy.count) * copy.item_size);
+    return;
+  }
+  constexpr std::int64_t step = 256;
+  alignas(8) char buffer[step * sizeof(double)];
+  for (std::int64_t begin = 0; begin < copy.count; begin += step) {
+    const std::int64_t count = std::min(step, copy.count - begin);
+    gather(*copy.layout, Operand::weights, copy.source, copy.item_size, begin, count, buffer);
+    scatter(*copy.layout, Operand::gradients, copy.target, copy.item_size, begin, count, buffer);
+  }
+}
+
+void Call::require_same(const Call& other) const {
+  const auto same_layout = [](const Layout* a, const Layout* b) {
+    if (a == nullptr || b == nullptr) {
+      return a == b;
+    }
+    return a->axis_count == b->axis_count && a->weights_consecutive == b->weights_consecutive &&
+           a->gradients_consecutive == b->gradients_consecutive &&
+           std::equal(a->axes, a->axes + a->axis_count, b->axes, [](const Layout::Axis& one, const Layout::Axis& two) {
+             return one.extent == two.extent && one.weight_stride == two.weight_stride &&
+                    one.gradient_stride == two.gradient_stride;
+           });
+  };
+  const auto same_item = [&](const Item& a, const Item& b) {
+    return a.weights == b.weights && a.gradients == b.gradients && a.count == b.count && a.dtype == b.dtype &&
+           same_layout(a.layout, b.layout);
+  };
+  const auto same_copy = [&](const Copy& a, const Copy& b) {
+    return a.source == b.source && a.target == b.target && a.count == b.count && a.item_size == b.item_size &&
+           same_layout(a.layout, b.layout);
+  };
+  if (!is_safe_ || added_ != other.added_ || device_ != other.device_ || taken_ != other.kept_.size() ||
+      !std::equal(slots_.items, slots_.items + added_, other.slots_.items, same_item) ||
+      !std::equal(copies_.begin(), copies_.end(), other.copies_.begin(), other.copies_.end(), same_copy)) {
+    raise_changed();
+  }
 }
 
 void Call::judge_gradients(const ArrayView& weights, const ArrayView& gradients, const Rule& rule) {
@@ -220,6 +301,9 @@ void Call::run() {
     without_lock([&] { evaluate(slots_.items, added_, outputs_, slots_.values); });
   } else {
     evaluate(slots_.items, added_, outputs_, slots_.values);
+  }
+  for (const Copy& one : copies_) {
+    copy(one);
   }
 }
 

@@ -38,10 +38,22 @@ class Call {
     std::size_t count;
   };
 
-  Call(unsigned outputs, Slots slots);
+  // `first` may be a call of the same objects, whose conversions are used: the code of other libraries is not run
+  // again. What it converted must come again.
+  Call(unsigned outputs, Slots slots, const Call* first = nullptr);
 
   // Borrows the objects, which must outlive the call. `gradients` is ignored when the outputs need none.
   void add(PyObject* weights, PyObject* gradients, const char* gradient_argument, const Rule& rule);
+
+  // An array of which run() writes a copy into another one of the same shape and size of elements. Both are borrowed.
+  void add_copy(PyObject* target, PyObject* source, const char* target_argument);
+
+  // True if the code of other libraries has run since the call looked at its first operand: it may have resized or
+  // freed an earlier one. Then a second call has to find the same, before anything is read or written.
+  bool ran_foreign_code() const { return ran_foreign_code_; }
+
+  // Raises fastreg._errors.changed_error where this call has not found what the other one has.
+  void require_same(const Call& other) const;
 
   // False when anything is not plainly right. Then fastreg._checks.check_call decides: it raises the error, or finds
   // that memory only seemed to overlap.
@@ -73,7 +85,23 @@ class Call {
     }
   };
 
+  // The memory of a converted operand, alive until the end of the call.
+  struct Kept {
+    PyObject* object;
+    pybind11::object view;
+  };
+
+  struct Copy {
+    const void* source;
+    void* target;
+    std::int64_t count;
+    std::size_t item_size;
+    const Layout* layout;  // null: both are consecutive and in the same order
+  };
+
   void place(int device);
+  void take_converted(PyObject* object, ArrayView& view);
+  void copy(const Copy& copy) const;
   void describe_or_convert(PyObject* object, const char* argument, bool writable, ArrayView& view);
   void judge_gradients(const ArrayView& weights, const ArrayView& gradients, const Rule& rule);
   const Layout* layout_of(const ArrayView& weights, const ArrayView& gradients);
@@ -88,7 +116,11 @@ class Call {
   bool is_safe_ = true;   // dtypes, shapes and permission to write
   bool is_plain_ = true;  // the rest, each tensor by itself
   std::vector<Span> spans_;
-  std::vector<pybind11::object> kept_;  // what was converted, alive until the end of the call
+  const Call* first_;
+  std::size_t taken_ = 0;  // of what the first call kept
+  bool ran_foreign_code_ = false;
+  std::vector<Kept> kept_;
+  std::vector<Copy> copies_;
   std::vector<std::unique_ptr<Layout>> layouts_;
 };
 

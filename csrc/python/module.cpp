@@ -133,6 +133,12 @@ PyObject* evaluate_one(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
     if (!call.is_plainly_right()) {
       check_call(call);
     }
+    if (call.ran_foreign_code()) {
+      Item same_item;
+      Call second(outputs, {&same_item, &value, 1}, &call);
+      second.add(weights, gradients, "out", rule);
+      second.require_same(call);
+    }
     call.run();
     if ((outputs & output_value) == 0) {
       Py_RETURN_NONE;
@@ -152,6 +158,7 @@ struct Many {
   PyObject* scale;
   PyObject* grad_scale;
   bool per_tensor;
+  PyObject* copies = nullptr;  // a tuple of pairs (target, source) to be written with the gradients
 };
 
 void require_tuples(const char* function, PyObject* const* arguments, std::initializer_list<int> places) {
@@ -185,10 +192,7 @@ PyObject* evaluate(const Many& many, PyObject* others) {
           many.grad_scale);
   };
   const auto size = static_cast<std::size_t>(tensors);
-  std::vector<Item> items(size);
-  std::vector<double> values(size);
-  Call call(many.outputs, {items.data(), values.data(), size});
-  try {
+  const auto add_all = [&](Call& call) {
     for (Py_ssize_t i = 0; i < tensors; ++i) {
       const std::size_t rule = PyLong_AsSize_t(PyTuple_GET_ITEM(many.which, i));
       if (rule >= rules.size()) {
@@ -198,6 +202,19 @@ PyObject* evaluate(const Many& many, PyObject* others) {
       call.add(PyTuple_GET_ITEM(many.weights, i), writes ? PyTuple_GET_ITEM(many.gradients, i) : nullptr, "grads",
                rules[rule]);
     }
+    for (Py_ssize_t i = 0; many.copies != nullptr && i < PyTuple_GET_SIZE(many.copies); ++i) {
+      PyObject* pair = PyTuple_GET_ITEM(many.copies, i);
+      if (!PyTuple_Check(pair) || PyTuple_GET_SIZE(pair) != 2) {
+        throw std::invalid_argument("copies must hold pairs (target, source)");
+      }
+      call.add_copy(PyTuple_GET_ITEM(pair, 0), PyTuple_GET_ITEM(pair, 1), "grads");
+    }
+  };
+  std::vector<Item> items(size);
+  std::vector<double> values(size);
+  Call call(many.outputs, {items.data(), values.data(), size});
+  try {
+    add_all(call);
   } catch (py::error_already_set&) {
     check_all(call);  // the same refusal, with the name of the tensor
     throw;
@@ -215,6 +232,12 @@ PyObject* evaluate(const Many& many, PyObject* others) {
   if (!call.is_plainly_right()) {
     check_all(call);
   }
+  if (call.ran_foreign_code()) {
+    std::vector<Item> same_items(size);
+    Call second(many.outputs, {same_items.data(), values.data(), size}, &call);
+    add_all(second);
+    second.require_same(call);
+  }
   call.run();
   if ((many.outputs & output_value) == 0) {
     Py_RETURN_NONE;
@@ -227,11 +250,14 @@ PyObject* evaluate(const Many& many, PyObject* others) {
 
 PyObject* evaluate_many(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return on_host_or_device("evaluate_many", arguments, count, [&]() -> PyObject* {
-    require_arguments("evaluate_many", count, 9);
+    require_arguments("evaluate_many", count, count == 10 ? 10 : 9);
     const unsigned outputs = to_outputs(arguments[0]);
     require_tuples("evaluate_many", arguments, {1, 2, 4, 5});
+    if (count == 10) {
+      require_tuples("evaluate_many", arguments, {9});
+    }
     return evaluate({outputs, arguments[1], arguments[2], arguments[3], arguments[4], arguments[5], arguments[6],
-                     arguments[7], PyObject_IsTrue(arguments[8]) != 0},
+                     arguments[7], PyObject_IsTrue(arguments[8]) != 0, count == 10 ? arguments[9] : nullptr},
                     nullptr);
   });
 }
@@ -357,7 +383,7 @@ PyMethodDef hot_functions[] = {
     {"evaluate_one", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(evaluate_one)), METH_FASTCALL,
      "evaluate_one(outputs, weight, gradient, l1, l2, scale, grad_scale)"},
     {"evaluate_many", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(evaluate_many)), METH_FASTCALL,
-     "evaluate_many(outputs, names, weights, gradients, strengths, which, scale, grad_scale, per_tensor)"},
+     "evaluate_many(outputs, names, weights, gradients, strengths, which, scale, grad_scale, per_tensor, copies=())"},
     {"accumulate_parameters", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(accumulate_parameters)),
      METH_FASTCALL,
      "accumulate_parameters(outputs, names, parameters, others, frozen, strengths, which, scale, grad_scale, "

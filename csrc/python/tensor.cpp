@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "dlpack_abi.h"
+#include "torch_memory.h"
 
 namespace py = pybind11;
 
@@ -177,15 +178,6 @@ bool dtype_of(dlpack::DataType type, DType& dtype) {
          is(dlpack::code_uint, 64, DType::u64);
 }
 
-bool is_negated(PyObject* object) {
-  const py::object answer = py::reinterpret_steal<py::object>(PyObject_CallMethod(object, "is_neg", nullptr));
-  if (!answer) {
-    PyErr_Clear();
-    return true;
-  }
-  return PyObject_IsTrue(answer.ptr()) != 0;
-}
-
 bool describe_torch(PyObject* object, ArrayView& view, int& device) {
   dlpack::Tensor tensor{};
   if (!exchange(object, tensor)) {
@@ -204,14 +196,13 @@ bool describe_torch(PyObject* object, ArrayView& view, int& device) {
   view.shape = tensor.shape;
   view.strides = tensor.strides;
   view.stride_unit = static_cast<std::int64_t>(item_size(view.dtype));
-  view.writable = true;
   measure(view);
   if (tensor.data == nullptr && view.count != 0) {
     return false;  // no memory of its own: a wrapper
   }
-  // A lazily negated view (the imaginary part of a conjugate) holds other numbers than its memory; it has gaps, and
-  // so it goes the long way with everything else that has gaps. In a single element no gap can be seen.
-  if (view.count == 1 && is_negated(object)) {
+  const TorchFlags flags = torch_flags(object, view);
+  view.writable = flags.is_writable;
+  if (!flags.has_elements) {
     return false;
   }
   return view.c_contiguous || view.f_contiguous || (on_cuda && make_layout(view, nullptr).weights_consecutive);
@@ -232,6 +223,8 @@ bool describe(PyObject* object, ArrayView& view, int& device) {
   }
   return describe_torch(object, view, device);
 }
+
+bool is_plain_torch(PyObject* object) { return is_plain(object, torch_types()); }
 
 bool exchange(PyObject* object, dlpack::Tensor& tensor) {
   const TorchTypes* types = torch_types();

@@ -24,6 +24,9 @@ bool describe(PyObject* object, ArrayView& view, int& device);
 // The same of the pair (numpy.ndarray, dtype name) that fastreg._arrays.host_view gives.
 bool describe_host_view(PyObject* pair, ArrayView& view);
 
+// True for an exact torch.Tensor or torch.nn.Parameter: to read one runs no code but torch's.
+bool is_plain_torch(PyObject* object);
+
 // Fills the description of an exact torch.Tensor or torch.nn.Parameter, which borrows from it. Gives false, and leaves
 // no Python error, for everything else, and where torch has no exchange table.
 bool exchange(PyObject* object, dlpack::Tensor& tensor);

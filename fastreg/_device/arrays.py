@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .. import _arrays, _dtypes, _errors
+from .. import _arrays, _dtypes, _errors, _memory, _torch_memory
 from .._frameworks import framework
 from . import library
 from .library import DEFAULT_STREAM, core, stream_number
@@ -44,27 +44,6 @@ class View(NamedTuple):
     """What keeps the memory, where the array's own library would not wait for fastreg's work."""
 
 
-class _Memory:
-    """What NumPy makes a shadow of."""
-
-    def __init__(self, interface: dict[str, Any]) -> None:
-        self.__array_interface__ = interface
-
-
-def _shadow(address: int, shape: Any, strides: Any, dtype: np.dtype[Any]) -> Array:
-    """Make a shadow; `strides` count bytes, and are None for C order without gaps."""
-    if 0 in shape:
-        return np.empty(shape, dtype)
-    interface = {
-        "version": 3,
-        "data": (address, False),
-        "shape": tuple(shape),
-        "strides": None if strides is None else tuple(strides),
-        "typestr": dtype.str,
-    }
-    return np.asarray(_Memory(interface))
-
-
 # ------------------------------------------------------------------------- where, and which stream
 
 
@@ -80,7 +59,7 @@ def is_on_cuda(x: Any) -> bool:
             return int(x.__dlpack_device__()[0]) in CUDA_DEVICES
     except Exception:  # a framework's own refusal; host_view words it
         return False
-    return hasattr(x, "__cuda_array_interface__")
+    return _arrays.has_cuda_interface(x)
 
 
 def named_stream(x: Any) -> int | None:
@@ -91,7 +70,7 @@ def named_stream(x: Any) -> int | None:
     name, module, x = framework(x)
     if name == "torch":
         return _torch_stream(module, x.device.index)
-    if name != "jax" and hasattr(x, "__cuda_array_interface__"):
+    if name != "jax" and _arrays.has_cuda_interface(x):
         stream = x.__cuda_array_interface__.get("stream")
         return None if stream is None else stream_number(int(stream))
     return None
@@ -135,15 +114,15 @@ def describe(x: Any, name: str, writable: bool, stream: int | None) -> View:
     if reason:
         raise _errors.device_error(name, "cuda", reason)
     if isinstance(x, DeviceArray):
-        shadow = _shadow(x.memory.address, x.shape, None, _dtypes.stored(x.dtype_name))
+        shadow = _memory.at(x.memory.address, x.shape, None, _dtypes.stored(x.dtype_name))
         return View(shadow, x.dtype_name, x.memory.device)
     kind, module, x = framework(x)
     if kind == "torch":
-        view = _torch_view(module, x, name)
+        view = _torch_view(module, x, name, writable)
     elif kind == "jax":
         _arrays.require_plain_jax(module, x, name, writable)
         view = _dlpack_view(x, name, writable, DEFAULT_STREAM if stream is None else stream)
-    elif hasattr(x, "__cuda_array_interface__"):
+    elif _arrays.has_cuda_interface(x):
         view = _interface_view(x, name, writable)
     else:
         view = _dlpack_view(x, name, writable, _NO_STREAM if stream is None else stream)
@@ -163,16 +142,20 @@ def _named(
     name: str,
     device: int | None,
     capsule: Any = None,
+    owner: Any = None,
 ) -> View:
     """Make a view, or refuse the type of its elements; "bf16" is the one that is no NumPy type."""
+    stored = _dtypes.stored("bf16") if dtype == "bf16" else np.dtype(dtype)
+    shadow = _memory.at(address, shape, strides, stored, owner)
     if dtype == "bf16":
-        shadow = _shadow(address, shape, strides, _dtypes.stored("bf16"))
         return View(shadow, "bf16", device, capsule)
-    shadow, known = _arrays.named(_shadow(address, shape, strides, np.dtype(dtype)), name)
+    shadow, known = _arrays.named(shadow, name)
     return View(shadow, known, device, capsule)
 
 
-def _described(description: tuple[Any, ...], name: str, capsule: Any = None) -> View:
+def _described(
+    description: tuple[Any, ...], name: str, capsule: Any = None, owner: Any = None
+) -> View:
     """Make a view of what the core says of a DLPack tensor."""
     address, shape, strides, code, bits, _, device = description
     kind = _KINDS.get(code)
@@ -182,29 +165,34 @@ def _described(description: tuple[Any, ...], name: str, capsule: Any = None) -> 
         raise _errors.dtype_error(name, f"{bits} bits of DLPack's kind {code}") from None
     if strides is not None:
         strides = [stride * (bits // 8) for stride in strides]
-    return _named(address, shape, strides, dtype, name, device, capsule)
+    return _named(address, shape, strides, dtype, name, device, capsule, owner)
 
 
-def _torch_view(torch: Any, x: Any, name: str) -> View:
+def _torch_view(torch: Any, x: Any, name: str, writable: bool) -> View:
     _arrays.require_plain_torch(torch, x, name)
-    description = core().describe_by_exchange(x)
-    if description is not None:
-        return _described(description, name)
     with torch._C.DisableTorchFunctionSubclass():
-        spoken = str(x.dtype).removeprefix("torch.")
+        _torch_memory.require_memory(torch, x, name, writable)
+        description = core().describe_by_exchange(x)
+        if description is not None:
+            return _described(description, name, owner=x)
+        dtype = _arrays.torch_dtype(x, name)
         size = x.element_size()
         strides = [stride * size for stride in x.stride()]
-        try:
-            dtype = "bf16" if spoken == "bfloat16" else np.dtype(spoken)
-        except TypeError:
-            raise _errors.dtype_error(name, x.dtype, f"pass {name}.float()") from None
-        return _named(x.data_ptr(), tuple(x.shape), strides, dtype, name, x.device.index)
+        shadow = _memory.at(x.data_ptr(), tuple(x.shape), strides, _dtypes.stored(dtype), x)
+        return View(shadow, dtype, x.device.index)
 
 
 def _interface_view(x: Any, name: str, writable: bool) -> View:
     interface = x.__cuda_array_interface__
     if interface.get("mask") is not None:
         raise _errors.special_array_error(name, "a masked array", "pass it without its mask")
+    missing = [key for key in ("data", "shape", "typestr") if key not in interface]
+    if missing:
+        raise _errors.special_array_error(
+            name,
+            f"{_errors.described(x)} whose __cuda_array_interface__ lacks {missing[0]!r}",
+            "pass another array",
+        )
     address, is_read_only = interface["data"]
     shape = interface["shape"]
     if writable and is_read_only:
@@ -239,9 +227,7 @@ def _dlpack_view(x: Any, name: str, writable: bool, stream: int) -> View:
             capsule = x.__dlpack__(stream=stream)
         description, has_version, is_writable = core().describe_capsule(capsule)
     except Exception as error:
-        raise _errors.special_array_error(
-            name, f"{_errors.described(x)} whose __dlpack__ fails ({error})", "pass a copy"
-        ) from error
+        raise _errors.dlpack_error(name, x, error) from error
     if description[5] not in CUDA_DEVICES:
         raise _errors.special_array_error(
             name,
@@ -281,8 +267,6 @@ def host_copy(x: Any, name: str) -> tuple[Array, str]:
     tuple of numpy.ndarray and str
         As ``_arrays.host_view`` gives it.
     """
-    from .. import _memory
-
     stream = named_stream(x)
     stream = DEFAULT_STREAM if stream is None else stream
     view = describe(x, name, False, stream)

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from .. import _arrays, _checks, _errors
+from .. import _arrays, _checks, _errors, _torch_memory
 from .._float_environment import product
 from .._frameworks import framework
 from . import engines, operators
@@ -91,6 +91,8 @@ def orthogonal(w: Any, factor: Any, mode: str) -> Any:
         raise _errors.matrix_error(tuple(w.shape))
     if w.dtype.is_complex:
         raise _errors.dtype_error("w", w.dtype, "pass w.abs() or torch.view_as_real")
+    if not torch.compiler.is_compiling() and operators.are_plain((w,)):
+        _torch_memory.require_memory(torch, w, "w", False)
     if not isinstance(factor, torch.Tensor):
         if not torch.compiler.is_compiling():
             factor = _checks.multiplier(factor, "factor")

@@ -54,7 +54,7 @@ def penalty(
     per_tensor: bool,
 ) -> torch.Tensor:
     """Give the canonical sum of the penalties, 0-d, or `per_tensor` each, of shape (n,)."""
-    run = _penalty_of if _are_plain(weights) else torch.ops.fastreg.penalty.default
+    run = _penalty_of if are_plain(weights) else torch.ops.fastreg.penalty.default
     return run(weights, numbers, strengths, which, per_tensor)
 
 
@@ -66,7 +66,7 @@ def penalty_gradient(
     which: Sequence[int],
 ) -> list[torch.Tensor]:
     """Give each weight's gradient, times the upstream gradient, 0-d for all or of shape (n,)."""
-    run = _gradients_of if _are_plain(weights) else torch.ops.fastreg.penalty_gradient.default
+    run = _gradients_of if are_plain(weights) else torch.ops.fastreg.penalty_gradient.default
     return run(weights, upstream, numbers, strengths, which)
 
 
@@ -77,7 +77,7 @@ def as_value(penalty: float, dtype: torch.dtype) -> torch.Tensor:
     return make(penalty, dtype=dtype, device="cpu")
 
 
-def _are_plain(weights: Sequence[torch.Tensor]) -> bool:
+def are_plain(weights: Sequence[torch.Tensor]) -> bool:
     """Say whether torch would do no more than call the kernel, which takes it 5 us."""
     if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
         return False

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.machinery
 import importlib.util
 import sys
 import types
@@ -34,6 +35,7 @@ def install(*, has_table: bool) -> Any:
     assert "torch" not in sys.modules
     fake, runtime = _load_fake_tensor(), Runtime()
     torch: Any = types.ModuleType("torch")
+    torch.__spec__ = importlib.machinery.ModuleSpec("torch", None)  # for who asks if it is there
     state = {"grad": True}
 
     class Dtype:
@@ -70,10 +72,13 @@ def install(*, has_table: bool) -> Any:
             memory: Memory | None = None,
             address: int | None = None,
             negative: bool = False,
+            inference: bool = False,
+            left: int | None = None,
         ) -> None:
             self.memory = Memory(runtime, numbers, device) if memory is None else memory
             kind = numbers.dtype
-            self.numbers, self.negative = numbers, negative
+            self.numbers, self.negative, self.inference = numbers, negative, inference
+            self.left = left  # bytes of the storage, where it was cut
             self.requires_grad, self._version = requires_grad, 0
             self.dtype, self.device = dtypes[str(kind)], Device(device)
             code = 4 if kind == ml_dtypes.bfloat16 else CODES[kind.kind]
@@ -102,6 +107,19 @@ def install(*, has_table: bool) -> Any:
 
         def element_size(self) -> int:
             return self.numbers.itemsize
+
+        def numel(self) -> int:
+            return int(self.numbers.size)
+
+        def storage_offset(self) -> int:
+            return (self.place - self.memory.low) // self.numbers.itemsize
+
+        def untyped_storage(self) -> Any:
+            size = self.memory.size if self.left is None else self.left
+            return types.SimpleNamespace(nbytes=lambda: size)
+
+        def is_inference(self) -> bool:
+            return self.inference
 
         def is_neg(self) -> bool:
             return self.negative
@@ -180,6 +198,7 @@ def install(*, has_table: bool) -> Any:
         graph=types.SimpleNamespace(increment_version=increment_version)
     )
     torch.cuda = types.SimpleNamespace(current_stream=current_stream)
+    torch.is_inference_mode_enabled = lambda: False
     torch.is_grad_enabled, torch.no_grad = lambda: state["grad"], no_grad
     torch.empty, torch.empty_like = empty, empty_like
     torch.fake, torch.runtime, torch.set_stream = fake, runtime, set_stream

@@ -229,6 +229,16 @@ def test_host_memory_behind_the_interface_is_refused(runtime: Runtime) -> None:
 # ------------------------------------------------------------------------------- bad input
 
 
+@pytest.mark.parametrize("key", ["data", "shape", "typestr"])
+def test_an_interface_that_is_not_whole(runtime: Runtime, key: str) -> None:
+    class Half:
+        __cuda_array_interface__ = {"data": (16, False), "shape": (3,), "typestr": "<f4"}  # noqa: RUF012
+
+    del Half.__cuda_array_interface__[key]
+    with pytest.raises(TypeError, match=rf"^w is a .*Half whose __cuda_array.* lacks '{key}'"):
+        RULE(Half())
+
+
 def refused(error: type[Exception], match: str, weight: Any, grad: Any, rule: Any = RULE) -> None:
     before = grad.host().tobytes() if hasattr(grad, "host") else grad.tobytes()
     with pytest.raises(error, match=match):

@@ -217,8 +217,18 @@ def test_bad_input(runtime: Runtime) -> None:
     first = torch.Tensor(w[:40], memory=weight.memory)
     refused(ValueError, r"^grad overlaps w in memory", first, shifted)
     negative = torch.Tensor(w, negative=True)
-    if not HAS_TABLE:  # with the table it is seen by its gaps, as below
-        refused(TypeError, r"^w is a torch tensor with the negative bit", negative, grad)
+    refused(TypeError, r"^w is a torch tensor with the negative bit", negative, grad)
+    refused(TypeError, r"^grad is a torch tensor with the negative bit", weight, negative)
+    for left in (0, w.nbytes - 1):
+        cut = torch.Tensor(w, left=left)
+        words = f"is a torch tensor whose memory was freed or cut: its storage has {left} bytes"
+        refused(ValueError, "^w " + words, cut, grad)
+        refused(ValueError, "^grad " + words, weight, cut)
+        with pytest.raises(ValueError, match="^w " + words):
+            RULE(cut)
+    inference = torch.Tensor(w, inference=True)
+    refused(BufferError, r"^grad is an inference tensor outside of inference", weight, inference)
+    assert float(RULE(inference)) == np.float32(RULE(w))
     gaps = torch.Tensor(w[:, ::2], negative=True)
     refused(TypeError, r"^w is a .*negative bit; pass w.resolve_neg", gaps, torch.Tensor(w[:, :2]))
     single = torch.Tensor(w[:1, :1], negative=True)
