@@ -5,23 +5,26 @@ Contract
 - The same bits as the native core for every dtype, layout and call: the canonical sum and the
   arithmetic of the gradient are the numerics contract, step by step (see :func:`canonical_sum`).
 - Work goes in slabs of 8 chunks: temporaries take a few 100 KB, whatever the size of the arrays.
-- Everything is checked before anything is written.
+- All gradients of a call are written or none.  Everything is checked, and the new gradients are
+  computed beside the old ones, before anything is written; then one call into NumPy's own code
+  writes all, which neither a signal nor another thread's exception can interrupt.
 - The caller's floating point environment changes nothing, where the C library lets it be set.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from itertools import chain, pairwise
+from itertools import chain, pairwise, repeat
 from operator import is_
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from . import _arrays, _checks, _dtypes, _memory, _penalty
+from . import _arrays, _checks, _dtypes, _errors, _memory, _penalty
 from ._float_environment import Default
-from ._penalty import ADD, GRADIENT, VALUE
+from ._penalty import ADD, VALUE
 
 Array = npt.NDArray[Any]
 Doubles = npt.NDArray[np.float64]
@@ -102,13 +105,11 @@ def _flat(view: Array) -> Any:
     return view.reshape(-1)
 
 
-def _paired(weight: Array, gradient: Array | None) -> tuple[Any, Any]:
-    """Flatten a weight in its order of summation, and its gradient by the same indices."""
+def _flattened(weight: Array, *others: Array) -> list[Any]:
+    """Flatten a weight in its order of summation, and other arrays by the same indices."""
     order = _memory.dense_order(weight)
-    if order is not None:
-        weight = weight.transpose(order)
-        gradient = None if gradient is None else gradient.transpose(order)
-    return _flat(weight), None if gradient is None else _flat(gradient)
+    arrays = (weight, *others)
+    return [_flat(array if order is None else array.transpose(order)) for array in arrays]
 
 
 def _slabs(size: int) -> Iterator[slice]:
@@ -129,16 +130,25 @@ def _evaluate(
     pair: tuple[float, float],
     scale: float,
     grad_scale: float,
-) -> float:
-    """Evaluate one checked tensor; the penalty is 0.0 where it was not asked for."""
+) -> tuple[float, Any]:
+    """Evaluate one checked tensor, and write nothing.
+
+    Returns
+    -------
+    float, array
+        The penalty, 0.0 where it was not asked for; what the gradient becomes, None where it stays.
+    """
     view, dtype = weight
     strengths = pair[0] * scale, pair[1] * scale
     has_l1, has_l2 = strengths[0] != 0.0, strengths[1] != 0.0
     if not (has_l1 or has_l2):
-        if outputs & GRADIENT and not outputs & ADD and gradient is not None:
-            gradient[...] = 0
-        return 0.0
-    flat, flat_gradient = _paired(view, gradient)
+        return 0.0, None if gradient is None or outputs & ADD else gradient.dtype.type(0)
+    result = None if gradient is None else np.empty_like(gradient)
+    if gradient is None or result is None:
+        (flat,) = _flattened(view)
+        flat_gradient = flat_result = None
+    else:
+        flat, flat_gradient, flat_result = _flattened(view, gradient, result)
     sums: tuple[list[Doubles], list[Doubles]] = [], []
     factors = _penalty.coefficients(pair, scale, grad_scale)
     for part in _slabs(view.size):
@@ -149,30 +159,31 @@ def _evaluate(
                 sums[1].append(_chunk_sums(np.multiply(doubles, doubles)))
             if has_l1:
                 sums[0].append(_chunk_sums(np.abs(doubles, out=doubles)))
-        if flat_gradient is not None:
-            _write_gradient(outputs, elements, flat_gradient, part, dtype, factors, has_l1, has_l2)
+        if flat_result is not None:
+            old = flat_gradient[part] if flat_gradient is not None and outputs & ADD else None
+            slope = _slope(elements, old, dtype, factors, has_l1, has_l2)
+            # An overflow of this rounding to infinity is right, a warning would not be.
+            flat_result[part] = _dtypes.to_bfloat16(slope) if dtype == "bf16" else slope
     if not outputs & VALUE:
-        return 0.0
+        return 0.0, result
     value = 0.0
     if has_l1:
         value = strengths[0] * _tree(np.concatenate([_NONE, *sums[0]]))
     if has_l2:
         squares = strengths[1] * _tree(np.concatenate([_NONE, *sums[1]]))
         value = value + squares if has_l1 else squares
-    return value
+    return value, result
 
 
-def _write_gradient(
-    outputs: int,
+def _slope(
     elements: Array,
-    gradient: Any,
-    part: slice,
+    old: Array | None,
     dtype: str,
     factors: tuple[float, float],
     has_l1: bool,
     has_l2: bool,
-) -> None:
-    """Write or add ``l1*sign(w) + (2*l2)*w`` for one slab, every operation rounded."""
+) -> Array:
+    """Return ``l1*sign(w) + (2*l2)*w``, and the old gradient added last, each operation rounded."""
     compute = np.float64 if dtype == "f64" else np.float32
     w = _widened(elements, dtype)
     with np.errstate(over="ignore", under="ignore"):
@@ -184,10 +195,9 @@ def _write_gradient(
             slope += w * double_l2
     else:
         slope = w * double_l2
-    if outputs & ADD:
-        slope += _widened(gradient[part], dtype)
-    # An overflow of this rounding to infinity is right, a warning would not be.
-    gradient[part] = _dtypes.to_bfloat16(slope) if dtype == "bf16" else slope
+    if old is not None:
+        slope += _widened(old, dtype)
+    return slope
 
 
 def _widened(elements: Array, dtype: str) -> Array:
@@ -195,6 +205,21 @@ def _widened(elements: Array, dtype: str) -> Array:
     if dtype == "bf16":
         return _dtypes.from_bfloat16(elements)
     return elements.astype(np.float32) if dtype == "f16" else elements
+
+
+def _write(targets: Sequence[Array], results: Sequence[Any]) -> None:
+    """Write all results into their targets, of the same dtypes, or none.
+
+    Python handles signals between its own instructions, and there are none in here: the loop is
+    that of ``map`` and ``deque``, and the body NumPy's.  What can still fail is the allocation of a
+    few bytes; then, and where a signal came just before or after the loop, it is run again before
+    the exception goes on.
+    """
+    try:
+        deque(map(np.ndarray.__setitem__, targets, repeat(...), results), maxlen=0)
+    except BaseException:
+        deque(map(np.ndarray.__setitem__, targets, repeat(...), results), maxlen=0)
+        raise
 
 
 # ------------------------------------------------------------------------- entry points
@@ -251,6 +276,7 @@ def evaluate_many(
     scale: float,
     grad_scale: float,
     per_tensor: bool,
+    copies: Sequence[tuple[Any, Array]] = (),
 ) -> float | list[float] | None:
     """Evaluate many tensors, or none of them when one is refused.
 
@@ -268,17 +294,23 @@ def evaluate_many(
         As for :func:`evaluate_one`.
     per_tensor
         Whether to give a list of penalties rather than their canonical sum.
+    copies
+        Pairs (target, source) of arrays of one shape: the targets are written with the gradients.
 
     Returns
     -------
     float, list of float or None
         None when `outputs` does not ask for the value.
     """
+    copied = [_arrays.host_view(target, "grads", True) for target, _ in copies]
     views, targets = _checks.checked_views(
         outputs, names, weights, gradients, strengths, which, scale, grad_scale
     )
+    for view, (_, source) in zip(copied, copies, strict=True):
+        if not _arrays.is_current(view) or view[0].shape != source.shape:
+            raise _errors.changed_error()
     with Default(), np.errstate(all="ignore"):
-        values = [
+        found = [
             _evaluate(
                 outputs,
                 view,
@@ -289,6 +321,12 @@ def evaluate_many(
             )
             for index, view in enumerate(views)
         ]
+    changed = [index for index, (_, result) in enumerate(found) if result is not None]
+    _write(
+        [*(targets[index] for index in changed), *(view for view, _ in copied)],
+        [*(found[index][1] for index in changed), *(source for _, source in copies)],
+    )
+    values = [value for value, _ in found]
     if not outputs & VALUE:
         return None
     return values if per_tensor else canonical_sum(values)

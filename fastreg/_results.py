@@ -138,10 +138,28 @@ def wrap_gradient(gradient: Any, w: Any) -> Any:
     return module.device_put(gradient, x.sharding)
 
 
-def assign(target: Any, numbers: npt.NDArray[np.float64], name: str, add: bool = False) -> None:
-    """Write or add float64 numbers to a checked gradient, rounded to its dtype at the end."""
+def rounded(target: Any, numbers: npt.NDArray[np.float64], name: str, add: bool = False) -> Any:
+    """Return what float64 numbers make of a checked gradient, rounded to its dtype at the end.
+
+    It is a NumPy array to be copied into `target`, of bits where that is bfloat16.
+
+    Raises
+    ------
+    RuntimeError
+        When `target` no longer has the shape of `numbers`.
+    """
     view, dtype = _arrays.host_view(target, name, True)
+    if view.shape != numbers.shape:
+        raise _errors.changed_error(name)
     with Default(), np.errstate(all="ignore"):
         if add:
             numbers = numbers + _dtypes.to_float64(view, dtype)
-        view[...] = _dtypes.to_bfloat16(numbers.astype(np.float32)) if dtype == "bf16" else numbers
+        if dtype == "bf16":
+            return _dtypes.to_bfloat16(numbers.astype(np.float32))
+        return numbers.astype(view.dtype)
+
+
+def assign(target: Any, numbers: npt.NDArray[np.float64], name: str, add: bool = False) -> None:
+    """Write or add float64 numbers to a checked gradient, rounded to its dtype at the end."""
+    result = rounded(target, numbers, name, add)
+    _arrays.host_view(target, name, True)[0][...] = result

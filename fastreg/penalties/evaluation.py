@@ -243,15 +243,21 @@ def _with_callables(
     )
     value_factor = float(scale)
     factor = product(value_factor, float(grad_scale))
-    called_values: dict[str, tuple[float, Any]] = {}
-    for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True):
+    called_values: dict[str, float] = {}
+    copies = []  # the core writes them with its own gradients: all or nothing
+    for name, weight, gradient, is_fused in zip(
+        plan.names, weights, gradients, plan.fused, strict=True
+    ):
         if not is_fused:
             rule = plan.rules[name]
             with _results.unrecorded():  # the gradient is asked for by name, not of autograd
                 value = called(rule, name, weight) if outputs & VALUE else 0.0
             slope = _callables.slope_of(rule.gradient(weight), weight, name)
             with Default(), np.errstate(all="ignore"):
-                called_values[name] = value * value_factor, slope * factor
+                called_values[name] = value * value_factor
+                numbers = slope * factor
+            label, adds = f"grads[{name!r}]", bool(outputs & ADD)
+            copies.append((gradient, _results.rounded(gradient, numbers, label, adds)))
     fused_values = _backend.evaluate_many(
         outputs,
         tuple(compress(plan.names, plan.fused)),
@@ -262,16 +268,12 @@ def _with_callables(
         scale,
         grad_scale,
         True,
+        tuple(copies),
     )
-    for name, gradient in zip(plan.names, gradients, strict=True):
-        if name in called_values:
-            _results.assign(gradient, called_values[name][1], name, add=bool(outputs & ADD))
     if not outputs & VALUE:
         return None
     merged = iter(fused_values)
-    return [
-        called_values[name][0] if name in called_values else next(merged) for name in plan.names
-    ]
+    return [called_values[name] if name in called_values else next(merged) for name in plan.names]
 
 
 def _require_gradients(plan: Plan) -> None:

@@ -20,7 +20,7 @@ import torch
 
 from .. import _backend, _errors, _results
 from .._device.recording import claim, unclaimed
-from .._frameworks import has_dtensors
+from .._frameworks import has_dtensors, is_dtensor
 from .._penalty import ADD, GRADIENT, VALUE, VALUE_AND_ADD
 from ..penalties import Report, evaluation
 from ..penalties.names import is_mapping
@@ -320,14 +320,19 @@ class ModulePenalties:
             _results.check_targets(targets, plan.names)
         if plan.others:
             local, targets = as_real(local), as_real(targets)
-        found: Any
-        if together is not None:
-            found = evaluation.parts(outputs, plan, local, targets, scale, grad_scale)
-            found = found if found is None else _Sharded(found, weights, together)
-        else:
-            found = evaluation.total(outputs, plan, local, targets, scale, grad_scale)
-        for parameter, gradient in made:
-            parameter.grad = gradient
+        try:
+            # Before all are written, which is one call: after it, an interrupt could come between.
+            for parameter, gradient in made:
+                parameter.grad = gradient
+            found: Any
+            if together is not None:
+                found = evaluation.parts(outputs, plan, local, targets, scale, grad_scale)
+                found = found if found is None else _Sharded(found, weights, together)
+            else:
+                found = evaluation.total(outputs, plan, local, targets, scale, grad_scale)
+        except BaseException:
+            _take_away(made)
+            raise
         _results.torch_written(targets)
         return found
 
@@ -352,6 +357,14 @@ def _given(plan: Plan, tensors: Any) -> Arrays:
             "those of module.named_parameters()"
         )
     return tuple(tensors[name] for name in plan.names)
+
+
+def _take_away(made: list[tuple[Any, Any]]) -> None:
+    """Have the gradients that were made for a call go, where it has written nothing."""
+    for parameter, gradient in made:
+        local = gradient._local_tensor if is_dtensor(gradient) else gradient
+        if not (type(local) is torch.Tensor and local.any()):  # fake ones have nothing written
+            parameter.grad = None
 
 
 def _local(parameters: Arrays, plan: Plan) -> Arrays:
