@@ -262,15 +262,18 @@ def train(
     return run
 
 
-HEADER = "epoch  data loss  hidden/kernel  output/kernel  activity  train acc  test acc  |w| < 1e-3"
+HEADER = "epoch  data loss   hidden   output  activity  train acc  test acc  |w| < 1e-3"
 
 
 def epoch_line(number: int, epoch: Epoch) -> str:
-    """One line under HEADER: the data loss, each penalty, accuracies, share of small weights."""
+    """One line under HEADER: data loss, penalties, accuracies, share of small weights.
+
+    "hidden" and "output" are the penalties on the kernels of these layers.
+    """
     return (
         f"{number:5d}  {epoch.data_loss:9.4f}"
-        f"  {epoch.kernel_penalties['hidden/kernel']:13.4f}"
-        f"  {epoch.kernel_penalties['output/kernel']:13.4f}"
+        f"  {epoch.kernel_penalties['hidden/kernel']:7.4f}"
+        f"  {epoch.kernel_penalties['output/kernel']:7.4f}"
         f"  {epoch.activity_penalty:8.4f}"
         f"  {epoch.train_accuracy:9.1%}  {epoch.test_accuracy:8.1%}  {epoch.small_share:10.1%}"
     )
@@ -283,7 +286,7 @@ def comparison(fast: Run, by_hand: Run, without: Run) -> str:
     )
     bits = all(np.array_equal(fast.params[name], by_hand.params[name]) for name in fast.params)
     lines = [
-        f"weights, fastreg against NumPy by hand after {len(fast.step_seconds):,} steps: "
+        f"weights, fastreg against NumPy by hand after {len(fast.step_seconds):,} steps:",
         f"largest difference {difference:.1g}" + (" (the same bits)" if bits else ""),
         "",
         "penalties         per step  of the step  test acc  |w| < 1e-3",

@@ -11,6 +11,7 @@ import importlib
 import os
 import platform
 import sys
+import textwrap
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
@@ -35,6 +36,15 @@ ADAPTERS = ("torch", "jax", "keras")
 #: The distribution of another project which installs a module of the same name.
 CLASHING_DISTRIBUTION = "fastreg"
 OWN_DISTRIBUTION = "fastreg-kernels"
+
+_SHADOWS = (
+    "instead of the copy that is installed in {}, because this one comes first on Python's path: "
+    "start Python in another directory to use that"
+)
+
+#: Of the text, in characters.
+WIDTH = 80
+INDENT = 18
 
 
 @cache
@@ -65,6 +75,7 @@ def gather() -> dict[str, Any]:
         "fastreg": {
             "version": fastreg.__version__,
             "location": str(Path(fastreg.__file__).parent),
+            "shadowed": shadowed(),
             "backend": _backend.name,
             "reason": _backend_reason(core),
         },
@@ -144,6 +155,27 @@ def name_clash() -> str | None:
     )
 
 
+def shadowed() -> str | None:
+    """Return where an installed copy lies that is not the one that runs; None where there is none.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> shadowed() is None or Path(shadowed()).name == "fastreg"
+    True
+    """
+    import fastreg
+
+    try:
+        installed = metadata.distribution(OWN_DISTRIBUTION).locate_file("fastreg/__init__.py")
+    except metadata.PackageNotFoundError:
+        return None
+    module = Path(str(installed))  # an editable installation has no such file
+    if not module.is_file() or module.samefile(fastreg.__file__):
+        return None
+    return str(module.parent)
+
+
 def _backend_is_usable(core: ModuleType | None) -> bool:
     """Whether calls work: FASTREG_BACKEND=native does not fail before them without a core."""
     from fastreg import _backend
@@ -212,7 +244,7 @@ def _usable_cores() -> int:
 
 
 def render(facts: dict[str, Any]) -> str:
-    """The facts as text, one per line, aligned."""
+    """The facts as text, one per line, aligned, in 80 columns where no word is longer."""
     own, build, sets, host = (
         facts[key] for key in ("fastreg", "build", "instruction_sets", "machine")
     )
@@ -224,6 +256,7 @@ def render(facts: dict[str, Any]) -> str:
     cuda = facts["cuda"]
     lines = [
         ("fastreg", f"{own['version']}, in {own['location']}"),
+        *([("", _SHADOWS.format(own["shadowed"]))] if own["shadowed"] else []),
         ("backend", f"{own['backend']}: {own['reason']}"),
         ("compiler", compiler),
         ("instruction sets", f"chosen    {sets['chosen'] or 'none'}"),
@@ -232,7 +265,7 @@ def render(facts: dict[str, Any]) -> str:
     ]
     if sets["never_run_here"]:
         missing = _listed(sets["never_run_here"])
-        lines.append(("", f"compiled but never run here, as this processor lacks it: {missing}"))
+        lines.append(("", f"compiled, never run here, as this processor lacks it: {missing}"))
     lines += [
         ("threads", str(facts["threads"] or "none")),
         ("CUDA", "available" if cuda["available"] else f"not available: {cuda['reason']}"),
@@ -245,11 +278,25 @@ def render(facts: dict[str, Any]) -> str:
         lines.append((f"  {name}", f"{version}: {found['path']}" if version else "not installed"))
     lines.append(("adapters", ""))
     for name, is_there in facts["adapters"].items():
-        extra = f"{OWN_DISTRIBUTION}[{name.rpartition('.')[2]}]"
-        lines.append((f"  {name}", "found" if is_there else f"needs the extra {extra}"))
+        needed = f"needs {name.rpartition('.')[2]}"
+        lines.append((f"  {name}", "found" if is_there else needed))
     if facts["clash"]:
         lines.append(("name clash", facts["clash"]))
-    return "\n".join(f"{label:18}{text}".rstrip() for label, text in lines)
+    return "\n".join(_aligned(label, text) for label, text in lines)
+
+
+def _aligned(label: str, text: str) -> str:
+    start, indent = f"{label:{INDENT}}", " " * INDENT
+    if INDENT + len(text) <= WIDTH:  # columns keep their spaces
+        return (start + text).rstrip()
+    return textwrap.fill(
+        text,
+        WIDTH,
+        initial_indent=start,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _listed(names: list[str]) -> str:

@@ -31,6 +31,7 @@ def test_digits_trains_agrees_and_draws(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
 
+    assert max(map(len, done.stdout.replace(str(picture), "").splitlines())) <= 80
     epochs = [line.split() for line in done.stdout.splitlines() if re.match(r" +\d+ ", line)]
     assert [line[0] for line in epochs] == ["1", "2", "3"]
     data_loss, hidden_kernel = ([float(line[column]) for line in epochs] for column in (1, 2))

@@ -143,7 +143,7 @@ class Layer:
         input_dim: int | None = None,
         **others: Any,
     ) -> None:
-        refuse_others(type(self).__name__, others)
+        refuse_others(type(self), type(self).__name__, others)
         self._precision = precision.get(dtype)
         self.trainable = trainable
         self.activity_regularizer = activity_regularizer
@@ -580,11 +580,12 @@ class Layer:
 # --------------------------------------------------------------------------------- arguments
 
 
-def refuse_others(kind: str, others: Mapping[str, Any]) -> None:
-    """Refuse keywords that the layer does not have; those of Keras' default may be there."""
+def refuse_others(kind: type, name: str, others: Mapping[str, Any]) -> None:
+    """Refuse keywords that a class does not have; those of Keras' default may be there."""
     for key, value in others.items():
         if key not in _ONLY_CHOICE:
-            raise TypeError(f"{kind} has no argument {key!r}")
+            near = _errors.suggestion(key, _arguments_of(kind))
+            raise TypeError(f"{name} has no argument {key!r}{near}")
         # only what compares to one bool: an array does not
         comparable = value is None or isinstance(value, (str, int, float, np.generic))
         if not comparable or value not in _ONLY_CHOICE[key]:
@@ -592,6 +593,17 @@ def refuse_others(kind: str, others: Mapping[str, Any]) -> None:
                 f"{key} must be {_ONLY_CHOICE[key][-1]!r}, not {_errors.described(value)}: "
                 "fastreg's layers have no other"
             )
+
+
+def _arguments_of(kind: type) -> list[str]:
+    """List the keywords that a class takes, those which it hands on to its bases among them."""
+    return [
+        name
+        for base in kind.__mro__
+        if "__init__" in vars(base) and base is not object
+        for name, parameter in inspect.signature(vars(base)["__init__"]).parameters.items()
+        if name != "self" and parameter.kind is not parameter.VAR_KEYWORD
+    ]
 
 
 def flag(value: Any, name: str) -> bool:

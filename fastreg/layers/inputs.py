@@ -22,7 +22,7 @@ class InputLayer:
         name: str | None = None,
         **others: Any,
     ) -> None:
-        refuse_others("Input", others)
+        refuse_others(InputLayer, "Input", others)
         if (shape is None) == (batch_shape is None):
             raise ValueError("Input must have one of shape (without the batch) and batch_shape")
         if batch_shape is not None:

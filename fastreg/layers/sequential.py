@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,21 @@ from .inputs import InputLayer
 Array = npt.NDArray[Any]
 
 AnySequential = TypeVar("AnySequential", bound="Sequential")
+
+NEXT = "\n"  # between the penalties of a layer
+
+_LOOP = (
+    "the training loop is yours, in NumPy; docs/layers.md begins with one, and "
+    "examples/digits_conv.py is a whole one. To train in Keras: "
+    "keras.Sequential.from_config(model.get_config())"
+)
+#: What users of keras.Sequential look for, and what there is instead.
+_OF_KERAS = {
+    **dict.fromkeys(("compile", "fit", "train_on_batch", "evaluate", "test_on_batch"), _LOOP),
+    **dict.fromkeys(("predict", "predict_on_batch"), "call the model, model(x, training=False)"),
+    "save_weights": "save(path) writes form and weights",
+    "load_weights": "Sequential.load(path) reads form and weights",
+}
 
 
 class Sequential:
@@ -88,6 +103,14 @@ class Sequential:
             self.trainable = False
 
     # ------------------------------------------------------------------ layers
+
+    if not TYPE_CHECKING:  # or every name would be an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            what = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if name in _OF_KERAS:
+                what += f": {_OF_KERAS[name]}"
+            raise AttributeError(what, name=name, obj=self)
 
     @property
     def name(self) -> str:
@@ -420,8 +443,8 @@ class Sequential:
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         lines = [f"Model: {self.name}"]
         for name, shape, count, note in rows:
-            line = f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {count:>{widths[2]}}  {note}"
-            lines.append(line.rstrip())
+            start = f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {count:>{widths[2]}}  "
+            lines.append(_in_columns(start, note))
         print_fn("\n".join(lines))
 
     # ------------------------------------------------------------------ saved form
@@ -565,6 +588,19 @@ def _by_name(layers: Iterable[Layer]) -> dict[str, Array]:
     }
 
 
+def _in_columns(start: str, note: str, width: int = 80) -> str:
+    """Return a row; a note that is too long goes on below itself, at a comma."""
+    lines = [start]
+    for place, part in enumerate(note.split(NEXT)):
+        more = f", {part}" if place else part
+        if place and len(lines[-1] + more) > width:
+            lines[-1] += ","
+            lines.append(" " * len(start) + part)
+        else:
+            lines[-1] += more
+    return "\n".join(line.rstrip() for line in lines)
+
+
 def _penalties_of(layer: Layer) -> str:
     parts = []
     for part in ("kernel", "bias", "activity"):
@@ -573,4 +609,4 @@ def _penalties_of(layer: Layer) -> str:
             continue
         own = isinstance(rule, regularizers.Regularizer)
         parts.append(f"{part} {rule if own else getattr(rule, '__name__', type(rule).__name__)}")
-    return ", ".join(parts)
+    return NEXT.join(parts)

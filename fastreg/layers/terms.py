@@ -144,8 +144,8 @@ def _recorded(rule: Any, array: Array, label: str) -> tuple[float, Any]:
     except ImportError:
         raise TypeError(
             f"the regularizer of {label}, {name}, offers no gradient(w), and autograd, which could "
-            "find it, is not installed; add that method, or install the extra: python -m pip "
-            "install 'fastreg-kernels[autodiff]'"
+            "find it, is not installed; add that method, or install it: python -m pip install "
+            "autograd"
         ) from None
 
     def recorded(w: Any) -> Any:

@@ -34,6 +34,7 @@ def test_digits_conv_trains_and_saves(tmp_path):
     assert done.stderr == ""
     epochs = [line.split() for line in done.stdout.splitlines() if re.match(r" +\d+ ", line)]
     assert [line[0] for line in epochs] == ["1", "2", "1", "2"]
+    assert max(map(len, done.stdout.replace(str(tmp_path), "").splitlines())) <= 80
     assert float(epochs[0][1]) > float(epochs[1][1]) > 0
     assert float(epochs[0][2]) > float(epochs[1][2]) > 0
     assert [line[2] for line in epochs[2:]] == ["0.0000"] * 2
@@ -51,7 +52,7 @@ def test_the_page_in_docs_runs(keras):
     names = {"batches": batches, "keras": keras, "keras_layer": keras_layer}
     page = (ROOT / "docs" / "layers.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks:
         exec(block, names)
     assert names["loss"] > names["model"].penalty > 0

@@ -1,8 +1,11 @@
 """Models: the tutorial of Keras, its order of losses, training in step with it, and refusals."""
 
+import copy
+import pickle
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -439,3 +442,28 @@ def test_layers_are_imported_when_asked_for():
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "module 'fastreg' has no attribute 'no_such_name'\n"
+
+
+@pytest.mark.parametrize("name", ["compile", "fit", "evaluate", "predict", "load_weights"])
+def test_what_models_of_keras_have_besides(name):
+    model = Sequential([Dense(2)], name="m")
+    assert not hasattr(model, name)
+    with pytest.raises(AttributeError, match=f"'Sequential' object has no attribute '{name}': "):
+        getattr(model, name)
+
+
+def test_the_loop_is_where_the_error_says():
+    root = Path(fastreg.__file__).parents[1]
+    with pytest.raises(AttributeError) as raised:
+        Sequential().compile("sgd")
+    for file in ("docs/layers.md", "examples/digits_conv.py"):
+        assert file in str(raised.value)
+        assert not (root / "docs").exists() or "model.backward(" in (root / file).read_text()
+
+
+def test_other_names_are_as_in_every_class():
+    with pytest.raises(AttributeError, match=r"no attribute 'losse'$") as e:
+        Sequential().losse  # noqa: B018
+    assert (e.value.name, type(e.value.obj)) == ("losse", Sequential)
+    model = copy.deepcopy(pickle.loads(pickle.dumps(Sequential([Dense(2, input_dim=2)]))))
+    assert model.built

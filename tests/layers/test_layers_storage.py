@@ -66,6 +66,19 @@ def test_the_file_can_be_read_without_fastreg(tmp_path, dtype):
     assert record["sha256"] == hashlib.sha256(b"".join(contents)).hexdigest()
 
 
+def test_the_way_in_docs_reads_the_file(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "layers.md").read_text(encoding="utf-8")
+    (block,) = (text for text in page.split("```python\n") if "def arrays_of" in text)
+    names = {}
+    exec(block.partition("```")[0], names)
+    model = model_of()
+    model.save(tmp_path / "m.json")
+    arrays = names["arrays_of"](tmp_path / "m.json")
+    assert list(arrays) == list(model.weights)
+    for name, weight in model.weights.items():
+        np.testing.assert_array_equal(arrays[name], weight)
+
+
 def test_a_large_weight_is_written_in_pieces(tmp_path):
     model = Sequential([Dense(1025, input_dim=1200)])  # 6 of them, the last one short
     model.save(tmp_path / "m.json")
