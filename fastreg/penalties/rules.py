@@ -20,6 +20,8 @@ class Rules(NamedTuple):
     by_glob: dict[str, Any]
     for_all: bool
     """Whether one regularizer was given for all tensors: then it may be without any."""
+    allow_unmatched: bool = False
+    """Whether a glob may match nothing; one that another takes everything from is refused."""
 
 
 def checked_rules(rules: Any, argument: str = "rules") -> Rules:
@@ -113,7 +115,9 @@ def match(
         if glob not in winners:
             matched = [name for name in names if matches(name) and takes(name, glob)]
             label = f"{argument}[{glob!r}]"
-            raise ValueError(_never_wins(label, glob, names, matched, globs, aliases(), thing))
+            known = aliases()
+            if not rules.allow_unmatched or matched or any(map(matcher(glob, [*known]), known)):
+                raise ValueError(_never_wins(label, glob, names, matched, globs, known, thing))
     return {name: rules.by_glob[glob] for name, glob in globs.items()}, globs
 
 

@@ -39,7 +39,14 @@ class _Term(NamedTuple):
 class Activity:
     """The hooks on a module's submodules, and the terms that they have collected."""
 
-    def __init__(self, module: Any, rules: Any, reduction: str, batch_axis: Any) -> None:
+    def __init__(
+        self,
+        module: Any,
+        rules: Any,
+        reduction: str,
+        batch_axis: Any,
+        allow_unmatched: bool = False,
+    ) -> None:
         self.divides = _checks.choice(reduction, "activity_reduction", REDUCTIONS) == "mean"
         self.terms: list[_Term] = []
         self.rules: Rules | None = None
@@ -55,7 +62,9 @@ class Activity:
                 "activity_regularizer must be a mapping of globs over module.named_modules() to "
                 f"regularizers, not {_errors.described(rules)}; for example {{'*relu': 'l1'}}"
             )
-        self.rules = checked_rules(rules, "activity_regularizer")
+        self.rules = checked_rules(rules, "activity_regularizer")._replace(
+            allow_unmatched=allow_unmatched
+        )
         modules = dict(module.named_modules())
         rule_of, _ = match(
             list(modules), self.rules, argument="activity_regularizer", thing="module"
@@ -63,7 +72,7 @@ class Activity:
         hooked = [name for name, rule in rule_of.items() if rule is not None]
         axes_of, _ = match(
             hooked,
-            Rules(by_glob, False),
+            Rules(by_glob, False, allow_unmatched),
             argument=outputs.ARGUMENT,
             thing="module with a regularizer",
         )

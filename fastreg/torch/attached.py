@@ -23,6 +23,7 @@ def attach(
     *,
     activity_reduction: str = "mean",
     activity_batch_axis: Any = 0,
+    allow_unmatched: bool = False,
 ) -> Penalties:
     """Put penalties on the parameters of a module, by name.
 
@@ -47,6 +48,9 @@ def attach(
         modules with an activity regularizer, each with an axis, or, for a module that gives a tuple
         or dict, with the axes of its parts as they are nested (None: does not count), for example
         ``{"encoder": (0, None), "decoder": {"hidden": 1}}``.
+    allow_unmatched : bool, optional
+        Whether globs may match nothing: for one mapping of rules for all stages of a pipeline.
+        :attr:`Penalties.unmatched` lists them, so that what matches in no stage can be found.
 
     Returns
     -------
@@ -82,6 +86,7 @@ def attach(
         activity_regularizer,
         activity_reduction=activity_reduction,
         activity_batch_axis=activity_batch_axis,
+        allow_unmatched=allow_unmatched,
     )
 
 
@@ -108,6 +113,7 @@ class Penalties:
         *,
         activity_reduction: str = "mean",
         activity_batch_axis: Any = 0,
+        allow_unmatched: bool = False,
     ) -> None:
         require_module(module)
         self._arguments = (
@@ -116,14 +122,15 @@ class Penalties:
             activity_regularizer,
             activity_reduction,
             activity_batch_axis,
+            allow_unmatched,
         )
         self._attach()
 
     def _attach(self) -> None:
-        module, rules, activity_regularizer, reduction, batch_axis = self._arguments
-        self._penalties = ModulePenalties(module, rules)
+        module, rules, activity_regularizer, reduction, batch_axis, allow = self._arguments
+        self._penalties = ModulePenalties(module, rules, allow)
         self._last: Any = None
-        self._activity = Activity(module, activity_regularizer, reduction, batch_axis)
+        self._activity = Activity(module, activity_regularizer, reduction, batch_axis, allow)
 
     def __getattr__(self, name: str) -> Any:
         # Of a copy whose module was not there yet.
@@ -141,6 +148,18 @@ class Penalties:
         {'weight': L2(l2=0.01)}
         """
         return dict(self._penalties.planner.rules.by_glob)
+
+    @property
+    def unmatched(self) -> list[str]:
+        """The globs that match no parameter of the module, where ``allow_unmatched`` is True.
+
+        >>> import torch
+        >>> rules = {"weight": "l2", "head.*": "l1"}
+        >>> attach(torch.nn.Linear(2, 1), rules, allow_unmatched=True).unmatched
+        ['head.*']
+        """
+        self._penalties.current()
+        return list(self._penalties.planner.unmatched)
 
     def __repr__(self) -> str:
         plan, _ = self._penalties.current()
@@ -483,7 +502,7 @@ def _copy(*arguments: Any) -> Penalties:
     """Attach again, as a copied module has no penalties."""
     made = Penalties.__new__(Penalties)
     made._arguments = arguments
-    module, _, activity_regularizer, _, _ = arguments
+    module, _, activity_regularizer, *_ = arguments
     # An attribute of the module is made before the module that it belongs to: later, then.
     if "_parameters" in module.__dict__:
         made._attach()

@@ -57,9 +57,9 @@ class _Sharded(NamedTuple):
 class ModulePenalties:
     """The penalties on the parameters of a module, as these are at each call."""
 
-    def __init__(self, module: Any, rules: Any) -> None:
+    def __init__(self, module: Any, rules: Any, allow_unmatched: bool = False) -> None:
         self.parameters = Parameters(module)
-        self.planner = ParameterPlanner(rules, self.parameters)
+        self.planner = ParameterPlanner(rules, self.parameters, allow_unmatched)
         self.step: StepHandle | None = None
         """What adds them before an optimizer's steps; its optimizer has to hold the parameters."""
         self.last_added = in_backward.LastAdded()

@@ -84,7 +84,7 @@ class Parameters:
 class ParameterPlanner(Planner):
     """Matches rules with parameters that require a gradient; rules may be a predicate."""
 
-    def __init__(self, rules: Any, parameters: Parameters) -> None:
+    def __init__(self, rules: Any, parameters: Parameters, allow_unmatched: bool = False) -> None:
         self._parameters = parameters
         self._predicate: Predicate | None = rules if is_predicate(rules) else None
         self._kernels: dict[str, Kernels] = {}
@@ -99,7 +99,9 @@ class ParameterPlanner(Planner):
             }
         if self._kernels:
             rules = {**rules, **{glob: rule.regularizer for glob, rule in self._kernels.items()}}
-        super().__init__(checked_rules(rules))
+        super().__init__(checked_rules(rules)._replace(allow_unmatched=allow_unmatched))
+        self.unmatched: list[str] = []
+        """Globs that match no parameter here, where they may."""
         self.frozen: list[str] = []
         """Names of parameters that have a rule and require no gradient."""
         self._wrapped: dict[tuple[int, bool], ByAutograd | OfComplex] = {}
@@ -111,7 +113,7 @@ class ParameterPlanner(Planner):
         if self._predicate is None:
             rule_of, origins = self._matched_by_glob(names, source)
         else:
-            rule_of = _asked(self._predicate, names, source)
+            rule_of = _asked(self._predicate, names, source, self.rules.allow_unmatched)
             origins = {name: rule_name(rule) for name, rule in rule_of.items()}
         before = self._ruled
         self._ruled = {name: source[name] for name, rule in rule_of.items() if rule is not None}
@@ -135,13 +137,19 @@ class ParameterPlanner(Planner):
 
         for glob, rule in self._kernels.items():
             candidates = [*filter(matcher(glob, names), names)]
-            if candidates and not any(rule.takes(kind_of[name]) for name in candidates):
+            if (
+                candidates
+                and not self.rules.allow_unmatched
+                and not any(rule.takes(kind_of[name]) for name in candidates)
+            ):
                 raise ValueError(
                     f"rules[{glob!r}], which is for kernels, matches none: "
                     f"{_errors.listed(candidates)} are no weights that multiply activations, as "
                     "fastreg.torch.kernels tells; give the glob the regularizer itself"
                 )
         rule_of, globs = match(names, self.rules, takes, self._parameters.aliases)
+        winners = set(globs.values())
+        self.unmatched = [glob for glob in self.rules.by_glob if glob not in winners]
         if self._kernels:  # their lazy parameters have the rule once they have a shape
             rule_of = {
                 name: rule
@@ -209,7 +217,7 @@ def is_predicate(rules: Any) -> bool:
     return len(required) == 2
 
 
-def _asked(predicate: Predicate, names: Names, source: Any) -> dict[str, Any]:
+def _asked(predicate: Predicate, names: Names, source: Any, allow_none: bool) -> dict[str, Any]:
     """Ask a predicate for the rule of each parameter.
 
     Raises
@@ -225,7 +233,7 @@ def _asked(predicate: Predicate, names: Names, source: Any) -> dict[str, Any]:
         rule = checked_rule(predicate(name, source[name]), f"rules({name!r}, parameter)")
         if rule is not None:
             found[name] = rule
-    if names and not found and not any(map(is_lazy, source.values())):
+    if names and not found and not allow_none and not any(map(is_lazy, source.values())):
         raise ValueError(
             "rules(name, parameter) gave None for all parameters, so nothing would have a penalty; "
             f"the names are {_errors.listed(names)}"

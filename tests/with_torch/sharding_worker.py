@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import (
@@ -626,6 +627,71 @@ def kernels_of_sharded_modules():
     assert repr(attach(sharded(make(), mesh), kernels(regularizers.L2(L2)))) == expected
 
 
+def pipeline_stages():
+    """One mapping of rules for all stages; each has the parameters that it has."""
+    rules = {"0.*": regularizers.L1(L1), "2.weight": regularizers.L2(L2)}
+    make = lambda: nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1))  # noqa: E731
+    x, y = data()
+    alone = seeded(make)
+    whole_penalties, optimizer = attach(alone, rules), torch.optim.SGD(alone.parameters(), lr=0.05)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(alone(x), y).backward()
+        expected = whole_penalties.accumulate()
+        optimizer.step()
+
+    rank = dist.get_rank()
+    part = seeded(make)
+    for name in ("2",) if rank == 0 else ("0", "1"):
+        delattr(part, name)
+    stage = PipelineStage(part, rank, 2, torch.device("cpu"))
+    schedule = ScheduleGPipe(stage, 2, loss_fn=nn.functional.mse_loss)
+    refused(ValueError, "matches no tensor", attach, part, rules)
+    penalties = attach(part, rules, allow_unmatched=True)
+    assert penalties.unmatched == [["2.weight"], ["0.*"]][rank]
+    everywhere = [None, None]
+    dist.all_gather_object(everywhere, penalties.unmatched)
+    assert not set.intersection(*map(set, everywhere))
+    optimizer = torch.optim.SGD(part.parameters(), lr=0.05)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        schedule.step(*[x][rank:], **({} if rank == 0 else {"target": y}))
+        value = torch.tensor(penalties.accumulate(), dtype=torch.float64)
+        optimizer.step()
+    dist.all_reduce(value)
+    close(value, expected, 1e-6)
+    for name, weight in part.named_parameters():
+        assert (weight - alone.get_parameter(name)).abs().max() <= 1e-6, name
+
+
+def parts_without_dtensors():
+    """Shards that are plain tensors, beside replicas, and gradients in main_grad: Megatron."""
+    rule, rank = RULES["*"], dist.get_rank()
+    model, part = seeded(Net), seeded(Net)
+    part.first.weight = nn.Parameter(model.first.weight.detach().chunk(2)[rank].clone())
+    part.first.weight.tensor_model_parallel = True
+
+    def is_part(parameter):
+        return getattr(parameter, "tensor_model_parallel", False)
+
+    parts = attach(part, lambda name, p: rule if is_part(p) else None)
+    replicas = attach(part, lambda name, p: None if is_part(p) else rule)
+    with torch.no_grad():
+        value = torch.tensor(parts.value(), dtype=torch.float64)
+        dist.all_reduce(value)
+        value += replicas.value()
+    close(value, expected_values(gathered(model), rule)[1])
+    for parameter in part.parameters():
+        parameter.main_grad = torch.ones_like(parameter)
+    refused(RuntimeError, "parameter.main_grad.add_(rule.gradient(parameter", parts.accumulate)
+    for parameter in part.parameters():
+        parameter.main_grad.add_(rule.gradient(parameter.detach()))
+    expected = {name: 1.0 + rule.gradient(weight) for name, weight in gathered(model).items()}
+    expected["first.weight"] = expected["first.weight"].chunk(2)[rank]
+    for name, parameter in part.named_parameters():
+        assert torch.equal(parameter.main_grad, expected[name]), name
+
+
 def fsdp1_is_refused():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says that it is deprecated
@@ -732,6 +798,8 @@ WORLDS = {
         sequence_parallel,
         kernels_of_sharded_modules,
         fsdp1_is_refused,
+        pipeline_stages,
+        parts_without_dtensors,
     ],
     4: [hsdp, hsdp_in_the_loss, tensor_parallel_under_fsdp2, two_dimensions],
 }

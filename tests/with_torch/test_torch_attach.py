@@ -497,3 +497,37 @@ def test_members_of_dicts_are_compared_alike():
     ):
         assert _core.have_members(dicts, members) is same
         assert _reference.have_members(dicts, members) is same
+
+
+def test_rules_that_match_elsewhere():
+    """A stage of a pipeline has some of the parameters: what matches none is listed."""
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
+    rules = {"0.weight": L2(0.5), "head.*": L1(0.5)}
+    with pytest.raises(ValueError, match="matches no tensor"):
+        fastreg.torch.attach(model, rules)
+    penalties = fastreg.torch.attach(model, rules, allow_unmatched=True)
+    assert penalties.unmatched == ["head.*"]
+    assert copy.deepcopy(penalties).unmatched == ["head.*"]
+    with torch.no_grad():
+        assert penalties.value() == fastreg.torch.attach(model, {"0.weight": L2(0.5)}).value()
+    # A rule that another one takes everything from is wrong in any stage.
+    with pytest.raises(ValueError, match="never wins"):
+        fastreg.torch.attach(model, {"*": None, "0.weight": "l2"}, allow_unmatched=True)
+    # A stage may have nothing at all.
+    kernels = fastreg.torch.kernels(L2(0.5))
+    for nothing in ({"head.*": "l1"}, {"*": kernels}, lambda name, parameter: None):
+        with pytest.raises(ValueError, match=r"match|gave None"):
+            fastreg.torch.attach(model[1], nothing)
+        penalties = fastreg.torch.attach(model[1], nothing, allow_unmatched=True)
+        assert penalties.accumulate() == 0.0
+        assert model[1].weight.grad is None
+
+
+def test_activity_rules_that_match_elsewhere():
+    model = torch.nn.Sequential(torch.nn.Identity())
+    rules = {"0": L1(0.5), "head": L1(0.5)}
+    with pytest.raises(ValueError, match="matches no module"):
+        fastreg.torch.attach(model, {}, rules)
+    penalties = fastreg.torch.attach(model, {}, rules, allow_unmatched=True)
+    model(torch.ones(4, 3))
+    assert penalties.activity().item() == 1.5
