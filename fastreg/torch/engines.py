@@ -12,7 +12,7 @@ Contract
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -80,8 +80,13 @@ def needs_autograd(parameters: Sequence[Any]) -> bool:
         (torch.distributed.is_available() and torch.distributed.is_initialized())
         or owner_of(parameters) is not None
         or any(map(_hooks, parameters))
-        or any(map(_late_hooks, parameters))
+        or any([_read_gradients(hooks) for hooks in map(_late_hooks, parameters) if hooks])
     )
+
+
+def _read_gradients(hooks: Mapping[int, Any]) -> bool:
+    """Return whether any of the hooks is of others than ``before_step``, which only counts."""
+    return not all([getattr(hook, "reads_no_gradient", False) for hook in hooks.values()])
 
 
 def require_gradients(parameters: Sequence[Any], names: Sequence[str]) -> None:

@@ -169,6 +169,9 @@ class _Watch:
                 stacklevel=2,
             )
 
+    #: For ``engines.needs_autograd``: it need not see the sum.
+    _after_backward.reads_no_gradient = True  # type: ignore[attr-defined]
+
 
 def _loss_scale(optimizer: Any) -> float:
     """Give what the gradients are still multiplied by when step() runs."""

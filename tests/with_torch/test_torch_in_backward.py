@@ -242,6 +242,19 @@ def test_hooks_of_parameters_see_the_sum(added):
     assert added == []
 
 
+def test_the_hook_of_before_step_needs_no_gradient(added):
+    """Of other penalties on the same module, which count beside these."""
+    model, expected = network(), network()
+    others = attached(model)
+    handle = others.before_step(torch.optim.SGD(model.parameters(), lr=0.1), max_norm=None)
+    assert model[0].weight._post_accumulate_grad_hooks
+    (error_of(model) + attached(model).value()).backward()
+    (error_of(expected) + plain_penalty(expected)).backward()
+    assert_same_gradients(model, expected)
+    assert added == [1.0]
+    handle.remove()
+
+
 def test_hooks_that_are_gone_are_none(added):
     model = network()
     handles = [
