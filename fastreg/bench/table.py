@@ -28,17 +28,19 @@ class Detail(IntEnum):
     ALL = 2
 
 
-MEDIANS_LEGEND = (
-    "time: median. of floor: time of the bare loop over the same bytes (the floor) / time of the "
-    "variant. times fastreg: how many times fastreg's time the variant takes. From 120 "
-    "columns on, and with --json: quartiles, intervals, GB/s and errors."
-)
-LEGEND = (
+_SPREADS_LEGEND = (
     "time: median (quartiles). share: time of the bare loop over the same bytes / time of the "
     "variant. times fastreg: how many times fastreg's time the variant takes. Both: median "
-    "(95 % confidence interval) of the turns. errors: against float64, relative; the gradient's "
-    "to the largest gradient."
+    "(95 % confidence interval) of the turns."
 )
+LEGENDS = {
+    Detail.MEDIANS: "time: median. of floor: time of the bare loop over the same bytes (the floor) "
+    "/ time of the variant. times fastreg: how many times fastreg's time the variant takes. From "
+    "120 columns on, and with --json: quartiles, intervals, GB/s and errors.",
+    Detail.SPREADS: _SPREADS_LEGEND,
+    Detail.ALL: f"{_SPREADS_LEGEND} errors: against float64, relative; the gradient's to the "
+    "largest gradient.",
+}
 
 
 def table(circumstances: Circumstances, rows: Sequence[Row], detail: Detail = Detail.ALL) -> Table:
@@ -46,7 +48,7 @@ def table(circumstances: Circumstances, rows: Sequence[Row], detail: Detail = De
     narrow = detail == Detail.MEDIANS
     result = Table(
         title=circumstances.title(),
-        caption=MEDIANS_LEGEND if narrow else LEGEND,
+        caption=LEGENDS[detail],
         header_style="bold",
         box=SIMPLE_HEAD,
         pad_edge=not narrow,
