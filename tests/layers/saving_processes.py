@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,10 @@ def number_of(path):
 
 def forked(work):
     """Run `work` in a process of its own; it has nothing of this one's to clean up."""
-    child = os.fork()
+    with warnings.catch_warnings():
+        # from Python 3.12 on: threads of BLAS, which nothing here uses, are not in the child
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
     if child:
         return child
     try:
