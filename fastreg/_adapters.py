@@ -22,7 +22,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from . import _errors
+from . import _errors, _float_environment
 from ._device.library import why_off
 from ._frameworks import framework, has_dtensors, is_dtensor
 
@@ -61,6 +61,15 @@ class Adapter(Protocol):
 
     def orthogonal(self, w: Any, factor: Any, mode: str) -> Any:
         """Give the penalty of ``OrthogonalRegularizer``, 0-d."""
+
+
+def product(adapter: Adapter, first: Any, *others: Any) -> Any:
+    """Return the product of strengths and scales, as an adapter takes them.
+
+    An adapter that has a function `product` multiplies what its framework follows in its own way.
+    """
+    multiply = getattr(adapter, "product", _float_environment.product)
+    return multiply(first, *others)
 
 
 def are_numpy(arrays: Iterable[Any]) -> bool:

@@ -205,7 +205,10 @@ def _traced_gradients(
         if is_fused:
             l1, l2 = strengths[next(which)]
             gradients[name] = adapter.gradient(
-                weight, product(l1, scale), product(l2, scale), grad_scale
+                weight,
+                _adapters.product(adapter, l1, scale),
+                _adapters.product(adapter, l2, scale),
+                grad_scale,
             )
         else:
             gradients[name] = plan.rules[name].gradient(weight) * (scale * grad_scale)

@@ -8,7 +8,6 @@ import numpy as np
 
 from .. import _adapters, _backend, _checks, _results
 from .._device.recording import claim, unclaimed
-from .._float_environment import product
 from .._penalty import GRADIENT, VALUE, VALUE_AND_ADD, VALUE_AND_GRADIENT
 from .base import Configured
 
@@ -191,7 +190,12 @@ class Elementwise(Configured):
         return ((self._l1, self._l2),)
 
     def _traced_gradient(self, adapter: Any, w: Any, scale: float, grad_scale: float) -> Any:
-        return adapter.gradient(w, product(self._l1, scale), product(self._l2, scale), grad_scale)
+        return adapter.gradient(
+            w,
+            _adapters.product(adapter, self._l1, scale),
+            _adapters.product(adapter, self._l2, scale),
+            grad_scale,
+        )
 
     @staticmethod
     def _target(w: Any, out: Any) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _adapters, _checks, _dtypes, _errors, _results
-from .._float_environment import Default, product
+from .._float_environment import Default
 from .._penalty import VALUE, VALUE_AND_ADD, VALUE_AND_GRADIENT
 from .base import Configured
 
@@ -78,7 +78,9 @@ class OrthogonalRegularizer(Configured):
         """Give the penalty of a matrix; arguments and result are as for :class:`L1`."""
         adapter = _adapters.following(w) or _adapters.of_strengths(self._factor, scale)
         if adapter is not None:
-            return adapter.orthogonal(w, product(self._factor, scale), self._mode)
+            return adapter.orthogonal(
+                w, _adapters.product(adapter, self._factor, scale), self._mode
+            )
         value, _ = self._evaluate(VALUE, w, None, scale, 1.0)
         return _results.wrap_value(value, w)
 
@@ -100,7 +102,7 @@ class OrthogonalRegularizer(Configured):
             computed = getattr(adapter, "orthogonal_value_and_grad", None)
             if computed is not None:
                 pair: tuple[Any, Any] = computed(
-                    w, product(self._factor, scale), self._mode, grad_scale
+                    w, _adapters.product(adapter, self._factor, scale), self._mode, grad_scale
                 )
                 return pair
         result = _results.empty_like(w, "w") if out is None else _results.checked_target(out, "out")

@@ -18,8 +18,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from .. import _arrays, _checks, _errors, _torch_memory
-from .._float_environment import product
+from .. import _arrays, _checks, _errors, _float_environment, _torch_memory
 from .._frameworks import framework
 from . import engines, operators
 
@@ -154,22 +153,32 @@ def _label(place: int) -> str:
 
 def _scaled(strengths: _Strengths, scale: Any) -> _Numbers:
     if torch.compiler.is_compiling():
-        return float64([number * scale for pair in strengths for number in pair])
+        return torch.stack([product(number, scale) for pair in strengths for number in pair])
     scale = _checks.multiplier(scale, "scale")
     _checks.check_coefficients(strengths, (), (), scale, 1.0, False)
     return tuple([product(number, scale) for pair in strengths for number in pair])
 
 
-def float64(numbers: Sequence[Any]) -> torch.Tensor:
-    """Give numbers as a tensor in host memory, by operators where they are symbols.
+def product(first: Any, *others: Any) -> Any:
+    """Return the product of strengths and scales; a 0-d tensor where they are symbols.
 
     torch.compile makes one graph for all values of a number that only multiplies a tensor; any
-    other use makes it a constant, and each value a compilation.
+    other use, before torch 2.12 a product with another number too, makes it a constant, and each
+    value a compilation.
     """
     if not torch.compiler.is_compiling():
+        return _float_environment.product(first, *others)
+    result = torch.ones((), dtype=torch.float64, device="cpu") * first
+    for other in others:
+        result = result * other
+    return result
+
+
+def float64(numbers: Sequence[Any]) -> torch.Tensor:
+    """Give numbers as a tensor in host memory, by operators where they are symbols."""
+    if not torch.compiler.is_compiling():
         return torch.tensor(numbers, dtype=torch.float64, device="cpu")
-    one = torch.ones((), dtype=torch.float64, device="cpu")
-    return torch.stack([one * number for number in numbers])
+    return torch.stack([product(number) for number in numbers])
 
 
 # ---------------------------------------------------------------------------- what autograd is told

@@ -23,7 +23,7 @@ from .agreement import Terms
 from .sharding import Together, is_pending, local_tensors, summed
 
 if TYPE_CHECKING:
-    from .._adapters import Adapter
+    pass
 
 
 class Followed:
@@ -74,6 +74,11 @@ def gradient(w: Any, l1: Any, l2: Any, factor: Any) -> Any:
     return DTensor.from_local(
         local, w.device_mesh, w.placements, run_check=False, shape=w.shape, stride=w.stride()
     )
+
+
+def product(first: Any, *others: Any) -> Any:
+    """Return the product of strengths and scales, as ``_adapters.product`` says."""
+    return _plain().product(first, *others)
 
 
 def orthogonal(w: Any, factor: Any, mode: str) -> torch.Tensor:
@@ -181,7 +186,7 @@ class _Told(torch.autograd.Function):  # type: ignore[misc]
         return cast(torch.Tensor, gradient.full_tensor() if is_dtensor(gradient) else gradient)
 
 
-def _plain() -> Adapter:
+def _plain() -> Any:
     from . import differentiable
 
-    return cast("Adapter", differentiable)
+    return differentiable

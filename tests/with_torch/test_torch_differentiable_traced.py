@@ -47,6 +47,27 @@ def test_compiled_with_strengths_that_change():
     assert counter.frame_count <= 3
 
 
+def test_compiled_gradients_with_strengths_that_change():
+    rule, w = L1L2(0.5, 0.25), torch.randn(5, 7)
+    function, counter = compiled(lambda w, scale: rule.value_and_grad(w, scale=scale))
+    for step in range(6):
+        rule.l1, rule.l2 = 0.1 * step, 0.05 * (step % 3)
+        scale = 1.0 / (1 + step)
+        value, gradient = function(w, scale)
+        assert torch.equal(value, rule(w, scale=scale))
+        assert torch.equal(gradient, rule.gradient(w, scale=scale))
+    assert counter.frame_count <= 3
+
+
+def test_compiled_orthogonal_with_scales_that_change():
+    rule, w = OrthogonalRegularizer(0.5), torch.randn(5, 7)
+    function, counter = compiled(lambda w, scale: rule(w, scale=scale))
+    for step in range(6):
+        scale = 1.0 / (1 + step)
+        torch.testing.assert_close(function(w, scale).item(), rule(w, scale=scale).item())
+    assert counter.frame_count <= 3
+
+
 def test_compiled_by_inductor():
     w = torch.randn(5, 7, requires_grad=True)
     function, _ = compiled(RULE, "inductor")
