@@ -63,7 +63,7 @@ class Adapter(Protocol):
         """Give the penalty of ``OrthogonalRegularizer``, 0-d."""
 
 
-def product(adapter: Adapter, first: Any, *others: Any) -> Any:
+def product(adapter: Any, first: Any, *others: Any) -> Any:
     """Return the product of strengths and scales, as an adapter takes them.
 
     An adapter that has a function `product` multiplies what its framework follows in its own way.

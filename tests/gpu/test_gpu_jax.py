@@ -9,7 +9,8 @@ import pytest
 from inputs import RULES, numbers, same_bits, same_value
 from makers import TRACED
 
-import fastreg
+pytest.importorskip("jax")
+
 import fastreg.jax
 
 pytestmark = pytest.mark.needs(TRACED)

@@ -9,9 +9,11 @@ import pytest
 from inputs import RULES, same_bits, same_value
 from makers import AUTOGRAD
 
-import fastreg
-import fastreg.torch
 from fastreg.regularizers import L1L2
+
+pytest.importorskip("torch")
+
+import fastreg.torch
 
 pytestmark = pytest.mark.needs(AUTOGRAD)
 
