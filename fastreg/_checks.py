@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from . import _arrays, _dtypes, _errors, _memory, _penalty
 from ._errors import described, listed, suggestion
-from ._float_environment import Default, product
+from ._float_environment import Default, products
 from ._frameworks import is_jax_tracer
 from ._penalty import ADD, GRADIENT
 
@@ -226,16 +226,24 @@ def check_coefficients(
     scale: float,
     grad_scale: float,
     wants_gradient: bool,
-) -> None:
-    """Refuse coefficients that are not finite in the type they are used in."""
-    for pair in strengths:
-        for name, number in zip(("l1", "l2"), pair, strict=True):
-            if not math.isfinite(product(number, scale)):
-                raise ValueError(
-                    f"{name} * scale must be finite, not {number!r} * {scale!r}; use smaller values"
-                )
+) -> tuple[float, ...]:
+    """Return strengths times scale, l1 and l2 of each rule in turn.
+
+    Raises
+    ------
+    ValueError
+        For coefficients that are not finite in the type they are used in.
+    """
+    numbers = [number for pair in strengths for number in pair]
+    scaled = products(numbers, scale)
+    if not all(map(math.isfinite, scaled)):
+        place = list(map(math.isfinite, scaled)).index(False)
+        raise ValueError(
+            f"{('l1', 'l2')[place % 2]} * scale must be finite, not {numbers[place]!r} * "
+            f"{scale!r}; use smaller values"
+        )
     if not wants_gradient:
-        return
+        return scaled
     for index, dtype in set(zip(which, dtypes, strict=True)):
         factors = _penalty.coefficients(strengths[index], scale, grad_scale)
         for name, coefficient in zip(("l1", "2 * l2"), factors, strict=True):
@@ -245,6 +253,7 @@ def check_coefficients(
                     f"{'float64' if dtype == 'f64' else 'float32'}, the type of the gradient's "
                     f"arithmetic, not {coefficient!r}; use a smaller strength, scale or grad_scale"
                 )
+    return scaled
 
 
 def _check_overlaps(

@@ -13,6 +13,7 @@ Contract
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -78,7 +79,25 @@ def product(first: float, *others: float) -> float:
     >>> product(0.1, 3.0, 2.0)
     0.6000000000000001
     """
-    with Default():
-        for other in others:
-            first = first * other
-        return first
+    if not is_default():
+        with Default():
+            return _multiplied(first, others)
+    return _multiplied(first, others)
+
+
+def products(numbers: Sequence[float], factor: float) -> tuple[float, ...]:
+    """Return each number times a factor, rounded to nearest.
+
+    >>> products((1.0, 3.0), 0.1)
+    (0.1, 0.30000000000000004)
+    """
+    if not is_default():
+        with Default():
+            return tuple([number * factor for number in numbers])
+    return tuple([number * factor for number in numbers])
+
+
+def _multiplied(number: float, factors: tuple[float, ...]) -> float:
+    for factor in factors:
+        number = number * factor
+    return number

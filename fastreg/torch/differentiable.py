@@ -155,8 +155,7 @@ def _scaled(strengths: _Strengths, scale: Any) -> _Numbers:
     if torch.compiler.is_compiling():
         return torch.stack([product(number, scale) for pair in strengths for number in pair])
     scale = _checks.multiplier(scale, "scale")
-    _checks.check_coefficients(strengths, (), (), scale, 1.0, False)
-    return tuple([product(number, scale) for pair in strengths for number in pair])
+    return _checks.check_coefficients(strengths, (), (), scale, 1.0, False)
 
 
 def product(first: Any, *others: Any) -> Any:

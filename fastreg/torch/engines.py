@@ -150,13 +150,12 @@ _MARKS = {
         "parameter.detach())) instead",
     ),
 }
-_MODULES = ("deepspeed", "megatron")
 
 
 def _may_be_marked(parameters: Sequence[Any]) -> bool:
     if not parameters:
         return False
-    if not any(name in sys.modules for name in _MODULES):
+    if "deepspeed" not in sys.modules and "megatron" not in sys.modules:
         return bool(parameters[0].__dict__ or parameters[-1].__dict__)
     return any(map(_attributes, parameters))  # 26 ns for each
 

@@ -26,7 +26,7 @@ import torch
 from torch.utils.weak import TensorWeakRef
 
 from .. import _backend
-from .._float_environment import product
+from .._float_environment import products
 from .._penalty import ADD, GRADIENT
 from ..penalties.plan import Arrays, Plan
 from . import differentiable, engines, operators
@@ -79,7 +79,7 @@ class _Call(NamedTuple):
 
     def numbers(self) -> tuple[float, ...]:
         """Return the scaled strengths, l1 and l2 of each rule in turn."""
-        return tuple([product(number, self.scale) for pair in self.strengths for number in pair])
+        return products([number for pair in self.strengths for number in pair], self.scale)
 
 
 def is_possible(weights: Arrays, scale: Any) -> bool:
