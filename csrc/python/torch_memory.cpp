@@ -126,8 +126,12 @@ TorchFlags torch_flags(PyObject* object, const ArrayView& view) {
     // A size that is a symbol is a negative number.
     const auto bytes = storage == nullptr ? -1 : static_cast<std::int64_t>(word_at(storage, at->bytes));
     const Word offset = word_at(tensor, at->offset) * item_size(view.dtype);
-    const Extent extent = extent_of(view);
-    has_elements = has_elements && bytes >= 0 && offset + (extent.high - extent.low) <= static_cast<Word>(bytes);
+    Word span = static_cast<Word>(view.count) * item_size(view.dtype);
+    if (!view.c_contiguous && !view.f_contiguous) {
+      const Extent extent = extent_of(view);
+      span = extent.high - extent.low;
+    }
+    has_elements = has_elements && bytes >= 0 && offset + span <= static_cast<Word>(bytes);
   }
   return {has_elements, (keys & at->not_inference) != 0 || is_in_inference_mode()};
 }
