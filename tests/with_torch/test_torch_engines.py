@@ -13,6 +13,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import fastreg  # noqa: E402
 from fastreg.regularizers import L1, L2  # noqa: E402
 from fastreg.torch import attach, engines  # noqa: E402
 
@@ -100,7 +101,7 @@ def partition(model):
     return gather
 
 
-def test_partitioned_parameters_have_no_penalty_to_give():
+def test_partitioned_parameters_have_no_penalty_to_give(monkeypatch):
     text = r"parameter '0\.weight' is partitioned by DeepSpeed \(ZeRO-3\)"
     model = network()
     partition(model)
@@ -116,8 +117,15 @@ def test_partitioned_parameters_have_no_penalty_to_give():
             call()
         with torch.no_grad(), pytest.raises(TypeError, match=text):
             call()
-    with pytest.raises(TypeError, match=r"w is partitioned by DeepSpeed .* forward pass of its"):
+    words = r"w is partitioned by DeepSpeed .* forward pass of its"
+    with pytest.raises(TypeError, match=words):
         L2(0.5)(model[0].weight)
+    with torch.no_grad(), pytest.raises(TypeError, match=words):
+        L2(0.5)(model[0].weight)
+    monkeypatch.setitem(engines.sys.modules, "deepspeed", types.ModuleType("deepspeed"))
+    plain = fastreg.attach(dict(model.named_parameters()), L2(0.5))
+    with torch.no_grad(), pytest.raises(TypeError, match="partitioned by DeepSpeed"):
+        plain.value()
     assert all(parameter.grad is None for parameter in model.parameters())
 
     # In the forward pass of its layer it has its elements; .grad is the engine's even then.
