@@ -9,7 +9,7 @@ import torch
 
 from ..penalties import Report
 from ..penalties.names import counted
-from . import engines
+from . import engines, in_backward
 from .activity import Activity
 from .evaluation import ModulePenalties, summed
 from .parameters import require_module
@@ -290,6 +290,8 @@ class Penalties:
                 "torch.no_grad()"
             )
         self._activity.require_taken_since()
+        if torch.compiler.is_compiling():
+            return _value_outside_of_graphs(self._penalties, scale, tensors)
         return self._penalties.value(scale, tensors)
 
     def report(self, *, scale: float = 1.0) -> Report:
@@ -496,6 +498,11 @@ class Penalties:
         with torch.no_grad():
             self._last = self._penalties.add(scale, grad_scale, value, True)
         return self
+
+
+@in_backward.outside_of_graphs
+def _value_outside_of_graphs(penalties: ModulePenalties, scale: float, tensors: Any) -> Any:
+    return penalties.value(scale, tensors)
 
 
 def _copy(*arguments: Any) -> Penalties:

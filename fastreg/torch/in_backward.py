@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -94,8 +95,13 @@ def is_possible(weights: Arrays, scale: Any) -> bool:
         or isinstance(scale, torch.Tensor)  # it may be what is differentiated
         or _private._len_torch_dispatch_stack()
         or _private._are_functorch_transforms_active()
+        or _backward_is_compiled("compiled_autograd_enabled")
         or not _can_defer()
     )
+
+
+def _backward_is_compiled(flag: str) -> bool:
+    return getattr(sys.modules.get("torch._dynamo.compiled_autograd"), flag, False) is True
 
 
 def value(
@@ -122,19 +128,39 @@ class _InBackward(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> Any:
-        call: _Call = ctx.call
-        _ = ctx.saved_tensors
-        _require_unmodified(call)
-        accumulates = _accumulates_into_all_leaves()
-        if accumulates and not torch.is_grad_enabled() and not _are_watched(call.weights):
-            factor = upstream.item()
-            if math.isfinite(factor):
-                _after_all_others(functools.partial(_add, call, factor))
-                return (None,) * (3 + len(call.weights))
-        if accumulates:
-            _after_all_others(functools.partial(call.last_added.note, call.weights[0]))
-        made = differentiable.gradients(call.weights, upstream, call.numbers(), call.plan.which)
-        return (None, None, None, *made)
+        return _gradients(ctx, upstream)
+
+
+def outside_of_graphs(function: Any) -> Any:
+    """Return `function`, left alone by torch.compile where a whole step is compiled.
+
+    Nothing is imported for it: where torch._dynamo is not loaded yet, nothing compiles.
+    """
+    untraced: Any = getattr(torch, "_disable_dynamo", lambda same: same)(function)
+
+    @functools.wraps(function)
+    def run(*arguments: Any) -> Any:
+        return (untraced if "torch._dynamo" in sys.modules else function)(*arguments)
+
+    return run
+
+
+@outside_of_graphs
+def _gradients(ctx: Any, upstream: torch.Tensor) -> Any:
+    """Return the gradients by the inputs, or None for each and add them at the end of the pass."""
+    call: _Call = ctx.call
+    _ = ctx.saved_tensors
+    _require_unmodified(call)
+    accumulates = _accumulates_into_all_leaves()
+    if accumulates and not torch.is_grad_enabled() and not _are_watched(call.weights):
+        factor = upstream.item()
+        if math.isfinite(factor):
+            _after_all_others(functools.partial(_add, call, factor))
+            return (None,) * (3 + len(call.weights))
+    if accumulates:
+        _after_all_others(functools.partial(call.last_added.note, call.weights[0]))
+    made = differentiable.gradients(call.weights, upstream, call.numbers(), call.plan.which)
+    return (None, None, None, *made)
 
 
 _apply: Any = _InBackward.apply
@@ -171,6 +197,7 @@ def _are_watched(weights: Arrays) -> bool:
 # ------------------------------------------------------------------------------------- the addition
 
 
+@outside_of_graphs
 def _add(call: _Call, factor: float) -> None:
     plan, weights = call.plan, call.weights
     try:
@@ -218,9 +245,11 @@ def _accumulates_into_all_leaves() -> bool:
     """Return whether this is ``backward()`` without ``inputs``, and not ``torch.autograd.grad``."""
     if _private._are_functorch_transforms_active():  # is_grads_batched
         return False
+    if _backward_is_compiled("in_compiled_autograd_region"):
+        return False
     try:
         return bool(_private._will_engine_execute_node(_ANCHOR_NODE))
-    except RuntimeError:  # no engine runs: compiled autograd
+    except RuntimeError:  # no engine runs
         return False
 
 

@@ -226,6 +226,39 @@ def test_sparse_gradients_become_whole_ones(added):
 # --------------------------------------------------------- where autograd has to have gradients
 
 
+@pytest.mark.parametrize("penalty_first", [False, True])
+def test_what_else_is_done_at_the_end_of_the_pass_comes_first(penalty_first, added):
+    """As DistributedDataParallel does it: callbacks of hooks write what was averaged."""
+    engine = torch.autograd.Variable._execution_engine
+    model, expected = network(), network()
+
+    def halved():
+        model[0].weight.grad *= 0.5
+
+    class Averages(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, upstream):
+            engine.queue_callback(halved)
+            return upstream
+
+    penalties = attached(model)
+    if penalty_first:
+        term = penalties.value()
+        loss = Averages.apply(error_of(model)) + term
+    else:
+        loss = Averages.apply(error_of(model)) + penalties.value()
+    loss.backward()
+    error_of(expected).backward()
+    expected[0].weight.grad *= 0.5
+    plain_penalty(expected).backward()
+    assert_same_gradients(model, expected)
+    assert added == [1.0]
+
+
 def test_hooks_of_parameters_see_the_sum(added):
     model, expected = network(), network()
     seen = {}
@@ -456,6 +489,41 @@ def test_a_loss_that_is_compiled(added):
     (error_of(expected) + plain_penalty(expected)).backward()
     assert_same_gradients(model, expected, 1e-5, 1e-6)
     assert added == [1.0]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch._dynamo's
+@pytest.mark.parametrize("whole_step", [False, True])
+def test_compiled_code_that_asks_for_the_penalty(whole_step, added):
+    """It is left out of the graph, the backward pass of a whole step too."""
+    model, expected = network(), network()
+    penalties = attached(model)
+
+    def loss_of():
+        return error_of(model) + penalties.value()
+
+    def step():
+        loss_of().backward()
+
+    for _ in range(2):
+        if whole_step:
+            torch.compile(step, backend="aot_eager")()
+        else:
+            torch.compile(loss_of, backend="aot_eager")().backward()
+        (error_of(expected) + plain_penalty(expected)).backward()
+    assert_same_gradients(model, expected, 1e-5, 1e-6)
+    assert added == [1.0] * 2
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # those of torch._dynamo
+def test_a_backward_pass_that_is_compiled(added):
+    compiled = pytest.importorskip("torch._dynamo.compiled_autograd")
+    model, expected = network(), network()
+    penalties = attached(model)
+    with compiled._enable(torch.compile(backend="aot_eager")):
+        (error_of(model) + penalties.value()).backward()
+    (error_of(expected) + plain_penalty(expected)).backward()
+    assert_same_gradients(model, expected, 1e-5, 1e-6)
+    assert added == []
 
 
 def test_under_autocast(added):
