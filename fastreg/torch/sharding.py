@@ -195,7 +195,10 @@ def summed(
     if isinstance(values, torch.Tensor):
         if not groups:
             return values
-        return cast(torch.Tensor, _Summed.apply(values, groups, _terms(tensors, together)))
+        apply: Any = _Summed.apply
+        if _LOSES_GRADIENTS and torch.compiler.is_compiling():
+            apply = _apart
+        return cast(torch.Tensor, apply(values, groups, _terms(tensors, together)))
     if not groups:
         return list(values)
     # Where the first of the groups reduces: there is one all-reduce, and then one copy back.
@@ -253,6 +256,10 @@ def are_tied_while_empty(tensors: Tensors) -> bool:
 
 
 # ---------------------------------------------------------------- one tensor
+
+# In a graph of torch 2.11 the gradient of what was communicated is zero, without a word.
+_LOSES_GRADIENTS = torch.__version__ < (2, 13)
+
 
 _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 _FSDP1 = "torch.distributed.fsdp._flat_param"
@@ -537,3 +544,12 @@ class _Summed(torch.autograd.Function):  # type: ignore[misc]
         # The penalty is one number that all processes have, not one for each of them: what a
         # process is told of the sum holds for its part of it.
         return gradient, None, None
+
+
+if _LOSES_GRADIENTS:
+
+    def _apart(*arguments: Any) -> Any:
+        """Apply :class:`_Summed` between two graphs; with ``fullgraph=True`` torch refuses that."""
+        return _Summed.apply(*arguments)
+
+    _apart = torch.compiler.disable(_apart)
