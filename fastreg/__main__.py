@@ -81,8 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bench_frameworks.add_to(adapters)
     adapters.set_defaults(run=_frameworks_command)
 
-    options = parser.parse_args(arguments)
-    options.arguments = list(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["bench"]:
+        _refuse_unknown(bench, given[1:])
+    options = parser.parse_args(given)
+    options.arguments = given
     try:
         status = int(options.run(options))
         sys.stdout.flush()
@@ -96,6 +99,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{parser.prog} {options.command}: error: {error}", file=sys.stderr)
         return 2
     return status
+
+
+def _refuse_unknown(bench: argparse.ArgumentParser, given: list[str]) -> None:
+    """Name an unknown option before a command; argparse takes its value for the command."""
+    alone = argparse.ArgumentParser(prog=bench.prog, usage=bench.usage, add_help=False)
+    bench_options.add_to(alone)
+    _, rest = alone.parse_known_args(given)
+    if rest and rest[0].startswith("-") and not {"-h", "--help"} & {*rest}:
+        bench.error(f"unrecognized arguments: {rest[0]}")
 
 
 def _info_command(options: argparse.Namespace) -> int:

@@ -36,9 +36,16 @@ def number(value: Any, name: str) -> float:
     ------
     TypeError
         For anything else, an array of several numbers too.
+    ValueError
+        For an integer that is too large for a float.
     """
     if isinstance(value, (bool, int, float)):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(
+                f"{name} must fit a float, not be {_errors.described(value)}"
+            ) from None
     try:
         view, dtype = _device.any_view(value, name)
         if view.size != 1:

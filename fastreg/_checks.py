@@ -293,6 +293,11 @@ def _check_overlaps(
                 if written and other_written
                 else weight_label(names, partner_index)
             )
+            if _memory.same_elements_in_order(mine, others):
+                raise ValueError(
+                    f"{label} overlaps {partner} in memory, being the same array; pass an array "
+                    "of its own, a copy for example"
+                )
             raise ValueError(
                 f"{label} overlaps {partner} in memory without being the same array; pass a copy "
                 "of one of them"

@@ -163,6 +163,19 @@ def test_overlaps(backend, regularizer, overlap):
     assert (memory == 1).all()
 
 
+def test_overlaps_of_the_same_array(backend):
+    one, other = np.ones(3), np.ones(3)
+    penalties = fastreg.attach({"a": one, "b": other}, L1(0.5))
+    shared = np.zeros(3)
+    same = "in memory, being the same array; pass an array of its own"
+    with pytest.raises(ValueError, match=rf"^grads\['b'\] overlaps grads\['a'\] {same}"):
+        penalties.accumulate({"a": shared, "b": shared})
+    with pytest.raises(ValueError, match=rf"^grads\['b'\] overlaps tensors\['a'\] {same}"):
+        penalties.accumulate({"a": np.zeros(3), "b": one})
+    assert (one == 1).all()
+    assert (shared == 0).all()
+
+
 @pytest.mark.parametrize("strides", [(0, 8), (8, 0), (8, 8), (4, 8), (16, 16)])
 def test_gradients_that_overlap_themselves(backend, strides):
     memory = np.ones(100)
@@ -210,6 +223,14 @@ def test_numbers_are_welcome_as_scales(backend, scale):
     assert L1(0.5)(w, scale=scale) == float(scale)
     assert L1(0.5).accumulate(w, grad, scale=scale, grad_scale=scale) == float(scale)
     assert (grad == 0.5 * float(scale) ** 2).all()
+
+
+def test_of_two_wrong_factors_the_first_is_named(backend):
+    w = np.ones(2)
+    with pytest.raises(ValueError, match=r"^scale must be"):
+        L1(0.5).accumulate(w, np.ones(2), scale=np.inf, grad_scale=np.nan)
+    with pytest.raises(ValueError, match=r"^scale must be"):
+        fastreg.attach([w], "l1").accumulate([np.ones(2)], scale=np.inf, grad_scale=np.nan)
 
 
 def test_coefficients_beyond_the_range(backend):

@@ -503,6 +503,13 @@ def test_other_results_of_callables(backend, result):
         attach([np.ones(1)], lambda w: result).value()
 
 
+def test_numbers_of_callables_that_no_float_holds(backend):
+    with pytest.raises(
+        ValueError, match=r"rule of tensors\['0'\] gives must fit a float, not be int"
+    ):
+        attach([np.ones(1)], lambda w: 10**400).value()
+
+
 def test_callables_of_torch(backend):
     torch = pytest.importorskip("torch")
     w = torch.ones(3, requires_grad=True)

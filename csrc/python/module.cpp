@@ -110,7 +110,9 @@ PyObject* evaluate_one(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
     PyObject* gradients = arguments[2];
     const double l1 = to_double(arguments[3]);
     const double l2 = to_double(arguments[4]);
-    const Rule rule(l1, l2, to_scale(arguments[5], "scale"), to_scale(arguments[6], "grad_scale"));
+    const double scale = to_scale(arguments[5], "scale");  // before the other: where both are wrong it is named
+    const double grad_scale = to_scale(arguments[6], "grad_scale");
+    const Rule rule(l1, l2, scale, grad_scale);
     const auto check_call = [&](const Call& call) {
       check(call, outputs, py::none(), py::make_tuple(py::handle(weights)),
             outputs == output_value ? py::object(py::none()) : py::make_tuple(py::handle(gradients)),

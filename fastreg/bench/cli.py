@@ -1,9 +1,9 @@
 """The run of ``python -m fastreg bench``: cases, progress, table, files.
 
 Contract: the table goes to standard output, progress and notes to standard error, so that the one
-can be redirected without the other. Thread counts are put back afterwards. An interrupted run shows
-and writes the cases that it has finished, and ends with status 130; one whose files could not all
-be written with 1.
+can be redirected without the other. Thread counts are put back afterwards. A run interrupted or out
+of memory shows and writes the cases that it has finished, and ends with status 130 or 1; one
+whose files could not all be written with 1.
 """
 
 from __future__ import annotations
@@ -55,6 +55,9 @@ def run(choices: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             note("interrupted: this is what was measured until then")
             status = 130
+        except MemoryError:
+            note("out of memory: this is what was measured until then; choose smaller --sizes")
+            status = 1
 
     if not rows:
         note("nothing was measured")
@@ -138,8 +141,8 @@ def progress_bar() -> Progress:
 
 
 def show(text: str) -> None:
-    """Print lines to standard output; they are not cut where it is narrow."""
-    Console(highlight=False).print(text, markup=False, soft_wrap=True)
+    """Print lines to standard output; a terminal gets them folded between words, a file as is."""
+    _print(Console(highlight=False), text)
 
 
 def show_table(make: Callable[[Detail], Table]) -> None:
@@ -163,8 +166,12 @@ def _width_of(table: Table, console: Console) -> int:
 
 
 def note(text: str) -> None:
-    """Print a line to standard error."""
-    Console(stderr=True, highlight=False).print(text, markup=False, soft_wrap=True)
+    """Print a line to standard error, as :func:`show` does."""
+    _print(Console(stderr=True, highlight=False), text)
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(text, markup=False, soft_wrap=not console.is_terminal)
 
 
 @contextmanager

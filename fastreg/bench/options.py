@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Collection, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
 import fastreg
 from fastreg import _files
+from fastreg._checks import MOST_THREADS
 from fastreg.bench.cases import DTYPES, OUTPUTS, TERMS
 from fastreg.bench.peers import PEERS, installed
 from fastreg.bench.shapes import MODELS, parameters
@@ -23,6 +25,7 @@ QUICK_SIZES = (64, 65_536, 1_048_576)
 QUICK_TERMS = ("L1L2",)
 REPEATS = 31
 QUICK_REPEATS = 7
+MOST = sys.maxsize // 8  # elements of float64
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 DESCRIPTION = (
@@ -95,7 +98,7 @@ def add_cases(parser: argparse.ArgumentParser) -> None:
         type=positive,
         help=f"turns of each measurement (default: {REPEATS})",
     )
-    parser.add_argument("--threads", type=positive, help="threads of everyone")
+    parser.add_argument("--threads", type=_threads, help="threads of everyone")
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -198,6 +201,8 @@ def _sizes(text: str) -> list[int]:
             size = 0.0
         if not (size >= 1 and size.is_integer()):
             raise argparse.ArgumentTypeError(f"{part!r} is not a whole number of 1 or more")
+        if size > MOST:
+            raise argparse.ArgumentTypeError(f"{part!r} is more than an array can have, {MOST:,}")
         sizes.append(int(size))
     return sizes
 
@@ -208,6 +213,14 @@ def positive(text: str) -> int:
     if len(sizes) != 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not one number")
     return sizes[0]
+
+
+def _threads(text: str) -> int:
+    """A number of threads that the core takes."""
+    count = positive(text)
+    if count > MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than {MOST_THREADS}")
+    return count
 
 
 def names(known: Collection[str]) -> Callable[[str], list[str]]:

@@ -89,7 +89,7 @@ def save(
     target = _json_path(path)
     record = {"format": FORMAT, "version": VERSION, "class_name": "Sequential", "config": config}
     head = json.dumps(record, indent=1, allow_nan=False)
-    before = two_files.weights_beside(Path(os.path.realpath(target)))
+    before = two_files.weights_of_one(Path(os.path.realpath(target)))
     _files.replace(target, lambda file: file.writelines(_pieces(head, weights)))
     if before is not None:
         before.unlink(missing_ok=True)

@@ -3,7 +3,8 @@
 Contract
 --------
 - Models of that version are read and not written.  The weights are a .npz of which the JSON has the
-  name and the digest; a model that replaces one removes it.
+  name and the digest; a model that replaces one removes it, unless a copy of the JSON beside it
+  names the same weights.
 - Nothing is taken larger than the file: the members of the archive are not compressed, and each
   has the size that its own head gives.
 """
@@ -34,6 +35,16 @@ _HEAD = re.compile(
     rb"\{'descr': '([<>][fu][248])', 'fortran_order': False, "
     rb"'shape': \(((?:\d{1,18}, ){0,63}\d{1,18},?)?\), \} *\n"
 )
+
+
+def weights_of_one(target: Path) -> Path | None:
+    """Return the weights file of the model at `target`, if version 1 saved it and for no other."""
+    weights = weights_beside(target)
+    if weights is not None:
+        for other in target.parent.glob("*.json"):
+            if other != target and weights_beside(other) == weights:
+                return None
+    return weights
 
 
 def weights_beside(target: Path) -> Path | None:

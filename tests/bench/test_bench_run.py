@@ -154,6 +154,12 @@ def test_models_come_instead_of_sizes_unless_both_are_given() -> None:
         (["--outputs", "value,typo"], "'typo' is not one of value,gradient,"),
         (["--peers", "fortran"], "'fortran' is not one of numpy,"),
         (["--models", "vgg"], "'vgg' is not one of resnet50,"),
+        (["--sizes", "1e30"], "'1e30' is more than an array can have"),
+        (["--threads", "1025"], "'1025' is more than 1024"),
+        (["--sise", "3"], "unrecognized arguments: --sise"),
+        (["--quick", "--sise", "3", "frameworks"], "unrecognized arguments: --sise"),
+        (["compare", "--sise", "3", "a", "b"], "unrecognized arguments: --sise"),
+        (["1000"], "invalid choice: '1000' (choose from"),
     ],
 )
 def test_wrong_options(
@@ -214,8 +220,17 @@ def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastreg.bench.cli.measure", measure)
 
 
+@pytest.mark.parametrize(
+    ("stop", "status", "note"),
+    [(KeyboardInterrupt, 130, "interrupted"), (MemoryError, 1, "out of memory: this is what")],
+)
 def test_an_interrupted_run_keeps_what_it_has(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stop: type[BaseException],
+    status: int,
+    note: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from fastreg.bench import cli
 
@@ -223,15 +238,15 @@ def test_an_interrupted_run_keeps_what_it_has(
 
     def interrupted(*arguments: Any) -> Row:
         if rows:
-            raise KeyboardInterrupt
+            raise stop
         rows.append(measure(*arguments))
         return rows[0]
 
     monkeypatch.setattr(cli, "measure", interrupted)
     path = tmp_path / "bench.json"
-    assert main(["bench", *SHORT, "--json", str(path)]) == 130
+    assert main(["bench", *SHORT, "--json", str(path)]) == status
     captured = capsys.readouterr()
-    assert "interrupted" in captured.err
+    assert note in captured.err
     assert "f32 L1L2 value" in captured.out
     assert len(json.loads(path.read_text())["rows"]) == 1
 

@@ -93,6 +93,22 @@ def test_numbers_are_whole_and_lines_fit(
         assert max(map(len, lines)) <= (width or cli.FILE_WIDTH)
 
 
+def test_a_terminal_folds_lines_between_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would fold them anywhere by itself, in the middle of a number."""
+    monkeypatch.setenv("COLUMNS", "30")
+    text = f"against the best of all peers 12,345.67 times {'ever so ' * 9}long"
+    cli.show(text)
+    assert capsys.readouterr().out == f"{text}\n"  # a file
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    cli.show(text)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 30
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+    assert any("12,345.67" in line for line in lines)
+
+
 @pytest.mark.parametrize(("width", "there"), [(80, False), (120, False), (160, True)])
 def test_rates_and_errors_where_there_is_room(
     width: int, there: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

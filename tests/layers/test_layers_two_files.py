@@ -83,6 +83,19 @@ def test_a_save_makes_one_file_of_two(saved):
         np.testing.assert_array_equal(again.weights[name], weight)
 
 
+def test_a_save_leaves_the_weights_of_a_copy(saved):
+    """Whoever copies the JSON has two models with one file of weights."""
+    copy = saved.with_name("best.json")
+    shutil.copy(saved, copy)
+    shared = weights_of(saved)
+    model = Sequential.load(copy)
+    model.layers[0].bias += 1
+    model.save(copy)
+    assert numbers(Sequential.load(saved)) == 101
+    Sequential.load(copy).save(saved)  # now no model is left that names them
+    assert not shared.exists()
+
+
 def test_a_reader_whose_weights_have_gone_reads_the_model_that_replaced_them(saved, monkeypatch):
     model = Sequential.load(saved)
     model.layers[0].bias += 1
