@@ -495,6 +495,12 @@ class Penalties:
 
     def _add_before_step(self, scale: float, grad_scale: float, value: bool) -> Penalties:
         self._activity.require_taken()
+        if self._penalties.is_in_gradients():
+            raise RuntimeError(
+                "the last backward() added these penalties to the gradients already, as value() "
+                "was in its loss, so they would count twice with before_step(optimizer); take "
+                "value() out of the loss, or remove() the handle of before_step"
+            )
         with torch.no_grad():
             self._last = self._penalties.add(scale, grad_scale, value, True)
         return self

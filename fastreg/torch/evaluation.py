@@ -102,6 +102,8 @@ class ModulePenalties:
         others = tuple(one for one in plan.untied(by_name, weights) if id(one) not in penalised)
         if plan.others or plan.tied or not _PLAIN.issuperset(map(type, weights + others + frozen)):
             return None
+        if not all(weight.is_leaf for weight in weights):  # of functional_call, for example
+            return None
         sharding.local_tensors(weights, plan.names)  # refuses the parameters of FSDP1
         return _PlainCall(plan, weights, others, frozen)
 
@@ -301,6 +303,12 @@ class ModulePenalties:
         made: list[tuple[Any, Any]] = []
         gradients = []
         for name, parameter in zip(plan.names, weights, strict=True):
+            if not parameter.is_leaf:
+                raise RuntimeError(
+                    f"the parameter {name!r} is computed from other tensors (no leaf of the graph: "
+                    "torch.func.functional_call puts such in, for example), so a gradient added "
+                    "to its .grad would reach none of them; put penalties.value() into the loss"
+                )
             gradient = parameter.grad
             if gradient is None:
                 gradient = _new_gradient(parameter)
@@ -385,7 +393,10 @@ def summed(found: Any) -> Any:
 def _new_gradient(parameter: Any) -> Any:
     """Make a gradient of zeros, laid out as torch's own would be."""
     with torch.no_grad():
-        gradient = torch.zeros_like(parameter)
+        dtype = in_backward.gradient_dtype(parameter)
+        gradient = torch.zeros_like(parameter, dtype=dtype)
         if gradient.stride() != parameter.stride():  # its elements do not lie close together
-            gradient = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+            gradient = torch.zeros_like(
+                parameter, dtype=dtype, memory_format=torch.contiguous_format
+            )
     return gradient.detach()

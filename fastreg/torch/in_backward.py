@@ -9,8 +9,9 @@ Contract
 - Instead of a new gradient for each parameter, which autograd would add, there is one native call
   that adds in place.  It runs after all other work of the pass, and what that queues for its end.
 - This is for plain leaf tensors in host memory and an ordinary ``backward()``.  Wherever something
-  could see the difference (hooks of parameters, processes that average gradients,
-  ``create_graph``, ``torch.autograd.grad``, ``inputs=``), the gradients are returned to autograd.
+  could see the difference (hooks of parameters and of their nodes, processes that average
+  gradients, ``create_graph``, ``torch.autograd.grad``, ``inputs=``, the search for NaN of
+  ``detect_anomaly``), the gradients are returned to autograd.
 - A parameter that was modified in place since is refused, as autograd refuses it.
 - Several threads may run backward passes, but not at once over the same parameters.
 """
@@ -24,7 +25,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.weak import TensorWeakRef
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from .. import _backend
 from .._float_environment import products
@@ -47,24 +48,27 @@ class LastAdded:
     """Knows whether nothing has happened to a gradient since a backward pass added the penalty."""
 
     def __init__(self) -> None:
-        self._gradient: Any = None
+        self._storage: Any = None
         self._version = -1
 
     def note(self, parameter: Any) -> None:
         """Remember the gradient that a penalty has just been added to."""
         gradient = parameter.grad
-        if gradient is not None:
-            self._gradient, self._version = TensorWeakRef(gradient), gradient._version
+        if gradient is not None and gradient.layout is torch.strided:
+            # Of the storage: torch swaps no tensor that has weak references.
+            self._storage = StorageWeakRef(gradient.untyped_storage())
+            self._version = gradient._version
 
     def is_unchanged(self, parameter: Any) -> bool:
         """Return whether the gradient of `parameter` is the one noted, and as it was."""
-        if self._gradient is None:
+        if self._storage is None:
             return False
         gradient = parameter.grad
         return (
             gradient is not None
-            and self._gradient() is gradient
+            and gradient.layout is torch.strided
             and bool(gradient._version == self._version)
+            and bool(gradient.untyped_storage()._cdata == self._storage.cdata)
         )
 
 
@@ -109,9 +113,8 @@ def value(
 ) -> torch.Tensor:
     """Return the penalty of plain leaf tensors in host memory, 0-d, for a loss."""
     versions = [weight._version for weight in weights]
-    term = operators.as_value(penalty, operators.value_dtype(weights))
     call = _Call(plan, weights, versions, plan.strengths(), float(scale), last_added)
-    result: torch.Tensor = _apply(_ANCHOR, call, term, *weights)
+    result: torch.Tensor = _apply(_ANCHOR, call, penalty, *weights)
     return result
 
 
@@ -120,11 +123,12 @@ class _InBackward(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(
-        ctx: Any, anchor: torch.Tensor, call: _Call, penalty: torch.Tensor, *_: torch.Tensor
+        ctx: Any, anchor: torch.Tensor, call: _Call, penalty: float, *_: torch.Tensor
     ) -> torch.Tensor:
         ctx.call = call
         ctx.save_for_backward(anchor)  # so that a second backward needs retain_graph
-        return penalty
+        # Made here: what is an argument comes out as a view, which refuses ``loss += ...``.
+        return operators.as_value(penalty, operators.value_dtype(call.weights))
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> Any:
@@ -152,7 +156,13 @@ def _gradients(ctx: Any, upstream: torch.Tensor) -> Any:
     _ = ctx.saved_tensors
     _require_unmodified(call)
     accumulates = _accumulates_into_all_leaves()
-    if accumulates and not torch.is_grad_enabled() and not _are_watched(call.weights):
+    if (
+        accumulates
+        and not torch.is_grad_enabled()
+        and not (torch.is_anomaly_enabled() and torch.is_anomaly_check_nan_enabled())
+        and not _are_watched(call.weights)
+        and not _are_held(ctx.next_functions)
+    ):
         factor = upstream.item()
         if math.isfinite(factor):
             _after_all_others(functools.partial(_add, call, factor))
@@ -194,6 +204,15 @@ def _are_watched(weights: Arrays) -> bool:
     return any(["_in_backward_optimizers" in held for held in map(_attributes, weights) if held])
 
 
+def _are_held(edges: Any) -> bool:
+    """Return whether somebody keeps the node of a parameter in the graph, as its hooks need it.
+
+    A node does not tell its hooks.  The first edge is that of the anchor, whose node is held once.
+    """
+    counts = list(map(sys.getrefcount, [node for node, _ in edges]))
+    return max(counts[1:]) >= counts[0]
+
+
 # ------------------------------------------------------------------------------------- the addition
 
 
@@ -223,7 +242,7 @@ def _add(call: _Call, factor: float) -> None:
 def _add_each(call: _Call, factor: float) -> None:
     """Add where a gradient is missing, sparse or of another dtype, as autograd adds."""
     with torch.no_grad():
-        upstream = torch.tensor(factor, dtype=torch.float64)
+        upstream = torch.tensor(factor, dtype=torch.float64, device="cpu")
         made = operators.penalty_gradient(
             call.weights, upstream, call.numbers(), None, call.plan.which
         )
@@ -231,11 +250,17 @@ def _add_each(call: _Call, factor: float) -> None:
             if not weight.requires_grad:  # frozen since
                 continue
             if weight.grad is None:
-                weight.grad = gradient
+                weight.grad = gradient.to(gradient_dtype(weight))
             elif weight.grad.layout is not torch.strided:
                 weight.grad = gradient + weight.grad
             else:
                 weight.grad.add_(gradient)
+
+
+def gradient_dtype(parameter: Any) -> torch.dtype:
+    """Return the dtype of a new ``.grad``, which since torch 2.10 need not be the parameter's."""
+    dtype: torch.dtype = getattr(parameter, "grad_dtype", None) or parameter.dtype
+    return dtype
 
 
 # --------------------------------------------------------------------------------- torch's engine

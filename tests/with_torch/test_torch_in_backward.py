@@ -171,6 +171,52 @@ def test_gradients_stay_the_tensors_that_they_are(added):
     assert added == [1.0]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda v: v.add_(1.0),
+        lambda v: v.mul_(3.0),
+        lambda v: v.view(1).mul_(3.0),
+        lambda v: v.zero_(),
+    ],
+)
+def test_a_loss_that_is_changed_in_place(change, added):
+    model, expected = network(), network()
+    for net, loss in ((model, attached(model).value()), (expected, plain_penalty(expected))):
+        change(loss)
+        loss += error_of(net)
+        loss.backward()
+    assert_same_gradients(model, expected)
+    assert len(added) == 1
+
+
+def test_gradients_of_another_dtype_than_their_parameters():
+    if not hasattr(torch.Tensor, "grad_dtype"):
+        pytest.skip("torch before 2.10 has none")
+    model = network(torch.bfloat16)
+    model[0].weight.grad_dtype = torch.float32
+    for _ in range(2):
+        attached(model).value().backward()
+    assert model[0].weight.grad.dtype == torch.float32
+    w = model[0].weight.detach().float()
+    wanted = 2 * (STRENGTHS[0] * w.sign() + 2 * STRENGTHS[1] * w)
+    torch.testing.assert_close(model[0].weight.grad, wanted, rtol=2**-7, atol=0)
+
+
+def test_a_module_that_torch_swaps_the_tensors_of():
+    model = network()
+    penalties = attached(model)
+    penalties.value().backward()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        model.double()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    assert model[0].weight.grad.dtype == torch.float64
+    model.zero_grad()
+    penalties.accumulate()
+
+
 def test_strengths_are_those_of_the_forward_pass():
     model, expected = network(), network()
     penalties = attached(model)
@@ -273,6 +319,62 @@ def test_hooks_of_parameters_see_the_sum(added):
     assert_same_gradients(model, expected)
     torch.testing.assert_close(seen["found"], seen["wanted"])
     assert added == []
+
+
+def test_hooks_of_the_nodes_of_parameters_see_the_sum(added):
+    """Frameworks that average gradients had them before parameters had hooks of their own."""
+    model, expected = network(), network()
+    seen = {}
+    for key, net in (("found", model), ("wanted", expected)):
+        seen[key] = []
+        nodes = [torch.autograd.graph.get_gradient_edge(net[at].weight).node for at in (0, 2)]
+        nodes[0].register_prehook(lambda upstream: (2 * upstream[0],))
+        nodes[1].register_hook(
+            lambda *_, key=key, net=net: seen[key].append(net[2].weight.grad.clone())
+        )
+        penalty = attached(net).value() if net is model else plain_penalty(net)
+        (error_of(net) + penalty).backward()
+    assert_same_gradients(model, expected)
+    torch.testing.assert_close(seen["found"], seen["wanted"])
+    assert added == []
+    del nodes, penalty
+    attached(model).value().backward()  # they are gone with their nodes
+    assert added == [1.0]
+
+
+def test_parameters_that_are_computed_from_others(added):
+    """As ``functional_call`` puts them in, and libraries for meta-learning."""
+
+    class Step(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = network()
+            self.penalties = attached(self.net)
+
+        def forward(self, is_plain):
+            penalty = plain_penalty(self.net) if is_plain else self.penalties.value()
+            return error_of(self.net) + penalty
+
+    gradients = []
+    for is_plain in (False, True):
+        step = Step()
+        step(is_plain).backward()
+        assert len(added) == 1
+        step.zero_grad()
+        moved = {name: w * (w + 1.0) for name, w in step.named_parameters()}
+        torch.func.functional_call(step, moved, (is_plain,)).backward()
+        gradients.append([w.grad for w in step.parameters()])
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+    assert len(added) == 1
+
+
+def test_accumulate_has_no_parameters_that_are_computed_from_others():
+    model = network()
+    penalties = attached(model)
+    model[0]._parameters["weight"] = 2.0 * model[0].weight
+    with pytest.raises(RuntimeError, match=r"'0\.weight' is computed from other tensors"):
+        penalties.accumulate()
+    assert model[2].weight.grad is None
 
 
 def test_the_hook_of_before_step_needs_no_gradient(added):
@@ -428,6 +530,21 @@ def test_accumulate_after_the_penalty_in_the_loss_is_refused(watched):
     penalties.accumulate()
 
 
+def test_a_step_after_the_penalty_in_the_loss_is_refused():
+    """Where before_step came when value() was in a loss already."""
+    model = network()
+    penalties = attached(model)
+    term = penalties.value()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    penalties.before_step(optimizer, max_norm=None)
+    term.backward()
+    with pytest.raises(RuntimeError, match=r"count twice with before_step"):
+        optimizer.step()
+    optimizer.zero_grad()
+    error_of(model).backward()
+    optimizer.step()
+
+
 def test_accumulate_while_the_penalty_in_a_loss_is_for_later():
     model = network()
     penalties = attached(model)
@@ -472,13 +589,29 @@ def test_checkpointing(reentrant, inside, added):
     assert added == [1.0]
 
 
-def test_under_anomaly_detection(added):
+@pytest.mark.parametrize("check_nan", [False, True])
+def test_under_anomaly_detection(check_nan, added):
     model, expected = network(), network()
-    with pytest.warns(UserWarning, match="Anomaly"), torch.autograd.detect_anomaly():
-        (error_of(model) + attached(model).value()).backward()
+    term = attached(model).value()
+    detection = torch.autograd.detect_anomaly
+    with pytest.warns(UserWarning, match="Anomaly"), detection(check_nan):
+        (error_of(model) + term).backward()
     (error_of(expected) + plain_penalty(expected)).backward()
     assert_same_gradients(model, expected)
-    assert added == [1.0]
+    assert added == ([] if check_nan else [1.0])
+
+
+def test_anomaly_detection_finds_nan():
+    model = network()
+    with torch.no_grad():
+        model[0].weight[0, 0] = torch.nan
+    term = attached(model).value()
+    with (
+        pytest.warns(UserWarning, match=r"Anomaly|No forward pass information"),
+        torch.autograd.detect_anomaly(),
+        pytest.raises(RuntimeError, match=r"_InBackward.* returned nan"),
+    ):
+        term.backward()
 
 
 def test_a_loss_that_is_compiled(added):
