@@ -62,6 +62,15 @@ class Adapter(Protocol):
     def orthogonal(self, w: Any, factor: Any, mode: str) -> Any:
         """Give the penalty of ``OrthogonalRegularizer``, 0-d."""
 
+    def factor(self, number: Any, name: str) -> Any:
+        """Return a scale as it can be multiplied: a float, or what the framework follows.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For what is no finite number, by its `name`.
+        """
+
 
 def product(adapter: Any, first: Any, *others: Any) -> Any:
     """Return the product of strengths and scales, as an adapter takes them.

@@ -104,9 +104,9 @@ def wrap_value(value: Any, w: Any) -> Any:
         double = np.dtype(x.dtype) == np.float64
         if isinstance(value, module.Array):
             return value if double else value.astype(np.float32)
-        return module.device_put(
-            np.asarray(value, np.float64 if double else np.float32), x.sharding
-        )
+        with np.errstate(over="ignore"):  # what float32 has not is an infinity
+            number = np.asarray(value, np.float64 if double else np.float32)
+        return module.device_put(number, x.sharding)
     return value
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .. import _adapters, _checks, _results
+from .. import _adapters, _callables, _checks, _results
 from .._float_environment import product
 from .._penalty import VALUE
 from ..penalties import evaluation
@@ -22,7 +22,7 @@ from ..regularizers.base import Configured
 from . import leaves, traced
 from .pytrees import REGISTERED
 from .sharding import checked_specs
-from .strengths import is_followed
+from .strengths import factor
 
 
 def attach(params: Any, rules: Any) -> TreePenalties:
@@ -147,7 +147,7 @@ class TreePenalties:
             For leaves of integers that have a penalty.
         """
         plan, weights = self._ready(params)
-        scale, grad_scale = _factor(scale, "scale"), _factor(grad_scale, "grad_scale")
+        scale, grad_scale = factor(scale, "scale"), factor(grad_scale, "grad_scale")
         strengths, which = plan.strengths(), iter(plan.which)
         gradients = []
         for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True):
@@ -165,7 +165,7 @@ class TreePenalties:
     ) -> tuple[jax.Array, Any]:
         """Give what :meth:`value` and :meth:`gradient` give, from one call of the core."""
         plan, weights = self._ready(params)
-        grad_scale = _factor(grad_scale, "grad_scale")
+        grad_scale = factor(grad_scale, "grad_scale")
         for name, weight in zip(plan.names, weights, strict=True):
             if not jnp.issubdtype(weight.dtype, jnp.floating):
                 raise TypeError(
@@ -240,6 +240,7 @@ def _value(
         return _results.wrap_value(
             evaluation.total(VALUE, plan, weights, None, scale, 1.0), _widest(weights)
         )
+    scale = factor(scale, "scale")
     total = traced.total(
         tuple(compress(weights, plan.fused)),
         plan.strengths(),
@@ -251,7 +252,7 @@ def _value(
     )
     for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True):
         if not is_fused:
-            total = total + plan.rules[name](weight) * scale
+            total = total + _callables.followed_number(plan.rules[name](weight), name) * scale
     return total
 
 
@@ -266,10 +267,6 @@ def _values(plan: Plan, weights: tuple[Any, ...], scale: float) -> list[float]:
         float(next(of_fused)) if is_fused else called(plan.rules[name], name, weight) * factor
         for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True)
     ]
-
-
-def _factor(number: Any, name: str) -> Any:
-    return number if is_followed(number) else _checks.multiplier(number, name)
 
 
 def _like(params: Any, plan: Plan, gradients: Iterable[Any]) -> Any:

@@ -37,5 +37,7 @@ def penalty(w: Any, factor: Any, mode: str) -> Any:
     units = jnp.where(squares == 0, 0, scaled / jnp.sqrt(jnp.where(squares == 0, 1, squares)))
     cosines = jnp.matmul(units, units.T, precision=jax.lax.Precision.HIGHEST)
     off_diagonal = jnp.where(jnp.eye(rows, dtype=bool), 0, cosines)
-    value = jnp.asarray(factor, dtype) / pairs * (0.5 * jnp.abs(off_diagonal).sum())
-    return jnp.where(jnp.asarray(factor) == 0, 0, value) if is_followed(factor) else value
+    with np.errstate(over="ignore"):  # what does not fit is an infinity, as in the core
+        strength = jnp.asarray(factor, dtype)
+    value = strength / pairs * (0.5 * jnp.abs(off_diagonal).sum())
+    return jnp.where(strength == 0, 0, value) if is_followed(factor) else value

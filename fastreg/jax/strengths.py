@@ -48,6 +48,26 @@ def is_followed(number: Any) -> bool:
     return isinstance(number, jax.Array)
 
 
+def factor(number: Any, name: str) -> Any:
+    """Return a scale of the host as a float, and one of JAX as it is.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no single real number, or one of the host that is not finite.
+    """
+    if not is_followed(number):
+        return _checks.multiplier(number, name)
+    if number.shape != () or not jnp.issubdtype(number.dtype, jnp.number):
+        raise TypeError(
+            f"{name} must be one number, not {_errors.described(number)} of shape "
+            f"{tuple(number.shape)} and dtype {number.dtype}"
+        )
+    if jnp.issubdtype(number.dtype, jnp.complexfloating):
+        raise TypeError(f"{name} must be a real number, not of dtype {number.dtype}")
+    return number
+
+
 def make_rule(l1: Any, l2: Any, scale: Any, slope_dtypes: Sequence[str]) -> Rule:
     """Make a rule of two strengths and a factor.
 
@@ -87,14 +107,5 @@ def coefficients(operand: Any, slopes: Any) -> Any:
 
 
 def _real(number: Any, name: str) -> Any:
-    if not is_followed(number):
-        # A strength was checked where it was set, and a scale may have any sign.
-        return jnp.asarray(_checks.multiplier(number, name), real())
-    if number.shape != () or not jnp.issubdtype(number.dtype, jnp.number):
-        raise TypeError(
-            f"{name} must be one number, not {_errors.described(number)} of shape "
-            f"{tuple(number.shape)} and dtype {number.dtype}"
-        )
-    if jnp.issubdtype(number.dtype, jnp.complexfloating):
-        raise TypeError(f"{name} must be a real number, not of dtype {number.dtype}")
-    return number.astype(real())
+    # A strength was checked where it was set, and a scale may have any sign.
+    return jnp.asarray(factor(number, name), real())

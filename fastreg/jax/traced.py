@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _checks, _dtypes, _errors
+from .. import _dtypes, _errors
 from .._frameworks import framework
 from . import handler, slope
 from . import orthogonal as _orthogonal
@@ -69,6 +69,11 @@ def gradient(w: Any, l1: Any, l2: Any, factor: Any) -> jax.Array:
     return result
 
 
+def factor(number: Any, name: str) -> Any:
+    """Return a scale, as ``_adapters.Adapter`` says."""
+    return _strengths.factor(number, name)
+
+
 def orthogonal(w: Any, factor: Any, mode: str) -> jax.Array:
     """Give the penalty of ``OrthogonalRegularizer``, 0-d."""
     w = _strong(_array(w))
@@ -84,8 +89,6 @@ def orthogonal_value_and_grad(
     w = _strong(_array(w))
     _require_floating(w)
     value, pull_back = jax.vjp(lambda w: _orthogonal.penalty(w, factor, mode), w)
-    if not _strengths.is_followed(grad_scale):
-        grad_scale = _checks.multiplier(grad_scale, "grad_scale")
     (slope,) = pull_back(jnp.asarray(grad_scale, value.dtype))
     return value, slope
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .. import _errors, regularizers
+from .. import _checks, _errors, regularizers
 from .._float_environment import product
 from ._framework import keras
 
@@ -77,6 +77,11 @@ def gradient(w: Any, l1: Any, l2: Any, factor: Any) -> Any:
     if l2 * factor != 0.0:
         slope = slope + 2.0 * l2 * factor * x
     return _ops.cast(slope, w.dtype)
+
+
+def factor(number: Any, name: str) -> Any:
+    """Return a scale as it can be multiplied: a float, or a tensor of the backend."""
+    return number if _ops.is_tensor(number) else _checks.multiplier(number, name)
 
 
 def orthogonal(w: Any, factor: Any, mode: str) -> Any:

@@ -185,6 +185,7 @@ def require_whole(plan: Plan, weights: Arrays) -> None:
 def followed_value(adapter: Any, plan: Plan, weights: Arrays, scale: float) -> Any:
     """Give the sum of the penalties as a framework follows it: the fused ones, then callables."""
     require_whole(plan, weights)
+    scale = adapter.factor(scale, "scale")
     fused = tuple(compress(weights, plan.fused))
     terms = [adapter.total(fused, plan.strengths(), plan.which, scale)] if fused else []
     terms += [
@@ -199,6 +200,8 @@ def _traced_gradients(
     adapter: Any, plan: Plan, weights: Arrays, scale: float, grad_scale: float
 ) -> dict[str, Any]:
     """Give new gradients by name of arrays that have no elements now."""
+    scale = adapter.factor(scale, "scale")
+    grad_scale = adapter.factor(grad_scale, "grad_scale")
     strengths, which = plan.strengths(), iter(plan.which)
     gradients = {}
     for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True):

@@ -190,11 +190,12 @@ class Elementwise(Configured):
         return ((self._l1, self._l2),)
 
     def _traced_gradient(self, adapter: Any, w: Any, scale: float, grad_scale: float) -> Any:
+        scale = adapter.factor(scale, "scale")
         return adapter.gradient(
             w,
             _adapters.product(adapter, self._l1, scale),
             _adapters.product(adapter, self._l2, scale),
-            grad_scale,
+            adapter.factor(grad_scale, "grad_scale"),
         )
 
     @staticmethod

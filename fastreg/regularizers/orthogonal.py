@@ -78,6 +78,7 @@ class OrthogonalRegularizer(Configured):
         """Give the penalty of a matrix; arguments and result are as for :class:`L1`."""
         adapter = _adapters.following(w) or _adapters.of_strengths(self._factor, scale)
         if adapter is not None:
+            scale = adapter.factor(scale, "scale")
             return adapter.orthogonal(
                 w, _adapters.product(adapter, self._factor, scale), self._mode
             )
@@ -100,7 +101,9 @@ class OrthogonalRegularizer(Configured):
             )
             # Only JAX's has it.
             computed = getattr(adapter, "orthogonal_value_and_grad", None)
-            if computed is not None:
+            if adapter is not None and computed is not None:
+                scale = adapter.factor(scale, "scale")
+                grad_scale = adapter.factor(grad_scale, "grad_scale")
                 pair: tuple[Any, Any] = computed(
                     w, _adapters.product(adapter, self._factor, scale), self._mode, grad_scale
                 )

@@ -158,6 +158,13 @@ def _scaled(strengths: _Strengths, scale: Any) -> _Numbers:
     return _checks.check_coefficients(strengths, (), (), scale, 1.0, False)
 
 
+def factor(number: Any, name: str) -> Any:
+    """Return a scale as ``_adapters.Adapter`` says; a tensor may be what is differentiated."""
+    if torch.compiler.is_compiling() or isinstance(number, torch.Tensor):
+        return number
+    return _checks.multiplier(number, name)
+
+
 def product(first: Any, *others: Any) -> Any:
     """Return the product of strengths and scales; a 0-d tensor where they are symbols.
 

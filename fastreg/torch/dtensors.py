@@ -43,6 +43,10 @@ class Followed:
         vector, dtype = _values(weights, strengths, which, scale, self._together)
         return vector.sum().to(dtype)
 
+    def factor(self, number: Any, name: str) -> Any:
+        """Return a scale, as :func:`factor` does."""
+        return factor(number, name)
+
 
 def total(
     weights: Sequence[Any],
@@ -74,6 +78,11 @@ def gradient(w: Any, l1: Any, l2: Any, factor: Any) -> Any:
     return DTensor.from_local(
         local, w.device_mesh, w.placements, run_check=False, shape=w.shape, stride=w.stride()
     )
+
+
+def factor(number: Any, name: str) -> Any:
+    """Return a scale, as ``_adapters.Adapter`` says."""
+    return _plain().factor(number, name)
 
 
 def product(first: Any, *others: Any) -> Any:
