@@ -371,7 +371,8 @@ def _take_away(made: list[tuple[Any, Any]]) -> None:
     """Have the gradients that were made for a call go, where it has written nothing."""
     for parameter, gradient in made:
         local = gradient._local_tensor if is_dtensor(gradient) else gradient
-        if not (type(local) is torch.Tensor and local.any()):  # fake ones have nothing written
+        has_elements = type(local) is torch.Tensor and not local.is_meta  # fake ones have none
+        if not (has_elements and local.any()):
             parameter.grad = None
 
 

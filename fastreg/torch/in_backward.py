@@ -18,7 +18,9 @@ Contract
 
 from __future__ import annotations
 
+import collections
 import functools
+import itertools
 import math
 import sys
 from operator import attrgetter
@@ -27,7 +29,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from .. import _backend
+from .. import _backend, _torch_memory
 from .._float_environment import products
 from .._penalty import ADD, GRADIENT
 from ..penalties.plan import Arrays, Plan
@@ -246,15 +248,27 @@ def _add_each(call: _Call, factor: float) -> None:
         made = operators.penalty_gradient(
             call.weights, upstream, call.numbers(), None, call.plan.which
         )
-        for weight, gradient in zip(call.weights, made, strict=True):
+        present: list[torch.Tensor] = []
+        added: list[torch.Tensor] = []
+        new: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for name, weight, gradient in zip(call.plan.names, call.weights, made, strict=True):
             if not weight.requires_grad:  # frozen since
                 continue
             if weight.grad is None:
-                weight.grad = gradient.to(gradient_dtype(weight))
+                new.append((weight, gradient.to(gradient_dtype(weight))))
             elif weight.grad.layout is not torch.strided:
-                weight.grad = gradient + weight.grad
+                new.append((weight, gradient + weight.grad))
             else:
-                weight.grad.add_(gradient)
+                _torch_memory.require_memory(torch, weight.grad, f"grads[{name!r}]", False)
+                present.append(weight.grad)
+                added.append(gradient)
+        # A call each: what a Ctrl-C does comes before or after it.
+        if present:
+            torch._foreach_add_(present, added)
+        collections.deque(itertools.starmap(_set_gradient, new), 0)
+
+
+_set_gradient: Any = torch.Tensor.grad.__set__
 
 
 def gradient_dtype(parameter: Any) -> torch.dtype:

@@ -208,6 +208,7 @@ def _fake_penalty(
     which: Sequence[int],
     per_tensor: bool,
 ) -> torch.Tensor:
+    _require_one_device(weights)
     shape = (len(weights),) if per_tensor else ()
     return weights[0].new_empty(shape, dtype=value_dtype(weights))
 
@@ -219,7 +220,25 @@ def _fake_gradients(
     strengths: torch.Tensor | None,
     which: Sequence[int],
 ) -> list[torch.Tensor]:
+    _require_one_device(weights)
     return [torch.empty_like(w) for w in weights]
+
+
+def _require_one_device(weights: Sequence[torch.Tensor]) -> None:
+    """Refuse a list of which some have no elements: what comes of the others would have none.
+
+    Raises
+    ------
+    TypeError
+        With the place of the first without elements.
+    """
+    on_meta = [w.is_meta for w in weights]
+    if any(on_meta) and not all(on_meta):
+        raise TypeError(
+            f"tensors[{on_meta.index(True)}] is on the meta device and has no elements, but others "
+            "have; move the whole module to one device (offloaded parameters have their elements "
+            "in the forward pass alone), or freeze or leave out those on meta"
+        )
 
 
 for _name, _kernel, _fake in (

@@ -1,5 +1,6 @@
 """``loss + penalties.value()``: what a backward pass leaves in ``.grad``, however it is run."""
 
+import sys
 import threading
 
 import pytest
@@ -489,6 +490,70 @@ def test_a_backward_pass_that_fails_adds_nothing(added):
         (Fails.apply(model[0].bias.sum()) + term).backward()
     assert added == []
     assert model[0].weight.grad is None
+
+
+def test_gradients_that_are_missing_appear_together_or_not_at_all():
+    """A Ctrl-C at any instruction of what makes them."""
+    model = network()
+    weights = [model[at].weight for at in (0, 2, 3)]
+    term = attached(model).value()
+    left = 0
+
+    def trace(frame, event, _):
+        nonlocal left
+        if frame.f_code is in_backward._add_each.__code__:
+            frame.f_trace_opcodes = True
+            left -= event == "opcode"
+            if left == 0:
+                raise KeyboardInterrupt
+            return trace
+        return None
+
+    before = sys.gettrace()
+    interrupted = 0
+    for at in range(1, 1000):
+        model.zero_grad()
+        left = at
+        sys.settrace(trace)
+        try:
+            term.backward(retain_graph=True)
+        except KeyboardInterrupt:
+            interrupted += 1
+        finally:
+            sys.settrace(before)
+        assert len({w.grad is None for w in weights}) == 1, at
+        if left > 0:
+            break
+    assert interrupted > 50
+    assert weights[0].grad is not None
+
+
+def test_a_gradient_whose_memory_was_freed_is_refused():
+    """Torch would write to it."""
+    model = network()
+    attached(model).value().backward()
+    for at in (0, 2):
+        model[at].weight.grad = torch.zeros_like(model[at].weight)
+    model[3].weight.grad = None
+    model[2].weight.grad.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=r"grads\['2\.weight'\] .* memory was freed"):
+        attached(model).value().backward()
+    assert not model[0].weight.grad.any()
+    assert model[3].weight.grad is None
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_some_parameters_without_elements_are_refused(first):
+    """What was offloaded is on the meta device between forward passes."""
+    model = network()
+    penalties = attached(model)
+    model[first].to("meta")
+    for call in (penalties.value, penalties.accumulate):
+        with pytest.raises((TypeError, ValueError), match="meta"):
+            call()
+    assert all(p.grad is None for p in model.parameters())
+    with torch.no_grad(), pytest.raises((TypeError, ValueError), match="meta"):
+        penalties.value()
 
 
 def test_a_second_backward_pass_needs_the_graph(added):
