@@ -159,19 +159,21 @@ def checked_views(
     """
     scale = multiplier(scale, "scale")
     grad_scale = multiplier(grad_scale, "grad_scale")
-    views = [
-        view_of(weight, weight_label(names, index), False) for index, weight in enumerate(weights)
-    ]
+    views: list[tuple[Array, str]] = []
+    seen: list[Seen] = []
+    for index, weight in enumerate(weights):
+        label = weight_label(names, index)
+        views.append(view_of(weight, label, False))
+        seen.append(Seen(label, views[-1], False))
     wants_gradient = bool(outputs & (GRADIENT | ADD))
     dtypes = [dtype for _, dtype in views]
     check_coefficients(strengths, which, dtypes, scale, grad_scale, wants_gradient)
     if not wants_gradient:
-        _require_current(outputs, names, views, [])
+        require_current(seen)
         return views, []
     if gradients is None:  # not reachable through the public functions
         raise TypeError("gradients must be given when a gradient is asked for, not None")
     targets: list[Array] = []
-    target_views: list[tuple[Array, str]] = []
     for index, ((view, dtype), gradient) in enumerate(zip(views, gradients, strict=True)):
         weight_name = weight_label(names, index)
         label = gradient_label(outputs, names, index)
@@ -186,6 +188,7 @@ def checked_views(
                 f"shape {view.shape}"
             )
         target, target_dtype = view_of(gradient, label, True)
+        seen.append(Seen(label, (target, target_dtype), True))
         if target_dtype != dtype:
             raise TypeError(
                 f"{label} has dtype {_dtypes.spoken(target_dtype)}, but {weight_name} has "
@@ -197,26 +200,35 @@ def checked_views(
                 "gradient has the shape of its weight"
             )
         targets.append(target)
-        target_views.append((target, target_dtype))
-    _require_current(outputs, names, views, target_views)
+    require_current(seen)
     _check_overlaps(outputs, names, [view for view, _ in views], targets)
     return views, targets
 
 
-def _require_current(
-    outputs: int,
-    names: Sequence[str] | None,
-    views: Sequence[tuple[Array, str]],
-    targets: Sequence[tuple[Array, str]],
-) -> None:
+class Seen:
+    """A view as it was made: a plain array is its own view, and may be another one by now."""
+
+    def __init__(self, label: str, view: tuple[Array, str], writable: bool) -> None:
+        self.label = label
+        self._view = view
+        self._writable = writable
+        self._form = self._form_now()
+
+    def is_current(self) -> bool:
+        """Say whether the view is as it was made, and still the memory of its array."""
+        return self._form_now() == self._form and _arrays.is_current(self._view)
+
+    def _form_now(self) -> Any:
+        array = self._view[0]
+        writable = self._writable and array.flags.writeable
+        return array.shape, array.strides, array.dtype, writable
+
+
+def require_current(seen: Sequence[Seen]) -> None:
     """Refuse views that are no longer their arrays' memory: looking at others ran their code."""
-    for index, view in enumerate(views):
-        if not _arrays.is_current(view):
-            raise _errors.changed_error(weight_label(names, index))
-    for index, target in enumerate(targets):
-        # A plain array is its own view, and may have another shape by now.
-        if not _arrays.is_current(target) or target[0].shape != views[index][0].shape:
-            raise _errors.changed_error(gradient_label(outputs, names, index))
+    for one in seen:
+        if not one.is_current():
+            raise _errors.changed_error(one.label)
 
 
 def check_coefficients(

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import _arrays, _checks, _dtypes, _errors, _memory, _penalty
+from . import _arrays, _checks, _dtypes, _memory, _penalty
 from ._float_environment import Default
 from ._penalty import ADD, VALUE
 
@@ -303,12 +303,11 @@ def evaluate_many(
         None when `outputs` does not ask for the value.
     """
     copied = [_arrays.host_view(target, "grads", True) for target, _ in copies]
+    seen = [_checks.Seen("grads", view, True) for view in copied]
     views, targets = _checks.checked_views(
         outputs, names, weights, gradients, strengths, which, scale, grad_scale
     )
-    for view, (_, source) in zip(copied, copies, strict=True):
-        if not _arrays.is_current(view) or view[0].shape != source.shape:
-            raise _errors.changed_error()
+    _checks.require_current(seen)
     with Default(), np.errstate(all="ignore"):
         found = [
             _evaluate(

@@ -146,10 +146,10 @@ def rounded(target: Any, numbers: npt.NDArray[np.float64], name: str, add: bool 
     Raises
     ------
     RuntimeError
-        When `target` no longer has the shape of `numbers`.
+        When `target` no longer has the shape of `numbers`, or elements that have a gradient.
     """
     view, dtype = _arrays.host_view(target, name, True)
-    if view.shape != numbers.shape:
+    if view.shape != numbers.shape or dtype not in _dtypes.FLOATS:
         raise _errors.changed_error(name)
     with Default(), np.errstate(all="ignore"):
         if add:
@@ -157,6 +157,19 @@ def rounded(target: Any, numbers: npt.NDArray[np.float64], name: str, add: bool 
         if dtype == "bf16":
             return _dtypes.to_bfloat16(numbers.astype(np.float32))
         return numbers.astype(view.dtype)
+
+
+def require_fitting(target: Any, result: npt.NDArray[Any], name: str) -> None:
+    """Refuse a gradient that is not what :func:`rounded` made `result` for, or not any longer.
+
+    Raises
+    ------
+    RuntimeError
+        When it has another shape or dtype.
+    """
+    view, dtype = _arrays.host_view(target, name, True)
+    if view.shape != result.shape or _dtypes.stored(dtype) != result.dtype:
+        raise _errors.changed_error(name)
 
 
 def assign(target: Any, numbers: npt.NDArray[np.float64], name: str, add: bool = False) -> None:

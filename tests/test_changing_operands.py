@@ -99,6 +99,44 @@ CASES = {
         refused(lambda: reg.accumulate(w, Acting(g, reshape)), "")
         assert (g == 1).all()
     """,
+    "another dtype of the same memory": """
+        for act in (
+            lambda: setattr(w, "dtype", np.int32), lambda: setattr(g, "dtype", np.int32)
+        ):
+            w, v, g, h = array(), array(), array(), array()
+            call = lambda: attach([w, v], reg).accumulate([g, Acting(h, act)])
+            refused(call, "was moved, resized or freed")
+            g.dtype = np.float32
+            assert (g == 1).all() and (h == 1).all()
+    """,
+    "gradients that may no longer be written": """
+        weights, grads = [array() for _ in range(3)], [array() for _ in range(3)]
+        lock = Acting(grads[2], lambda: setattr(grads[1].flags, "writeable", False))
+        call = lambda: attach(weights, reg).accumulate([*grads[:2], lock])
+        refused(call, "was moved, resized or freed")
+        assert all((g == 1).all() for g in grads)
+        w, g = array(), array()
+        reg.accumulate(w, Acting(g, lambda: setattr(w.flags, "writeable", False)))  # no harm
+        assert (g == 2).all()
+    """,
+    "gradients of rules, by rules": """
+        class Rule:
+            def __init__(self, act):
+                self.act = act
+            def __call__(self, w):
+                return 1.0
+            def gradient(self, w):
+                self.act()
+                return np.ones_like(w)
+        for changed in (0, 2):
+            weights, grads = [array() for _ in range(3)], [array() for _ in range(3)]
+            act = lambda: setattr(grads[changed], "dtype", np.int32)
+            rules = {"0": Rule(lambda: None), "1": reg, "2": Rule(act)}
+            call = lambda: attach(weights, rules).accumulate(grads)
+            refused(call, f"grads['{changed}'] was moved, resized or freed")
+            grads[changed].dtype = np.float32
+            assert all((g == 1).all() for g in grads)
+    """,
     "no harm": """
         w, g = array(), array()
         acting = Acting(g, lambda: None)

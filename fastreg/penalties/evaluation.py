@@ -250,6 +250,7 @@ def _with_callables(
     value_factor = float(scale)
     factor = product(value_factor, float(grad_scale))
     called_values: dict[str, float] = {}
+    labels = []
     copies = []  # the core writes them with its own gradients: all or nothing
     for name, weight, gradient, is_fused in zip(
         plan.names, weights, gradients, plan.fused, strict=True
@@ -264,6 +265,9 @@ def _with_callables(
                 numbers = slope * factor
             label, adds = f"grads[{name!r}]", bool(outputs & ADD)
             copies.append((gradient, _results.rounded(gradient, numbers, label, adds)))
+            labels.append(label)
+    for (gradient, result), label in zip(copies, labels, strict=True):
+        _results.require_fitting(gradient, result, label)  # later rules may have changed it
     fused_values = _backend.evaluate_many(
         outputs,
         tuple(compress(plan.names, plan.fused)),
