@@ -147,33 +147,21 @@ class TreePenalties:
             For leaves of integers that have a penalty.
         """
         plan, weights = self._ready(params)
-        scale, grad_scale = factor(scale, "scale"), factor(grad_scale, "grad_scale")
-        strengths, which = plan.strengths(), iter(plan.which)
-        gradients = []
-        for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True):
-            if is_fused:
-                l1, l2 = strengths[next(which)]
-                gradients.append(
-                    traced.gradient(weight, product(l1, scale), product(l2, scale), grad_scale)
-                )
-            else:
-                gradients.append(jax.grad(plan.rules[name])(weight) * (scale * grad_scale))
-        return _like(params, plan, gradients)
+        return _like(params, plan, _gradients(plan, weights, scale, grad_scale))
 
     def value_and_grad(
         self, params: Any, *, scale: Any = 1.0, grad_scale: Any = 1.0
     ) -> tuple[jax.Array, Any]:
         """Give what :meth:`value` and :meth:`gradient` give, from one call of the core."""
         plan, weights = self._ready(params)
-        grad_scale = factor(grad_scale, "grad_scale")
         for name, weight in zip(plan.names, weights, strict=True):
             if not jnp.issubdtype(weight.dtype, jnp.floating):
                 raise TypeError(
                     f"{leaves.label(name)} has dtype {weight.dtype}, for which there is no "
                     "gradient; give it the rule None"
                 )
-        value, pull_back = jax.vjp(lambda weights: _value(plan, weights, scale), weights)
-        (gradients,) = pull_back(jnp.asarray(grad_scale, value.dtype))
+        value = _value(plan, weights, scale)
+        gradients = _gradients(plan, weights, scale, grad_scale, value)
         return value, _like(params, plan, gradients)
 
     def report(self, params: Any, *, scale: float = 1.0) -> Report:
@@ -254,6 +242,24 @@ def _value(
         if not is_fused:
             total = total + _callables.followed_number(plan.rules[name](weight), name) * scale
     return total
+
+
+def _gradients(
+    plan: Plan, weights: tuple[Any, ...], scale: Any, grad_scale: Any, value: Any = None
+) -> list[Any]:
+    """Return the gradient of each weight; a `value` that is traced comes before them."""
+    scale, grad_scale = factor(scale, "scale"), factor(grad_scale, "grad_scale")
+    strengths, which = plan.strengths(), iter(plan.which)
+    gradients = []
+    for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True):
+        if is_fused:
+            l1, l2 = strengths[next(which)]
+            gradients.append(
+                traced.gradient(weight, product(l1, scale), product(l2, scale), grad_scale, value)
+            )
+        else:
+            gradients.append(jax.grad(plan.rules[name])(weight) * (scale * grad_scale))
+    return gradients
 
 
 def _values(plan: Plan, weights: tuple[Any, ...], scale: float) -> list[float]:

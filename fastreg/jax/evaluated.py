@@ -64,7 +64,7 @@ def _evaluated_bwd(form: Form, residuals: Any, cotangents: Any) -> Any:
     values_bar, total_bar = cotangents
     upstream = values_bar + total_bar
     if form.mesh is None:
-        upstream = _after(upstream, total)
+        upstream = after(upstream, total)
     weights_bar = tuple(
         _weight_bar(form, weights, operands, slopes, upstream, index)
         for index in range(len(weights))
@@ -81,7 +81,7 @@ def _evaluated_bwd(form: Form, residuals: Any, cotangents: Any) -> Any:
     return weights_bar, tuple(operands_bar), jax.tree_util.tree_map(jnp.zeros_like, slopes)
 
 
-def _after(upstream: Any, total: Any) -> Any:
+def after(upstream: Any, total: Any) -> Any:
     """Give `upstream`, made to depend on the value on the CPU.
 
     Where a program updates donated parameters in place, whatever else reads them must come before.

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _dtypes, _errors
-from .._frameworks import framework
+from .._frameworks import framework, is_jax_tracer
 from . import handler, slope
 from . import orthogonal as _orthogonal
 from . import strengths as _strengths
-from .evaluated import Form, evaluated
+from .evaluated import Form, after, evaluated
 
 
 def total(
@@ -59,13 +59,20 @@ def values(
     return tuple(result[index].astype(dtype) for index, dtype in enumerate(dtypes))
 
 
-def gradient(w: Any, l1: Any, l2: Any, factor: Any) -> jax.Array:
-    """Give ``factor * (l1 * sign(w) + 2 * l2 * w)`` as a new array, in the dtype of `w`."""
+def gradient(w: Any, l1: Any, l2: Any, factor: Any, value: Any = None) -> jax.Array:
+    """Give ``factor * (l1 * sign(w) + 2 * l2 * w)`` as a new array, in the dtype of `w`.
+
+    A program computes it after the `value` that it gives as well: see ``evaluated.after``.
+    """
     w = _array(w)
     dtype = _require_floating(w)
     rule = _strengths.make_rule(l1, l2, factor, (dtype,))
     both = _strengths.coefficients(rule.operand, rule.slopes)
-    result: jax.Array = slope.compiled(w, rule.terms, both, jnp.ones((), w.dtype))
+    one = jnp.ones((), w.dtype)
+    # A value that varies over more axes of a shard_map than `w` would make its gradient vary, too.
+    if is_jax_tracer(value) and handler.alike((w, value))[0] is w:
+        one = after(*handler.alike((jnp.ones((), value.dtype), value)))
+    result: jax.Array = slope.compiled(w, rule.terms, both, one)
     return result
 
 
@@ -89,7 +96,8 @@ def orthogonal_value_and_grad(
     w = _strong(_array(w))
     _require_floating(w)
     value, pull_back = jax.vjp(lambda w: _orthogonal.penalty(w, factor, mode), w)
-    (slope,) = pull_back(jnp.asarray(grad_scale, value.dtype))
+    upstream = jnp.asarray(grad_scale, value.dtype)
+    (slope,) = pull_back(handler.alike((upstream, value))[0])
     return value, slope
 
 

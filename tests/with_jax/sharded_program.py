@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as Spec
 
 from fastreg.jax import attach, sharded_penalty
 from fastreg.jax.sharding import shard_map
-from fastreg.regularizers import L1L2
+from fastreg.regularizers import L1L2, OrthogonalRegularizer
 
 BOTH = L1L2(0.3, 0.7)
 # Explicit axes, and gradients inside of a shard_map by what its devices share.
@@ -44,6 +44,34 @@ def shard_map_gradients(mesh, mixed):
         float(jnp.abs(one - other).max() / jnp.abs(other).max())
         for one, other in zip(by_fastreg, by_jax, strict=True)
     ]
+
+
+def named_gradients_inside(mesh, mixed):
+    """Return the greatest errors of gradients asked for by name: each is of this device's part."""
+    specs = {"split": Spec("data"), "same": Spec()}
+
+    def local(weights):
+        penalties = attach(weights, BOTH)
+        value, by_value = penalties.value_and_grad(weights)
+        rows = OrthogonalRegularizer(0.5).value_and_grad(weights["split"])[1]
+        return jax.lax.psum(value, "data"), by_value, penalties.gradient(weights), rows
+
+    value, *trees, rows = jax.jit(
+        shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(specs,),
+            out_specs=(Spec(), specs, specs, specs["split"]),
+        )
+    )(mixed)
+    host = {name: np.asarray(w) for name, w in mixed.items()}
+    expected = {name: BOTH.gradient(w) for name, w in host.items()}
+    parts = mesh.shape["data"]
+    total = BOTH(host["split"]) + parts * BOTH(host["same"])
+    angles = [OrthogonalRegularizer(0.5).gradient(w) for w in np.split(host["split"], parts)]
+    pairs = [(tree[name], expected[name]) for tree in trees for name in host]
+    pairs += [(value, total), (rows, np.concatenate(angles))]
+    return [float(np.abs(one - other).max() / np.abs(other).max()) for one, other in pairs]
 
 
 def facts(dtype):
@@ -95,6 +123,11 @@ def facts(dtype):
         "shard_map": [float(inside(kernel)), one],
         "shard_map_gradients": (
             shard_map_gradients(mesh, {"split": kernel, "same": params["bias"]})
+            if IS_RECENT
+            else None
+        ),
+        "named_gradients_inside": (
+            named_gradients_inside(mesh, {"split": kernel, "same": params["bias"]})
             if IS_RECENT
             else None
         ),

@@ -54,11 +54,30 @@ def test_names_values_and_gradients(engine):
             assert np.asarray(slopes["kernel"]).tobytes() == expected.tobytes()
         assert not gradients["head"][0].any()
         assert not gradients["steps"].any()
-    scaled = penalties.gradient(params, scale=0.5, grad_scale=4.0)
-    assert scaled["layers"][0]["bias"].tolist() == pytest.approx([0.04] * 5)
-    assert penalties.value_and_grad(params, grad_scale=2.0)[1]["layers"][0]["bias"][
-        0
-    ] == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize(("scale", "grad_scale"), [(0.5, 4.0), (-0.7, 3.3), (1 / 3, 0.1)])
+def test_scaled_gradients_have_the_bits_of_the_core(engine, scale, grad_scale):
+    w = jnp.asarray(np.random.default_rng(0).standard_normal((40, 30)), jnp.float32)
+    rule = L1L2(0.3, 0.7)
+    penalties = attach({"w": w}, rule)
+    expected = rule.gradient(np.asarray(w), scale=scale, grad_scale=grad_scale)
+    for wrapped in (jax.jit, lambda call: call):
+        one, (_, other) = (
+            wrapped(lambda w, call=call: call({"w": w}, scale=scale, grad_scale=grad_scale))(w)
+            for call in (penalties.gradient, penalties.value_and_grad)
+        )
+        for gradient in (one["w"], other["w"]):
+            assert np.asarray(gradient).tobytes() == expected.tobytes()
+
+
+def test_coefficients_that_float32_has_not_are_refused():
+    penalties = attach({"w": jnp.ones(2)}, L1L2(0.3, 0.7))
+    for call in (penalties.gradient, penalties.value_and_grad):
+        with pytest.raises(
+            ValueError, match=r"l1 \* scale \* grad_scale must be finite in float32"
+        ):
+            call({"w": jnp.ones(2)}, scale=1e300)
 
 
 def test_the_value_has_the_bits_of_the_core_by_one_call(core):

@@ -60,6 +60,15 @@ def test_gradients_inside_a_shard_map(facts, case):
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_gradients_by_name_inside_a_shard_map(facts, case):
+    errors = facts[case]["named_gradients_inside"]
+    if errors is None:
+        pytest.skip("this JAX cannot tell what devices share")
+    assert len(errors) == 6
+    assert max(errors) <= (1e-12 if case == "float64" else 1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_on_explicit_axes(facts, case):
     found = facts[case]["explicit"]
     if found is None:
