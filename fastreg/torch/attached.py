@@ -226,6 +226,10 @@ class Penalties:
         >>> model.weight.grad
         tensor([[1024., 1024.]])
         """
+        if torch.compiler.is_compiling():
+            return _outside_of_graphs(
+                self.accumulate, {"scale": scale, "grad_scale": grad_scale, "value": value}
+            )
         if self._is_before_steps():
             raise RuntimeError(
                 "before_step(optimizer) adds these penalties at each optimizer.step(), so they "
@@ -291,7 +295,7 @@ class Penalties:
             )
         self._activity.require_taken_since()
         if torch.compiler.is_compiling():
-            return _value_outside_of_graphs(self._penalties, scale, tensors)
+            return _outside_of_graphs(self._penalties.value, {"scale": scale, "tensors": tensors})
         return self._penalties.value(scale, tensors)
 
     def report(self, *, scale: float = 1.0) -> Report:
@@ -310,6 +314,9 @@ class Penalties:
         bias          0   0.0%  -
         total      0.01
         """
+        if torch.compiler.is_compiling():
+            found: Report = _outside_of_graphs(self.report, {"scale": scale})
+            return found
         return self._penalties.report(scale)
 
     def check(self, group: Any = None) -> None:
@@ -494,6 +501,11 @@ class Penalties:
         return step is not None and step.is_active
 
     def _add_before_step(self, scale: float, grad_scale: float, value: bool) -> Penalties:
+        if torch.compiler.is_compiling():
+            made: Penalties = _outside_of_graphs(
+                self._add_before_step, {"scale": scale, "grad_scale": grad_scale, "value": value}
+            )
+            return made
         self._activity.require_taken()
         if self._penalties.is_in_gradients():
             raise RuntimeError(
@@ -507,8 +519,8 @@ class Penalties:
 
 
 @in_backward.outside_of_graphs
-def _value_outside_of_graphs(penalties: ModulePenalties, scale: float, tensors: Any) -> Any:
-    return penalties.value(scale, tensors)
+def _outside_of_graphs(method: Any, arguments: dict[str, Any]) -> Any:
+    return method(**arguments)
 
 
 def _copy(*arguments: Any) -> Penalties:

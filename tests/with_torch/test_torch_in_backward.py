@@ -712,6 +712,41 @@ def test_compiled_code_that_asks_for_the_penalty(whole_step, added):
     assert added == [1.0] * 2
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # torch._dynamo's
+@pytest.mark.parametrize("way", ["accumulate", "before_step"])
+def test_compiled_steps_that_add_the_gradients(way):
+    """What adds them is left out of the graph."""
+    model, expected = network(), network()
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.1) for net in (model, expected)]
+    penalties = attached(model)
+    if way == "before_step":
+        penalties.before_step(optimizers[0], max_norm=None)
+
+    @torch.compile(backend="aot_eager")
+    def step():
+        optimizers[0].zero_grad()
+        error_of(model).backward()
+        if way == "accumulate":
+            penalties.accumulate()
+        optimizers[0].step()
+
+    for _ in range(2):
+        step()
+        optimizers[1].zero_grad()
+        (error_of(expected) + plain_penalty(expected)).backward()
+        optimizers[1].step()
+    for p, q in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # torch._dynamo's
+def test_compiled_code_that_asks_for_the_report():
+    penalties = attached(network())
+    wanted = penalties.report()["0.weight"].penalty
+    compiled = torch.compile(lambda: penalties.report()["0.weight"].penalty, backend="aot_eager")
+    assert compiled() == wanted
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # those of torch._dynamo
 def test_a_backward_pass_that_is_compiled(added):
     compiled = pytest.importorskip("torch._dynamo.compiled_autograd")
