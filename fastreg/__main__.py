@@ -9,6 +9,7 @@ command that runs is imported.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -83,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["bench"]:
-        _refuse_unknown(bench, given[1:])
+        before = itertools.takewhile(lambda argument: argument not in others.choices, given[1:])
+        _refuse_unknown(bench, list(before))
     options = parser.parse_args(given)
     options.arguments = given
     try:
