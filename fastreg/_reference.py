@@ -4,7 +4,8 @@ Contract
 --------
 - The same bits as the native core for every dtype, layout and call: the canonical sum and the
   arithmetic of the gradient are the numerics contract, step by step (see :func:`canonical_sum`).
-- Work goes in slabs of 8 chunks: temporaries take a few 100 KB, whatever the size of the arrays.
+- Work goes in slabs of 8 chunks: temporaries take a few 100 KB beside the new gradients, whatever
+  the size of the arrays.
 - All gradients of a call are written or none.  Everything is checked, and the new gradients are
   computed beside the old ones, before anything is written; then one call into NumPy's own code
   writes all, which neither a signal nor another thread's exception can interrupt.

@@ -18,8 +18,8 @@ def test_a_run_without_frameworks_names_what_it_leaves_out():
     lines = output.splitlines()
     assert "    1  torch is not installed (whole files)" in lines
     assert (
-        "without torch, jax, keras: tests/with_jax, tests/with_torch, 1 files elsewhere; "
-        "everything: pip install -e '.[test-frameworks]' && python -m pytest" in lines
+        "without torch, jax, keras: tests/with_jax, tests/with_loops, tests/with_torch, 1 files "
+        "elsewhere; everything: pip install -e '.[test-frameworks]' && python -m pytest" in lines
     )
 
 

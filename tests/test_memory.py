@@ -39,7 +39,8 @@ megabyte = 1 << 20
 """
 
 
-# The fallback is slower, and a copy of 64 MB is seen as well.
+# The fallback is slower, and a copy of 64 MB is seen as well.  It computes all gradients before it
+# writes any, which takes their memory once more; the core writes in place.
 @pytest.mark.parametrize(
     ("backend_name", "rows"), [(name, 8192 if name == "native" else 2048) for name in BACKENDS]
 )
@@ -59,9 +60,14 @@ calls = {
     "other layouts": lambda: regularizer.accumulate(w[:2000, ::2].T, grad[:2000, ::2].T),
     "many": lambda: fastreg.attach(list(w[::64]), regularizer).accumulate(list(grad[::64])),
 }
+import os
+is_fallback = os.environ["FASTREG_BACKEND"] == "numpy"
 for name, call in calls.items():
+    written = 0 if name in ("value", "integers") else grad.nbytes
+    if name == "other layouts":
+        written //= 2
     grown = growth(call)
-    if grown > 4 * megabyte:
+    if grown > 4 * megabyte + is_fallback * written:
         print(name, grown / megabyte)
 """,
         FASTREG_BACKEND=backend_name,
