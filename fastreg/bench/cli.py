@@ -62,6 +62,12 @@ def run(choices: argparse.Namespace) -> int:
     if not rows:
         note("nothing was measured")
         return status or 1
+    writers: dict[str, Callable[[Path], object]] = {
+        "json": lambda path: record.write_json(path, circumstances, rows, step_row),
+        "csv": lambda path: record.write_csv(path, rows),
+        "plot": lambda path: _draw(path, circumstances, rows),
+    }
+    written = write_files(choices, writers)  # first: the screen may be a pipe whose reader has gone
     show_table(lambda detail: table(circumstances, rows, detail))
     lines = summary(rows)
     if differing := circumstances.differing_threads():
@@ -70,12 +76,7 @@ def run(choices: argparse.Namespace) -> int:
     show("\n".join(lines))
     if step_row is not None:
         show(step_line(step_row))
-    writers: dict[str, Callable[[Path], object]] = {
-        "json": lambda path: record.write_json(path, circumstances, rows, step_row),
-        "csv": lambda path: record.write_csv(path, rows),
-        "plot": lambda path: _draw(path, circumstances, rows),
-    }
-    return status if write_files(choices, writers) else status or 1
+    return status if written else status or 1
 
 
 def write_files(

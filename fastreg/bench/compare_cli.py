@@ -32,10 +32,11 @@ def run(choices: argparse.Namespace) -> int:
     else:
         options.complete(choices)
         found, notes = commits.compare(choices)
+    writers = {"json": lambda path: compare.write_json(path, choices.before, choices.after, found)}
+    written = write_files(choices, writers)
     show_table(lambda detail: table(choices.before, choices.after, found, detail))
     show("\n".join([*summary(found), *notes]))
-    writers = {"json": lambda path: compare.write_json(path, choices.before, choices.after, found)}
-    return 0 if write_files(choices, writers) else 1
+    return 0 if written else 1
 
 
 def table(

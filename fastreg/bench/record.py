@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
@@ -198,13 +199,23 @@ def _row_from_json(row: Mapping[str, Any]) -> Row:
         case=Case(**{f.name: row[f.name] for f in fields(Case)}),
         variants={
             name: Measurement(
-                samples=found["samples"],
-                seconds=Spread(**found["seconds"]),
-                share_of_floor=Spread(**found["share_of_floor"]),
-                times_fastreg=Spread(**found["times_fastreg"]),
+                samples=[_positive(seconds) for seconds in found["samples"]],
+                seconds=_spread(found["seconds"]),
+                share_of_floor=_spread(found["share_of_floor"]),
+                times_fastreg=_spread(found["times_fastreg"]),
                 errors=Errors(**found["errors"]),
             )
             for name, found in row["variants"].items()
         },
         blanks=row["blanks"],
     )
+
+
+def _spread(found: Mapping[str, Any]) -> Spread:
+    return Spread(**{name: _positive(number) for name, number in found.items()})
+
+
+def _positive(number: Any) -> float:
+    if not (isinstance(number, (int, float)) and 0 < number < math.inf):
+        raise ValueError("times and their ratios are positive numbers")
+    return float(number)

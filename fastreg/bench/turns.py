@@ -14,7 +14,7 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 from pathlib import Path
@@ -37,7 +37,8 @@ class Process(AbstractContextManager["Process"]):
 
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.close()  # the end of its input ends it
+        with suppress(BrokenPipeError):  # what it was asked and did not read, having ended before
+            self._process.stdin.close()  # the end of its input ends it
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:

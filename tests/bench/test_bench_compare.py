@@ -18,6 +18,7 @@ from fastreg.bench import commits
 from fastreg.bench.compare import mark
 from fastreg.bench.options import UsageError
 from fastreg.bench.spread import Spread
+from fastreg.bench.turns import Process
 
 pytest.importorskip("ml_dtypes")
 pytest.importorskip("rich")
@@ -119,6 +120,17 @@ def test_what_is_no_record(
     other.write_text(text)
     assert main(["bench", "compare", str(record), str(other)]) == 2
     assert f"{other} cannot be compared: {message}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, "fast", None])
+def test_times_that_are_none(
+    seconds: object, record: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["rows"][0]["variants"]["fastreg"]["samples"][0] = seconds
+
+    assert main(["bench", "compare", str(changed(record, "odd.json", change)), str(record)]) == 2
+    assert "cannot be compared: it is no record of" in capsys.readouterr().err
 
 
 def test_nothing_in_common(record: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,6 +241,18 @@ def test_a_process_that_fails_is_told(
     error = capfd.readouterr().err
     assert "a measuring process ended early" in error
     assert len(git(repository, "worktree", "list").splitlines()) == 1
+
+
+def test_a_process_that_ends_before_it_is_asked_is_told(tmp_path: Path) -> None:
+    """A broken pipe would be taken for a reader of the output that has gone, and status 0."""
+
+    def ask() -> None:
+        with Process(tmp_path, None) as process:
+            process._process.wait(timeout=60)
+            process.time()
+
+    with pytest.raises(UsageError, match="ended early"):
+        ask()
 
 
 def test_unknown_commit(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:

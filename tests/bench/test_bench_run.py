@@ -251,6 +251,21 @@ def test_an_interrupted_run_keeps_what_it_has(
     assert len(json.loads(path.read_text())["rows"]) == 1
 
 
+def test_files_are_written_although_the_reader_of_the_table_has_gone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from fastreg.bench import cli
+
+    def gone(*_: object) -> None:
+        raise OSError("no space left on the device of standard output")
+
+    monkeypatch.setattr(cli, "show_table", gone)
+    path = tmp_path / "bench.json"
+    with pytest.raises(OSError, match="no space left"):
+        main(["bench", *SHORT, "--json", str(path)])
+    assert len(read_json(path).rows) == 2
+
+
 def test_a_peer_that_does_not_start_is_left_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -46,11 +46,12 @@ def run(choices: argparse.Namespace) -> int:
     if not rows:
         note("nothing was measured")
         return status or 1
-    show_table(lambda detail: table(circumstances, rows, detail))
-    if notes := [*comparisons(rows), *blanks(rows)]:
-        show("\n".join(notes))
     writers: dict[str, Callable[[Path], object]] = {
         "json": lambda path: record.write_json(path, circumstances, rows),
         "csv": lambda path: record.write_csv(path, rows),
     }
-    return status if write_files(choices, writers) else status or 1
+    written = write_files(choices, writers)
+    show_table(lambda detail: table(circumstances, rows, detail))
+    if notes := [*comparisons(rows), *blanks(rows)]:
+        show("\n".join(notes))
+    return status if written else status or 1
