@@ -6,7 +6,10 @@
 import hashlib
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -94,6 +97,26 @@ def test_a_save_leaves_the_weights_of_a_copy(saved):
     assert numbers(Sequential.load(saved)) == 101
     Sequential.load(copy).save(saved)  # now no model is left that names them
     assert not shared.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a pipe with a name")
+def test_a_save_waits_for_no_pipe(saved):
+    """A process of its own, because what waits for a pipe waits for ever."""
+    os.mkfifo(saved.with_name("pipe.json"))
+    script = """
+import pathlib, sys, threading
+from fastreg.layers import Sequential
+saved = pathlib.Path(sys.argv[1])
+model, pipe = Sequential.load(saved), saved.with_name("pipe.json")
+model.save(saved)  # looks at the JSON beside it
+read = []
+reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+reader.start()
+model.save(pipe)
+reader.join()
+assert read == [saved.read_bytes()]
+"""
+    subprocess.run([sys.executable, "-c", script, str(saved)], check=True, timeout=60)
 
 
 def test_a_reader_whose_weights_have_gone_reads_the_model_that_replaced_them(saved, monkeypatch):
