@@ -37,7 +37,8 @@ def framework(x: Any) -> tuple[str, Any, Any]:
 def wraps_jax_array(x: object) -> bool:
     """Return whether `x` is no array, but JAX takes it for the one that it holds."""
     jax = sys.modules.get("jax")
-    if jax is None or not hasattr(type(x), "__jax_array__"):
+    # A reference of JAX (jax.new_ref) has the name with nothing behind it.
+    if jax is None or not callable(getattr(type(x), "__jax_array__", None)):
         return False
     # Tracers have the name as well, and so has what Keras builds models of, to refuse by it.
     symbolic: Any = getattr(sys.modules.get("keras"), "KerasTensor", ())

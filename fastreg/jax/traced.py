@@ -127,7 +127,9 @@ def _dtype_of(w: Any, name: str) -> str:
         return "bf16"
     known = _dtypes.NAMES.get(w.dtype)
     if known is None:
-        raise _errors.dtype_error(name, w.dtype)
+        is_complex = jnp.issubdtype(w.dtype, jnp.complexfloating)
+        remedy = f"pass jax.numpy.abs({name}) or its real parts" if is_complex else ""
+        raise _errors.dtype_error(name, w.dtype, remedy)
     return known
 
 

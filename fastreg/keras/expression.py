@@ -65,6 +65,7 @@ def values(
     scale: Any,
 ) -> list[Any]:
     """Give the penalty of each tensor, 0-d each."""
+    scale = factor(scale, "scale")
     return [_value(w, *strengths[place], scale) for w, place in zip(weights, which, strict=True)]
 
 

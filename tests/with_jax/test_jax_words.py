@@ -97,3 +97,15 @@ def test_a_penalty_that_float32_has_not_is_infinite():
     w = jnp.asarray([[1.0, -2.0], [3.0, 4.0]])
     for regularizer in (L2(1e300), OrthogonalRegularizer(1e300)):
         assert regularizer(w) == jax.jit(lambda w, reg=regularizer: reg(w))(w) == math.inf
+
+
+def test_a_complex_array_is_no_matter_of_astype():
+    with pytest.raises(TypeError, match=r"complex64.*pass jax\.numpy\.abs\(w\) or its real parts"):
+        jax.jit(lambda w: L2(0.1)(w))(jnp.ones(2, jnp.complex64))
+
+
+@pytest.mark.skipif(not hasattr(jax, "new_ref"), reason="this JAX has no references")
+def test_a_reference_is_no_array():
+    for call in (L2(0.1), L2(0.1).gradient):
+        with pytest.raises(TypeError, match="^w must be an array, not a "):
+            jax.jit(lambda w, call=call: call(jax.new_ref(w)))(jnp.ones(2))

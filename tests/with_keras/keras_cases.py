@@ -709,6 +709,17 @@ def case_symbolic_calls():
     raises(ValueError, "2 axes", regularizers.OrthogonalRegularizer(), x)
 
 
+def case_factors_of_symbolic_calls():
+    x = keras.Input((3,))
+    for regularizer in (fastreg.keras.L1(0.5), fastreg.keras.OrthogonalRegularizer(0.5)):
+        for wrong in ("2", None, float("nan"), np.array(0.5)):
+            with pytest.raises((TypeError, ValueError), match=r"^scale must be a finite number"):
+                regularizer(x, scale=wrong)
+        model = keras.Model(x, regularizer(x, scale=np.float32(0.5)))
+        saved = json.loads(model.to_json())["config"]["layers"][-1]["config"]
+        assert type(saved["scale"]) is float
+
+
 def case_models_whose_call_has_penalties_are_built_symbolically():
     class Own(keras.Model):
         def __init__(self):
