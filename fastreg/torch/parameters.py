@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ class Parameters:
         self._dicts: tuple[dict[str, Any], ...] | None = None
         self._members: tuple[Any, ...] = ()
         self._lazy: tuple[Any, ...] = ()
+        self._keys: list[str] | None = None
 
     def are_same(self) -> bool:
         """Say whether the module has the parameters that :meth:`read` found last."""
@@ -45,6 +47,7 @@ class Parameters:
             self._dicts is not None
             and _backend.have_members(self._dicts, self._members)
             and all(map(is_lazy, self._lazy))
+            and (self._keys is None or self._keys == [*chain.from_iterable(self._dicts)])
         )
 
     def aliases(self) -> dict[str, str]:
@@ -78,6 +81,9 @@ class Parameters:
         # TorchScript keeps its parameters elsewhere: they are read at each call.
         self._dicts = tuple(dicts) if plain else None
         self._members = tuple(member for members in dicts for member in members.values())
+        # The end of pruning gives a parameter its old name back, in its place.
+        is_pruned = plain and any(name.endswith("_orig") for name in self.by_name)
+        self._keys = [*chain.from_iterable(dicts)] if is_pruned else None
         return True
 
 

@@ -81,6 +81,19 @@ def test_rules_that_take_the_new_name_are_not_warned_of(rename):
         assert len([row for row in penalties.report().values() if row.rule]) >= 2
 
 
+@pytest.mark.filterwarnings("ignore:parameters that had a penalty:UserWarning")
+def test_a_name_that_comes_back_when_pruning_ends():
+    model = network()
+    by_name, by_kind = attach(model, {"*.weight": REG}), attach(model, kernels(REG))
+    before = by_name.accumulate()
+    prune.identity(model[0], "weight")
+    assert by_name.accumulate() < before
+    assert by_kind.accumulate() == before
+    prune.remove(model[0], "weight")
+    assert by_name.accumulate() == by_name.accumulate() == before
+    assert [name for name, row in by_kind.report().items() if row.rule] == ["0.weight", "2.weight"]
+
+
 def test_a_module_that_is_deleted_is_warned_of():
     model = network()
     model.extra = nn.Linear(2, 2)
