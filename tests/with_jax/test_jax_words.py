@@ -107,5 +107,5 @@ def test_a_complex_array_is_no_matter_of_astype():
 @pytest.mark.skipif(not hasattr(jax, "new_ref"), reason="this JAX has no references")
 def test_a_reference_is_no_array():
     for call in (L2(0.1), L2(0.1).gradient):
-        with pytest.raises(TypeError, match="^w must be an array, not a "):
+        with pytest.raises(TypeError, match=r"^w must be an array, not a "):
             jax.jit(lambda w, call=call: call(jax.new_ref(w)))(jnp.ones(2))
