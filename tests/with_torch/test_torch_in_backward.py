@@ -493,17 +493,17 @@ def test_a_backward_pass_that_fails_adds_nothing(added):
 
 
 def test_gradients_that_are_missing_appear_together_or_not_at_all():
-    """A Ctrl-C at any instruction of what makes them."""
+    """A Ctrl-C at any line of what makes them, and any instruction where Python traces those."""
     model = network()
     weights = [model[at].weight for at in (0, 2, 3)]
     term = attached(model).value()
     left = 0
 
-    def trace(frame, event, _):
+    def trace(frame, *_):
         nonlocal left
         if frame.f_code is in_backward._add_each.__code__:
             frame.f_trace_opcodes = True
-            left -= event == "opcode"
+            left -= 1
             if left == 0:
                 raise KeyboardInterrupt
             return trace
@@ -524,7 +524,7 @@ def test_gradients_that_are_missing_appear_together_or_not_at_all():
         assert len({w.grad is None for w in weights}) == 1, at
         if left > 0:
             break
-    assert interrupted > 50
+    assert interrupted > 15
     assert weights[0].grad is not None
 
 
