@@ -49,9 +49,9 @@ def weights_of_one(target: Path) -> Path | None:
 
 def weights_beside(target: Path) -> Path | None:
     """Return the weights file of the model at `target`, if version 1 saved it."""
-    if not target.is_file():  # a pipe would wait for a writer
-        return None
     try:
+        if not target.is_file():  # a pipe would wait for a writer
+            return None
         with open(target, "rb") as file:
             if file.read(len(_BEGINNING)) != _BEGINNING:
                 return None
