@@ -296,11 +296,8 @@ def test_jax(backend, dtype):
 
 
 def test_jax_double(backend):
-    # experimental before JAX 0.8
-    enable_x64 = (
-        getattr(jax, "enable_x64", None) or importlib.import_module("jax.experimental").enable_x64
-    )
-    with enable_x64(True):
+    module = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
+    with module.enable_x64(True):
         x = jnp.asarray([1.0, -2.0], jnp.float64)
         result, new = L1(0.1).value_and_grad(x)
         assert result.dtype == np.float64
