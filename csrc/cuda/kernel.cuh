@@ -395,8 +395,8 @@ FASTREG_DEVICE double sum_by_warp(double* terms, std::int64_t count, int lane) {
           fetched[k] = i + k * lanes < end ? load_written(terms + i + k * lanes) : 0.0;
         }
         FASTREG_UNROLL
-        for (int k = 0; k < batch; ++k) {
-          sum += fetched[k];
+        for (const double term : fetched) {
+          sum += term;
         }
       }
       sum = halve_warp(sum);
