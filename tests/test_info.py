@@ -33,7 +33,7 @@ def test_text_says_what_runs() -> None:
     assert done.returncode == 0
     assert done.stderr == ""
     lines = done.stdout.splitlines()
-    assert lines[0].startswith(f"fastreg           {fastreg.__version__}, in ")
+    assert lines[0].startswith(f"fastreg           {fastreg.__version__}, in")
     assert lines[1].startswith(f"backend           {_backend.name}: ")
     core = _info.native_core()
     reason = "not built: there is no compiled core" if core is None else core.cuda_state()[1]
