@@ -66,7 +66,7 @@ def test_all_of_it(tmp_path: Path) -> None:
     absent = {"torch", "headline", "cells", "compiled"} if not has("torch", result) else set()
     absent |= {"jax"} if not has("jax", result) else set()
     for name in set(expected) - absent:
-        assert states[name] == "passed", (name, result["parts"][name]["reason"])
+        assert states[name] == "self-check passed", (name, result["parts"][name]["reason"])
     for name in without_gpu | absent:
         assert states[name] == "not run", name
     assert result["parts"]["bare"]["figures"]["passed"] > 200
