@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+from . import expression  # noqa: F401 (it registers the class that saved symbolic models name)
 from .fused import FusedPenalties, fuse
 from .regularizers import L1, L1L2, L2, OrthogonalRegularizer
 

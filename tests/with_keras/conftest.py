@@ -1,3 +1,3 @@
-"""The script of cases is no module for doctests: importing it would choose Keras' backend here."""
+"""Scripts are no modules for doctests: importing them would choose Keras' backend here."""
 
-collect_ignore = ["keras_cases.py"]
+collect_ignore = ["keras_cases.py", "saved_program.py"]

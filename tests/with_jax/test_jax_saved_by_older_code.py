@@ -1,0 +1,41 @@
+"""What users of JAX have pickled loads: see ``tests/fixtures/make_fixtures.py``."""
+
+import importlib.util
+
+import jax
+import pytest
+from saved_pickles import PROTOCOLS, unpickled
+
+import fastreg.jax
+from fastreg import regularizers
+
+
+@pytest.fixture(params=PROTOCOLS)
+def pickled(request):
+    # Structures of trees are pickled by JAX, under private names of the version that did it.
+    if importlib.util.find_spec("jaxlib._jax") is None:
+        pytest.skip("this version of JAX does not read structures that JAX 0.10 has pickled")
+
+    def load(name):
+        return unpickled("jax_pickles.json", name, request.param)
+
+    return load
+
+
+def test_penalties(pickled):
+    penalties = pickled("attach")
+    assert type(penalties) is fastreg.jax.TreePenalties
+    assert repr(penalties) == "<TreePenalties on 1 of 2 leaves: 'kernel'>"
+    tree = {"kernel": jax.numpy.asarray([1.0, -2.0]), "bias": jax.numpy.asarray([3.0])}
+    assert penalties.value(tree) == 2.75
+    value, gradient = jax.jit(jax.value_and_grad(penalties.value))(tree)
+    assert value == 2.75
+    assert gradient["kernel"].tolist() == [1.0, -1.5]
+    assert gradient["bias"].tolist() == [0.0]
+    assert jax.tree_util.tree_leaves(penalties) == [0.5, 0.25]
+
+
+def test_structure_of_regularizers(pickled):
+    made = jax.tree_util.tree_unflatten(pickled("structure"), [0.5, 0.25])
+    assert made == [regularizers.L1(0.5), regularizers.L2(0.25)]
+    assert pickled("structure") == jax.tree_util.tree_structure(made)
