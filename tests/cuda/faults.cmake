@@ -137,29 +137,29 @@ fastreg_plant(context_made_where_none_was devices.h
 
 # ---- what streams must order
 
-fastreg_plant(values_on_another_stream backend.cu
+fastreg_plant(values_on_another_stream launches.cuh
   "at(0, static_cast<unsigned*>(nullptr))},
                 stream)"
   "at(0, static_cast<unsigned*>(nullptr))},
                 PLANTED(values_on_another_stream) ? nullptr : stream)"
   plain "illegal address in a kernel|wrong (value|total): six calls" calls_follow_each_other_on_a_stream)
 
-fastreg_plant(staging_reused_too_early backend.cu
+fastreg_plant(staging_reused_too_early staging.h
   "piece.capacity >= bytes && cudaEventQuery(piece.fetched) == cudaSuccess"
   "piece.capacity >= bytes && (PLANTED(staging_reused_too_early) || cudaEventQuery(piece.fetched) == cudaSuccess)"
   plain "illegal address in a kernel|wrong (gradient|value): six calls" calls_follow_each_other_on_a_stream)
 
-fastreg_plant(producer_not_waited_for backend.cu
+fastreg_plant(producer_not_waited_for marks.h
   "set_mark(device, producer, &mark, error)"
   "set_mark(device, PLANTED(producer_not_waited_for) ? stream : producer, &mark, error)"
   plain "the producer's work was not waited for" a_stream_waits_for_another)
 
-fastreg_plant(workspace_lent_while_busy backend.cu
+fastreg_plant(workspace_lent_while_busy workspace.h
   "cudaEventQuery(candidate->finished) == cudaSuccess"
   "(PLANTED(workspace_lent_while_busy) || cudaEventQuery(candidate->finished) == cudaSuccess)"
   plain "illegal address in a kernel|wrong (gradient|value|total): busy streams" many_busy_streams)
 
-fastreg_plant(memory_given_back_too_early backend.cu
+fastreg_plant(memory_given_back_too_early result_memory.h
   "check(cudaStreamWaitEvent(stream, event_of(marks[i]), 0)"
   "check(PLANTED(memory_given_back_too_early) ? cudaSuccess : cudaStreamWaitEvent(stream, event_of(marks[i]), 0)"
   plain "memory was given back too early" memory_for_results)
