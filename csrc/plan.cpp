@@ -11,19 +11,11 @@
 #include "cpu/dispatch.h"
 #include "cpu/float_environment.h"
 #include "cpu/pool.h"
+#include "cpu/sharing.h"
 
 namespace fastreg {
 namespace {
 
-// A task is a run of at most this many chunks: 64 Ki elements amortise claiming. It is shorter where there would be few
-// of them, so that all threads are busy to the end.
-constexpr std::int64_t most_chunks_per_task = 16;
-constexpr std::int64_t tasks_per_thread = 8;
-// Waking a sleeping thread took 30 to 80 us where this was measured, so that two threads draw level with one at this
-// many elements, of whatever type: in the caches the float64 additions are the limit, and they are the same for all.
-constexpr std::int64_t elements_worth_waking = std::int64_t{1} << 18;
-// A thread that is awake takes its part within 3 us.
-constexpr std::int64_t elements_worth_sharing = std::int64_t{1} << 16;
 // A gradient that is only written goes past the caches from this size on: below it, whoever reads it next (an
 // optimizer) finds it in a cache.
 constexpr std::int64_t bytes_worth_streaming = std::int64_t{1} << 25;
@@ -136,14 +128,7 @@ class ChunkRun {
       return;
     }
     if (!is_staged(item_, outputs_)) {
-      KernelArguments arguments{weights_at(begin),
-                                gradients_at(begin),
-                                count,
-                                item_.coefficients.gradient_l1,
-                                item_.coefficients.gradient_l2,
-                                sums.l1,
-                                sums.l2,
-                                nullptr};
+      KernelArguments arguments = arguments_for(begin, count, sums);
       if (item_.count < fewest_streamed) {
         kernel()(arguments);
       } else {
@@ -161,6 +146,17 @@ class ChunkRun {
   Kernel kernel() const {
     const auto dtype = static_cast<std::size_t>(is_floating(item_.dtype) ? item_.dtype : DType::f64);
     return table_.kernels[dtype][item_.coefficients.terms - 1][outputs_];
+  }
+
+  KernelArguments arguments_for(std::int64_t begin, std::int64_t count, ChunkSums sums) const {
+    return {weights_at(begin),
+            gradients_at(begin),
+            count,
+            item_.coefficients.gradient_l1,
+            item_.coefficients.gradient_l2,
+            sums.l1,
+            sums.l2,
+            nullptr};
   }
 
   void run_large(KernelArguments& arguments) const {
@@ -187,14 +183,7 @@ class ChunkRun {
     void* gradients = stage.gradients();
     const bool gradients_apart = !gradients_lie_right(item_, outputs_);
     const std::size_t size = item_size(item_.dtype);
-    KernelArguments arguments{weights_at(begin),
-                              gradients_at(begin),
-                              count,
-                              item_.coefficients.gradient_l1,
-                              item_.coefficients.gradient_l2,
-                              sums.l1,
-                              sums.l2,
-                              nullptr};
+    KernelArguments arguments = arguments_for(begin, count, sums);
     if (!weights_lie_right(item_)) {
       gather(*item_.layout, Operand::weights, item_.weights, size, begin, count, weights);
       arguments.weights = weights;
@@ -285,10 +274,6 @@ void evaluate_in_turn(const Item* items, std::size_t item_count, unsigned output
   }
 }
 
-std::int64_t chunks_per_task(std::int64_t chunks, int threads) {
-  return std::clamp<std::int64_t>(chunks / (threads * tasks_per_thread), 1, most_chunks_per_task);
-}
-
 // All items' chunks in one row, and tasks that are runs of them, whatever items they belong to.
 class SharedWork {
  public:
@@ -362,41 +347,6 @@ void evaluate_together(const Item* items, std::size_t item_count, unsigned outpu
   }
 }
 
-constexpr std::size_t chunk_bytes = chunk_size * sizeof(float);
-
-// Runs body(threads) with as many threads as a call of so many elements is worth.
-template <class Body>
-void on_threads(std::int64_t elements, Body body) {
-  const int threads = elements < elements_worth_sharing ? 1 : get_num_threads();
-  if (threads == 1 || elements >= elements_worth_waking) {
-    body(threads);
-  } else {
-    const BriefCall brief;
-    body(brief.is_worth_sharing() ? threads : 1);
-  }
-}
-
-// Runs pass(offset, bytes) over pieces that are as large as the tasks of as many float32.
-template <class Pass>
-void over_pieces(std::size_t bytes, Pass pass) {
-  struct Context {
-    Pass& pass;
-    std::size_t bytes;
-    std::size_t piece;
-  };
-  const auto task = [](void* pointer, std::int64_t index) {
-    auto& all = *static_cast<Context*>(pointer);
-    const std::size_t offset = static_cast<std::size_t>(index) * all.piece;
-    all.pass(offset, std::min(all.piece, all.bytes - offset));
-  };
-  const auto elements = static_cast<std::int64_t>(bytes / sizeof(float));
-  on_threads(elements, [&](int threads) {
-    const auto piece = static_cast<std::size_t>(chunks_per_task(chunk_count(elements), threads)) * chunk_bytes;
-    Context context{pass, bytes, piece};
-    run_tasks(task, &context, static_cast<std::int64_t>((bytes + piece - 1) / piece), threads);
-  });
-}
-
 }  // namespace
 
 void evaluate(const Item* items, std::size_t item_count, unsigned outputs, double* values) {
@@ -411,30 +361,6 @@ void evaluate(const Item* items, std::size_t item_count, unsigned outputs, doubl
     } else {
       evaluate_together(items, item_count, outputs, values, threads);
     }
-  });
-}
-
-std::uint64_t floor_read(const void* source, std::size_t bytes) {
-  std::atomic<std::uint64_t> seen{0};
-  const KernelTable& table = kernels();
-  over_pieces(bytes, [&](std::size_t offset, std::size_t size) {
-    seen.fetch_xor(table.floor_read(static_cast<const char*>(source) + offset, size), std::memory_order_relaxed);
-  });
-  return seen.load();
-}
-
-void floor_copy(void* target, const void* source, std::size_t bytes) {
-  const KernelTable& table = kernels();
-  over_pieces(bytes, [&](std::size_t offset, std::size_t size) {
-    table.floor_copy(static_cast<char*>(target) + offset, static_cast<const char*>(source) + offset, size);
-  });
-}
-
-void floor_add(void* target, const void* source, std::size_t bytes, DType dtype) {
-  const KernelTable& table = kernels();
-  const auto add = dtype == DType::f64 ? table.floor_add_f64 : table.floor_add_f32;
-  over_pieces(bytes, [&](std::size_t offset, std::size_t size) {
-    add(static_cast<char*>(target) + offset, static_cast<const char*>(source) + offset, size);
   });
 }
 

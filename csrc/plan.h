@@ -24,9 +24,4 @@ struct Item {
 // Throws std::bad_alloc before anything is written.
 void evaluate(const Item* items, std::size_t item_count, unsigned outputs, double* values);
 
-// Plain passes over memory with the threads and the tasks of evaluate: what any kernel pays for the same bytes.
-std::uint64_t floor_read(const void* source, std::size_t bytes);
-void floor_copy(void* target, const void* source, std::size_t bytes);
-void floor_add(void* target, const void* source, std::size_t bytes, DType dtype);
-
 }  // namespace fastreg

@@ -1,4 +1,4 @@
-"""The compiled core: what ``csrc/python/module.cpp`` exports.
+"""The compiled core: what ``csrc/python/bind_*.cpp`` export.
 
 Contract
 --------

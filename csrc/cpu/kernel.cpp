@@ -294,63 +294,6 @@ struct PenaltyKernel {
   }
 };
 
-// ---- the floors: what any kernel pays for touching the same bytes once
-
-using Words = Vector<std::uint64_t>;
-
-std::uint64_t floor_read(const void* source, std::size_t bytes) {
-  const char* from = static_cast<const char*>(source);
-  Words seen[4] = {};
-  std::size_t i = 0;
-  for (; i + 4 * sizeof(Words) <= bytes; i += 4 * sizeof(Words)) {
-    for (std::size_t k = 0; k < 4; ++k) {
-      seen[k] ^= load_vector<Words>(from + i + k * sizeof(Words));
-    }
-  }
-  Words all = seen[0] ^ seen[1] ^ seen[2] ^ seen[3];
-  std::uint64_t result = 0;
-  for (unsigned k = 0; k < sizeof(Words) / sizeof(std::uint64_t); ++k) {
-    result ^= all[k];
-  }
-  for (; i < bytes; ++i) {
-    result ^= static_cast<unsigned char>(from[i]);
-  }
-  return result;
-}
-
-void floor_copy(void* target, const void* source, std::size_t bytes) {
-  char* to = static_cast<char*>(target);
-  const char* from = static_cast<const char*>(source);
-  std::size_t i = 0;
-  for (; i + 4 * sizeof(Words) <= bytes; i += 4 * sizeof(Words)) {
-    for (std::size_t k = 0; k < 4 * sizeof(Words); k += sizeof(Words)) {
-      store_vector(to + i + k, load_vector<Words>(from + i + k));
-    }
-  }
-  std::memcpy(to + i, from + i, bytes - i);
-}
-
-template <class Real>
-void floor_add(void* target, const void* source, std::size_t bytes) {
-  char* to = static_cast<char*>(target);
-  const char* from = static_cast<const char*>(source);
-  using V = Vector<Real>;
-  std::size_t i = 0;
-  for (; i + 4 * sizeof(V) <= bytes; i += 4 * sizeof(V)) {
-    for (std::size_t k = 0; k < 4 * sizeof(V); k += sizeof(V)) {
-      store_vector(to + i + k, load_vector<V>(to + i + k) + load_vector<V>(from + i + k));
-    }
-  }
-  for (; i + sizeof(Real) <= bytes; i += sizeof(Real)) {
-    Real a;
-    Real b;
-    std::memcpy(&a, to + i, sizeof a);
-    std::memcpy(&b, from + i, sizeof b);
-    a += b;
-    std::memcpy(to + i, &a, sizeof a);
-  }
-}
-
 // ---- the table, filled by folding over the cells
 
 template <class E, unsigned terms, unsigned outputs>
@@ -390,10 +333,6 @@ constexpr KernelTable make_table() {
   fill_terms<BF16>(table, DType::bf16);
   fill_terms<F32>(table, DType::f32);
   fill_terms<F64>(table, DType::f64);
-  table.floor_read = floor_read;
-  table.floor_copy = floor_copy;
-  table.floor_add_f32 = floor_add<float>;
-  table.floor_add_f64 = floor_add<double>;
   return table;
 }
 

@@ -1,4 +1,4 @@
-// What an instruction set offers: a table of kernels, one per cell, and the plain loops that they are measured against.
+// What an instruction set offers: a table of kernels, one per cell.
 //
 // kernel.cpp is compiled once per instruction set and exports exactly one symbol, its table.
 #pragma once
@@ -37,11 +37,6 @@ struct KernelTable {
   // The same with streaming stores, for outputs that write a gradient without reading it; `gradients` must then be
   // aligned to 16 bytes and lie apart from `weights`. Null elsewhere.
   Kernel streaming_kernels[floating_dtype_count][term_cells][output_masks];
-  // Plain loops over memory; sizes in bytes. `read` gives the exclusive or of the words, so that it cannot be left out.
-  std::uint64_t (*floor_read)(const void* source, std::size_t bytes);
-  void (*floor_copy)(void* target, const void* source, std::size_t bytes);
-  void (*floor_add_f32)(void* target, const void* source, std::size_t bytes);
-  void (*floor_add_f64)(void* target, const void* source, std::size_t bytes);
 };
 
 namespace portable {

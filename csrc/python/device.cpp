@@ -12,6 +12,7 @@
 
 #include "../cpu/float_environment.h"
 #include "../cuda/loader.h"
+#include "bindings.h"
 #include "interpreter_lock.h"
 
 namespace py = pybind11;

@@ -16,6 +16,4 @@ PyObject* evaluate_described(const Call& call, unsigned outputs, PyObject* which
                              const pybind11::object& gradients, const pybind11::tuple& strengths, PyObject* scale,
                              PyObject* grad_scale, bool per_tensor);
 
-void add_device_functions(pybind11::module_& m);
-
 }  // namespace fastreg::python

@@ -8,6 +8,7 @@
 #include "canonical_sum.h"
 #include "check.h"
 #include "cpu/dispatch.h"
+#include "cpu/floors.h"
 
 namespace fastreg::test {
 namespace {
@@ -278,7 +279,9 @@ TEST(half_precision_ties) {
 
 // The floors are measured, not promised, but must touch every byte and no other.
 TEST(floors) {
-  for (const KernelTable* table : usable_tables()) {
+  for (const std::string& name : usable_instruction_sets()) {
+    choose_instruction_set(name, "the test");
+    const FloorLoops& loops = floor_loops();
     for (const std::size_t bytes : {0u, 8u, 256u, 264u, 4104u}) {
       Bytes source(bytes, 16);
       Bytes target(bytes, 0);
@@ -289,23 +292,23 @@ TEST(floors) {
         std::memcpy(&word, source.data() + i, 8);
         exclusive_or ^= word;
       }
-      const std::uint64_t seen = table->floor_read(source.data(), bytes);
+      const std::uint64_t seen = loops.read(source.data(), bytes);
       // Whole words are folded; what is left over is folded by bytes. Only the presence of all bits is promised.
-      CHECK(bytes % 256 != 0 || seen == exclusive_or, table->name, bytes);
-      table->floor_copy(target.data(), source.data(), bytes);
-      CHECK(std::equal(target.data(), target.data() + bytes, source.data()), table->name, bytes);
-      CHECK(target.untouched(), table->name, bytes);
+      CHECK(bytes % 256 != 0 || seen == exclusive_or, name, bytes);
+      loops.copy(target.data(), source.data(), bytes);
+      CHECK(std::equal(target.data(), target.data() + bytes, source.data()), name, bytes);
+      CHECK(target.untouched(), name, bytes);
 
       fill(source.data(), DType::f32, bytes / 4, Fill::ordinary, 1);
       fill(target.data(), DType::f32, bytes / 4, Fill::ordinary, 2);
       const std::vector<double> a = elements_of(source.data(), DType::f32, bytes / 4);
       const std::vector<double> b = elements_of(target.data(), DType::f32, bytes / 4);
-      table->floor_add_f32(target.data(), source.data(), bytes);
+      loops.add_f32(target.data(), source.data(), bytes);
       for (std::size_t i = 0; i < a.size(); ++i) {
         const auto sum = static_cast<double>(static_cast<float>(a[i] + b[i]));
-        CHECK(oracle::same_value(oracle::element(DType::f32, target.data() + 4 * i), sum), table->name, i);
+        CHECK(oracle::same_value(oracle::element(DType::f32, target.data() + 4 * i), sum), name, i);
       }
-      CHECK(target.untouched(), table->name, bytes);
+      CHECK(target.untouched(), name, bytes);
     }
   }
 }

@@ -29,6 +29,7 @@
 
 #include "canonical_sum.h"
 #include "cpu/dispatch.h"
+#include "cpu/floors.h"
 #include "cpu/pool.h"
 #include "plan.h"
 #include "trap.h"
@@ -159,11 +160,11 @@ void count_floors(const std::string& prefix) {
   const Numbers source(bytes);
   const Numbers target(bytes);
   const std::string work = std::to_string(elements) + " elements";
-  const KernelTable& table = kernels();
+  const FloorLoops& loops = floor_loops();
   std::uint64_t seen = 0;
-  count(prefix + "floor f32 read/" + work, [&] { seen ^= table.floor_read(source.data(), bytes); });
-  count(prefix + "floor f32 copy/" + work, [&] { table.floor_copy(target.data(), source.data(), bytes); });
-  count(prefix + "floor f32 add/" + work, [&] { table.floor_add_f32(target.data(), source.data(), bytes); });
+  count(prefix + "floor f32 read/" + work, [&] { seen ^= loops.read(source.data(), bytes); });
+  count(prefix + "floor f32 copy/" + work, [&] { loops.copy(target.data(), source.data(), bytes); });
+  count(prefix + "floor f32 add/" + work, [&] { loops.add_f32(target.data(), source.data(), bytes); });
 }
 
 void count_instruction_set(const std::string& instruction_set) {

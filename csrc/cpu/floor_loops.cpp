@@ -1,0 +1,72 @@
+// The benchmark's floors: plain loops over memory, what any kernel pays for touching the same bytes once. Compiled like
+// kernel.cpp, once per instruction set and with its flags, and all but the loops' table has internal linkage as well.
+#include <cstring>
+
+#include "floors.h"
+#include "vec.h"
+
+namespace fastreg {
+namespace {
+
+using Words = Vector<std::uint64_t>;
+
+std::uint64_t read(const void* source, std::size_t bytes) {
+  const char* from = static_cast<const char*>(source);
+  Words seen[4] = {};
+  std::size_t i = 0;
+  for (; i + 4 * sizeof(Words) <= bytes; i += 4 * sizeof(Words)) {
+    for (std::size_t k = 0; k < 4; ++k) {
+      seen[k] ^= load_vector<Words>(from + i + k * sizeof(Words));
+    }
+  }
+  Words all = seen[0] ^ seen[1] ^ seen[2] ^ seen[3];
+  std::uint64_t result = 0;
+  for (unsigned k = 0; k < sizeof(Words) / sizeof(std::uint64_t); ++k) {
+    result ^= all[k];
+  }
+  for (; i < bytes; ++i) {
+    result ^= static_cast<unsigned char>(from[i]);
+  }
+  return result;
+}
+
+void copy(void* target, const void* source, std::size_t bytes) {
+  char* to = static_cast<char*>(target);
+  const char* from = static_cast<const char*>(source);
+  std::size_t i = 0;
+  for (; i + 4 * sizeof(Words) <= bytes; i += 4 * sizeof(Words)) {
+    for (std::size_t k = 0; k < 4 * sizeof(Words); k += sizeof(Words)) {
+      store_vector(to + i + k, load_vector<Words>(from + i + k));
+    }
+  }
+  std::memcpy(to + i, from + i, bytes - i);
+}
+
+template <class Real>
+void add(void* target, const void* source, std::size_t bytes) {
+  char* to = static_cast<char*>(target);
+  const char* from = static_cast<const char*>(source);
+  using V = Vector<Real>;
+  std::size_t i = 0;
+  for (; i + 4 * sizeof(V) <= bytes; i += 4 * sizeof(V)) {
+    for (std::size_t k = 0; k < 4 * sizeof(V); k += sizeof(V)) {
+      store_vector(to + i + k, load_vector<V>(to + i + k) + load_vector<V>(from + i + k));
+    }
+  }
+  for (; i + sizeof(Real) <= bytes; i += sizeof(Real)) {
+    Real a;
+    Real b;
+    std::memcpy(&a, to + i, sizeof a);
+    std::memcpy(&b, from + i, sizeof b);
+    a += b;
+    std::memcpy(to + i, &a, sizeof a);
+  }
+}
+
+}  // namespace
+
+namespace FASTREG_ISA {
+constexpr FloorLoops floor_loops = {read, copy, add<float>, add<double>};
+}
+
+}  // namespace fastreg

@@ -1,0 +1,29 @@
+// Threads and instruction sets, and what `info` asks of the build.
+#include <pybind11/stl.h>
+
+#include <map>
+#include <string>
+
+#include "../cpu/dispatch.h"
+#include "../cpu/pool.h"
+#include "bindings.h"
+
+namespace py = pybind11;
+
+namespace fastreg::python {
+
+void add_setting_functions(py::module_& m) {
+  m.def("get_num_threads", get_num_threads);
+  m.def("set_num_threads", set_num_threads, py::arg("n"));
+  m.def("instruction_set", [] { return std::string(kernels().name); });
+  m.def("set_instruction_set", [](const std::string& name) { choose_instruction_set(name, "name"); }, py::arg("name"));
+  m.def("instruction_sets", usable_instruction_sets);
+  m.def("compiled_instruction_sets", compiled_instruction_sets);
+  m.def("build_info", [] {
+    return std::map<std::string, std::string>{{"compiler", FASTREG_COMPILER},
+                                              {"build_type", FASTREG_BUILD_TYPE},
+                                              {"cxx_standard", std::to_string(__cplusplus)}};
+  });
+}
+
+}  // namespace fastreg::python
