@@ -17,9 +17,7 @@ from collections.abc import Sequence
 
 import fastreg
 from fastreg import _info
-from fastreg.bench import compare as bench_compare
 from fastreg.bench import options as bench_options
-from fastreg.bench.frameworks import options as bench_frameworks
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,17 +67,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     compare = others.add_parser(
         "compare",
         help="compare two records, or two commits",
-        epilog=bench_compare.EPILOG,
+        epilog=bench_options.COMPARE_EPILOG,
         argument_default=argparse.SUPPRESS,
     )
-    bench_compare.add_to(compare)
+    bench_options.add_comparison(compare)
     compare.set_defaults(run=_compare_command)
     adapters = others.add_parser(
         "frameworks",
         help="the adapters in PyTorch, JAX and Keras, beside the usual ways",
-        epilog=bench_frameworks.EPILOG,
+        epilog=bench_options.FRAMEWORKS_EPILOG,
     )
-    bench_frameworks.add_to(adapters)
+    bench_options.add_frameworks(adapters)
     adapters.set_defaults(run=_frameworks_command)
 
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -126,17 +124,17 @@ def _bench_command(options: argparse.Namespace) -> int:
 
 
 def _compare_command(options: argparse.Namespace) -> int:
-    bench_compare.check(options)
-    from fastreg.bench import compare_cli
+    bench_options.check_comparison(options)
+    from fastreg.bench import cli
 
-    return compare_cli.run(options)
+    return cli.run_compare(options)
 
 
 def _frameworks_command(options: argparse.Namespace) -> int:
-    bench_frameworks.check(options)
-    from fastreg.bench.frameworks import cli
+    bench_options.check_frameworks(options)
+    from fastreg.bench import cli
 
-    return cli.run(options)
+    return cli.run_frameworks(options)
 
 
 if __name__ == "__main__":

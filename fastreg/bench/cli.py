@@ -1,87 +1,145 @@
-"""The run of ``python -m fastreg bench``: cases, progress, table, files.
+"""The runs of ``python -m fastreg bench`` and of its commands: measuring, then table and files.
 
-Contract: the table goes to standard output, progress and notes to standard error, so that the one
-can be redirected without the other. Thread counts are put back afterwards. A run interrupted or out
-of memory shows and writes the cases that it has finished, and ends with status 130 or 1; one
-whose files could not all be written with 1.
+Contract: thread counts are put back afterwards. A run that is interrupted or out of memory shows
+and writes the rows that it has finished, and ends with status 130 or 1; one whose files could not
+all be written, or of which a framework's process has failed, with 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-
 import fastreg
-from fastreg.bench import options, record, step
+from fastreg.bench import commits, compare, options, record, step
+from fastreg.bench import table as tables
 from fastreg.bench.cases import cases
+from fastreg.bench.circumstances import Circumstances
+from fastreg.bench.frameworks import base
+from fastreg.bench.frameworks.known import FRAMEWORKS
+from fastreg.bench.frameworks.worker import rows_of
 from fastreg.bench.peers import PEERS, Peer
-from fastreg.bench.run import Row, measure
-from fastreg.bench.table import Detail, step_line, summary, table
+from fastreg.bench.row import Row
+from fastreg.bench.run import measure
+from fastreg.bench.screen import note, progress_bar, show, show_table
 from fastreg.bench.workloads import workloads
 
-#: Wide enough for a row on one line, where the output is a file and has no width of its own.
-FILE_WIDTH = 160
-
-#: Columns below which tables have medians only.
-WIDE = 120
+Writers = Mapping[str, Callable[[Path], object]]
 
 
 def run(choices: argparse.Namespace) -> int:
-    """Measure what the options ask for, and show it; the exit status."""
+    """Measure the cases that the options ask for, and show them; the exit status."""
     options.complete(choices)
     rows: list[Row] = []
-    step_row = None
+    training = None
     status = 0
     with threads(choices.threads), ExitStack() as sessions:
         peers, peer_threads = _enter(sessions, choices.peers)
         modules = dict.fromkeys(module for peer in peers for module in peer.modules)
-        circumstances = record.Circumstances.here(
-            shlex.join(["python", "-m", "fastreg", *choices.arguments]),
-            choices.repeats,
-            peer_threads,
-            [module for module in modules if module != "numpy"],
-        )
+        circumstances = _circumstances(choices, list(modules), peer_threads)
         try:
             _measure_all(choices, peers, rows)
-            step_row = step.measure(choices.repeats) if choices.step else None
+            if choices.step:
+                training = base.measure(step.setting(), choices.repeats)
         except KeyboardInterrupt:
             note("interrupted: this is what was measured until then")
             status = 130
         except MemoryError:
             note("out of memory: this is what was measured until then; choose smaller --sizes")
             status = 1
-
-    if not rows:
-        note("nothing was measured")
-        return status or 1
-    writers: dict[str, Callable[[Path], object]] = {
-        "json": lambda path: record.write_json(path, circumstances, rows, step_row),
+    writers = {
+        "json": lambda path: record.write_json(path, circumstances, rows, training),
         "csv": lambda path: record.write_csv(path, rows),
         "plot": lambda path: _draw(path, circumstances, rows),
     }
-    written = write_files(choices, writers)  # first: the screen may be a pipe whose reader has gone
-    show_table(lambda detail: table(circumstances, rows, detail))
-    lines = summary(rows)
+    lines = tables.summary(rows)
     if differing := circumstances.differing_threads():
         counts = ", ".join(f"{name}: {count}" for name, count in differing.items())
         lines.append(f"threads, where not those of fastreg: {counts}")
-    show("\n".join(lines))
-    if step_row is not None:
-        show(step_line(step_row))
+    if training is not None:
+        lines.append(tables.step_line(training))
+    return _finish(choices, circumstances, rows, writers, lines, status)
+
+
+def run_frameworks(choices: argparse.Namespace) -> int:
+    """Measure the frameworks that the options ask for, and show them; the exit status."""
+    rows: list[Row] = []
+    status = 0
+    measured = []
+    for name in choices.frameworks or FRAMEWORKS:
+        if missing := FRAMEWORKS[name].missing():
+            note(f"{name} is left out: not installed: {', '.join(missing)}")
+            continue
+        measured.append(name)
+        try:
+            for row in rows_of(name, choices.sizes, choices.repeats):
+                note(f"{row.work}: done")
+                rows.append(row)
+        except RuntimeError as error:
+            note(f"{name} is left out: {error}")
+            status = 1
+        except KeyboardInterrupt:
+            note("interrupted: this is what was measured until then")
+            status = 130
+            break
+    modules = dict.fromkeys(module for name in measured for module in FRAMEWORKS[name].modules)
+    circumstances = _circumstances(choices, list(modules), {})
+    writers = {
+        "json": lambda path: record.write_json(path, circumstances, rows),
+        "csv": lambda path: record.write_csv(path, rows, record.WORK_COLUMNS),
+    }
+    lines = [*tables.comparisons(rows), *tables.blanks(rows)]
+    return _finish(choices, circumstances, rows, writers, lines, status)
+
+
+def run_compare(choices: argparse.Namespace) -> int:
+    """Compare two records or two commits, and show that; the exit status."""
+    before, after = choices.before, choices.after
+    if options.is_record(before):
+        found, notes = compare.records(Path(before), Path(after))
+    else:
+        options.complete(choices)
+        found, notes = commits.compare(choices)
+    written = write_files(
+        choices, {"json": lambda path: compare.write_json(path, before, after, found)}
+    )
+    show_table(partial(tables.comparison, before, after, found))
+    show("\n".join([*compare.summary(found), *notes]))
+    return 0 if written else 1
+
+
+def _circumstances(
+    choices: argparse.Namespace, modules: Sequence[str], peer_threads: Mapping[str, int]
+) -> Circumstances:
+    command = shlex.join(["python", "-m", "fastreg", *choices.arguments])
+    others = [module for module in modules if module != "numpy"]
+    return Circumstances.here(command, choices.repeats, peer_threads, others)
+
+
+def _finish(
+    choices: argparse.Namespace,
+    circumstances: Circumstances,
+    rows: Sequence[Row],
+    writers: Writers,
+    lines: Sequence[str],
+    status: int,
+) -> int:
+    """Write and show what was measured; the exit status."""
+    if not rows:
+        note("nothing was measured")
+        return status or 1
+    written = write_files(choices, writers)  # first: the screen may be a pipe whose reader has gone
+    show_table(partial(tables.table, circumstances, rows))
+    if lines:
+        show("\n".join(lines))
     return status if written else status or 1
 
 
-def write_files(
-    choices: argparse.Namespace, writers: Mapping[str, Callable[[Path], object]]
-) -> bool:
+def write_files(choices: argparse.Namespace, writers: Writers) -> bool:
     """Write the files that were asked for; say whether each could be.
 
     One that cannot be written is noted, and the others are written all the same.
@@ -99,7 +157,7 @@ def write_files(
     return written
 
 
-def _draw(path: Path, circumstances: record.Circumstances, rows: Sequence[Row]) -> None:
+def _draw(path: Path, circumstances: Circumstances, rows: Sequence[Row]) -> None:
     from fastreg.bench import plot
 
     plot.save(path, circumstances, rows)
@@ -128,51 +186,6 @@ def _measure_all(choices: argparse.Namespace, peers: Sequence[Peer], rows: list[
             rows.append(measure(workload, peers, choices.repeats))
             progress.advance(task)
             del workload  # its arrays go before the next ones come
-
-
-def progress_bar() -> Progress:
-    """A bar on standard error that leaves nothing behind."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=Console(stderr=True), transient=True)
-
-
-def show(text: str) -> None:
-    """Print lines to standard output; a terminal gets them folded between words, a file as is."""
-    _print(Console(highlight=False), text)
-
-
-def show_table(make: Callable[[Detail], Table]) -> None:
-    """Print a table to standard output, as detailed as there is room for.
-
-    A number is never cut: where not even medians fit, the lines are longer than the screen is wide.
-    """
-    console = Console(highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(highlight=False, width=FILE_WIDTH)
-    for detail in sorted(Detail, reverse=True) if console.width >= WIDE else [Detail.MEDIANS]:
-        found = make(detail)
-        if (needed := _width_of(found, console)) <= console.width:
-            break
-    Console(highlight=False, width=max(console.width, needed)).print(found, markup=False)
-
-
-def _width_of(table: Table, console: Console) -> int:
-    """Return the columns of the screen that a table needs where nothing in it is cut."""
-    return table.__rich_measure__(console, console.options.update(width=10_000)).maximum
-
-
-def note(text: str) -> None:
-    """Print a line to standard error, as :func:`show` does."""
-    _print(Console(stderr=True, highlight=False), text)
-
-
-def _print(console: Console, text: str) -> None:
-    console.print(text, markup=False, soft_wrap=not console.is_terminal)
 
 
 @contextmanager

@@ -14,15 +14,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from random import Random
 from tempfile import TemporaryDirectory
 
 from fastreg.bench.cases import Case, cases
-from fastreg.bench.cli import note, progress_bar
-from fastreg.bench.compare import Comparison, mark
-from fastreg.bench.measure import no_collection
+from fastreg.bench.compare import Comparison
+from fastreg.bench.measure import interleave
 from fastreg.bench.options import UsageError
-from fastreg.bench.spread import Spread
+from fastreg.bench.screen import note, progress_bar
 from fastreg.bench.turns import Process
 
 
@@ -106,30 +104,15 @@ def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def _measure(
     processes: Sequence[Process], chosen: Sequence[Case], repeats: int
 ) -> list[Comparison]:
-    shuffle = Random(20260101).shuffle
     found = []
-    with progress_bar() as progress, no_collection():
+    calls = {side: process.time for side, process in zip("AB", processes, strict=True)}
+    with progress_bar() as progress:
         task = progress.add_task("starting", total=len(chosen))
         for case in chosen:
             progress.update(task, description=f"{case!s:40}")
             fingerprints = [process.prepare(case) for process in processes]
-            samples: dict[Process, list[float]] = {process: [] for process in processes}
-            order = list(processes)
-            for _ in range(repeats):
-                shuffle(order)
-                for process in order:
-                    samples[process].append(process.time())
-            before, after = samples.values()
-            ratio = Spread.of_ratio(after, before)
-            found.append(
-                Comparison(
-                    case,
-                    Spread.quartiles(before),
-                    Spread.quartiles(after),
-                    ratio,
-                    mark(ratio),
-                    fingerprints[0] == fingerprints[1],
-                )
-            )
+            samples = interleave(calls, repeats, timer=lambda side, _: calls[side]())
+            same_bits = fingerprints[0] == fingerprints[1]
+            found.append(Comparison.in_turn(case, samples["A"], samples["B"], same_bits))
             progress.advance(task)
     return found

@@ -24,6 +24,12 @@ REST_SECONDS = 4e-3
 
 Call = Callable[[], object]
 
+#: Seconds per call of a variant, by name; what a device measures is read when the turn is over.
+Timer = Callable[[str, Call], "float | Callable[[], float]"]
+
+#: Times calls in turns, as :func:`interleave` does: calls, repeats, whom to rest after.
+InTurns = Callable[[Mapping[str, Call], int, Collection[str]], dict[str, list[float]]]
+
 
 def batch_time(call: Call, loops: int) -> float:
     """Seconds that ``loops`` calls take together, warm if there are several."""
@@ -54,24 +60,43 @@ def loops_for(call: Call, seconds: float = BATCH_SECONDS) -> int:
     return loops
 
 
+def batches(calls: Mapping[str, Call], spinning: Collection[str] = ()) -> Timer:
+    """Return a timer of batches by the host's clock; ``spinning`` are those to rest after."""
+    loops = {name: loops_for(call) for name, call in calls.items()}
+
+    def taken(name: str, call: Call) -> float:
+        seconds = batch_time(call, loops[name]) / loops[name]
+        if name in spinning:
+            sleep(REST_SECONDS)
+        return seconds
+
+    return taken
+
+
 def interleave(
-    calls: Mapping[str, Call], repeats: int, spinning: Collection[str] = ()
+    calls: Mapping[str, Call],
+    repeats: int,
+    spinning: Collection[str] = (),
+    timer: Timer | None = None,
+    is_enough: Callable[[int], bool] = lambda turns: False,
 ) -> dict[str, list[float]]:
     """Time the calls in turns: name -> ``repeats`` times in seconds per call, in step.
 
-    ``spinning`` are the names of those to rest after.
+    ``timer`` is one of :func:`batches` unless it is given, ``spinning`` are the names of those to
+    rest after. ``is_enough`` may end the turns early; it gets how many there were.
     """
-    loops = {name: loops_for(call) for name, call in calls.items()}
+    timer = timer or batches(calls, spinning)
     samples: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
     shuffle = Random(20260101).shuffle
     with no_collection():
-        for _ in range(repeats):
+        for turn in range(repeats):
             shuffle(order)
-            for name in order:
-                samples[name].append(batch_time(calls[name], loops[name]) / loops[name])
-                if name in spinning:
-                    sleep(REST_SECONDS)
+            taken = {name: timer(name, calls[name]) for name in order}
+            for name, seconds in taken.items():
+                samples[name].append(seconds() if callable(seconds) else seconds)
+            if is_enough(turn + 1):
+                break
     return samples
 
 

@@ -1,4 +1,4 @@
-"""The options of ``python -m fastreg bench``, and the check that what they need is there.
+"""The options of ``python -m fastreg bench`` and its commands, and the check that they can be met.
 
 Contract: importing this file needs neither Rich nor Matplotlib nor ml_dtypes nor any peer, so that
 ``--help`` works without them; ``check`` refuses a run that would fail later.
@@ -17,6 +17,8 @@ import fastreg
 from fastreg import _files
 from fastreg._checks import MOST_THREADS
 from fastreg.bench.cases import DTYPES, OUTPUTS, TERMS
+from fastreg.bench.frameworks.known import FRAMEWORKS
+from fastreg.bench.frameworks.sizes import SIZES as FRAMEWORK_SIZES
 from fastreg.bench.peers import PEERS, installed
 from fastreg.bench.shapes import MODELS, parameters
 
@@ -38,6 +40,19 @@ DESCRIPTION = (
 EPILOG = (
     "Lists are separated by commas. `python -m fastreg bench compare --help` and `python -m "
     "fastreg bench frameworks --help` tell the options of these."
+)
+COMPARE_EPILOG = (
+    "A and B are two records written by `bench --json`, or two commits of the checkout that this "
+    "is run in: they are built in two temporary worktrees and measured by two processes that take "
+    "turns, with the benchmark of this installation. `compare main HEAD` shows what a branch has "
+    "changed, `compare HEAD HEAD` how much noise there is, `compare HEAD $(git stash create)` what "
+    "is not committed yet. The options that choose cases are for commits only. About one case in "
+    "twenty that did not change is marked by chance."
+)
+FRAMEWORKS_EPILOG = (
+    "Each framework runs in a process of its own, on the threads that it chooses itself. All ways "
+    "to do the work of a row take turns, and leave the same behind before they are timed. What is "
+    "not installed is named and left out."
 )
 
 
@@ -107,6 +122,39 @@ def add_cases(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_comparison(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``bench compare`` to a parser."""
+    parser.add_argument("before", metavar="A", help="a record (.json) or a commit")
+    parser.add_argument("after", metavar="B", help="another of the same kind")
+    add_cases(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the comparison as JSON")
+
+
+def add_frameworks(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``bench frameworks`` to a parser."""
+    parser.add_argument(
+        "--frameworks",
+        type=names(FRAMEWORKS),
+        metavar="A,B",
+        help=f"some of {','.join(FRAMEWORKS)} (default: those installed)",
+    )
+    parser.add_argument(
+        "--sizes",
+        choices=FRAMEWORK_SIZES,
+        default="full",
+        help="quick: no large arrays, nothing that has to be compiled by a C++ compiler; tiny: to "
+        "see whether it runs (default: full)",
+    )
+    parser.add_argument(
+        "--repeats",
+        type=positive,
+        default=REPEATS,
+        help=f"turns of each measurement (default: {REPEATS})",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write one line per variant")
+
+
 def complete(options: argparse.Namespace) -> None:
     """Fill in what was not given, ``--quick`` considered."""
     quick = options.quick
@@ -142,6 +190,75 @@ def check(options: argparse.Namespace) -> None:
             f"Install what is missing: {remedy(modules)}"
         )
     check_files(options, "json", "csv", "plot")
+
+
+def check_comparison(choices: argparse.Namespace) -> None:
+    """Refuse to start what would fail later.
+
+    Raises
+    ------
+    UsageError
+        A and B are of different kinds, a file is not there, options do not fit, or something is
+        not installed.
+    """
+    for option in ("peers", "csv", "plot"):
+        if getattr(choices, option) is not None:
+            raise UsageError(f"--{option} is not for `compare`")
+    check_files(choices, "json")
+    require({"rich": "the table and the progress bar"})
+    sides = (choices.before, choices.after)
+    if not any(is_record(side) for side in sides):
+        check_cases(choices, {})
+        return
+    for side in sides:
+        if not is_record(side):
+            raise UsageError(
+                f"{side!r} is not a record (.json); compare two records, or two commits"
+            )
+        if not Path(side).is_file():
+            raise UsageError(f"{side!r} is not there")
+    given = [
+        f"--{option}"
+        for option in ("sizes", "models", "dtypes", "terms", "outputs", "repeats", "threads")
+        if getattr(choices, option) is not None
+    ]
+    given += ["--quick"] if choices.quick else []
+    if given:
+        raise UsageError(f"{', '.join(given)}: only for commits; records are compared as they are")
+
+
+def is_record(side: str) -> bool:
+    """Whether an argument means a file; a commit has no such name."""
+    return side.endswith(".json") or Path(side).is_file()
+
+
+def check_frameworks(choices: argparse.Namespace) -> None:
+    """Refuse to start what would fail later.
+
+    Raises
+    ------
+    UsageError
+        Rich is missing, or all frameworks, or one that was asked for, or the backend; a file cannot
+        be written.
+    """
+    try:
+        fastreg.get_num_threads()
+    except RuntimeError as error:  # FASTREG_BACKEND=native without a core
+        raise UsageError(str(error)) from error
+    require({"rich": "the table"})
+    missing = {name: FRAMEWORKS[name].missing() for name in choices.frameworks or FRAMEWORKS}
+    if choices.frameworks is None and all(missing.values()):
+        ways = [f"{name}: {remedy(modules)}" for name, modules in missing.items()]
+        raise UsageError(
+            "no framework is installed, so there is nothing to measure. " + "; ".join(ways)
+        )
+    for name in choices.frameworks or ():
+        if missing[name]:
+            raise UsageError(
+                f"--frameworks has {name}, but not installed: {', '.join(missing[name])}. Install "
+                f"what is missing: {remedy(missing[name])}"
+            )
+    check_files(choices, "json", "csv")
 
 
 def check_cases(options: argparse.Namespace, needed: dict[str, str]) -> None:

@@ -17,9 +17,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 
 from fastreg import _files
-from fastreg.bench.peers import PEERS, Fastreg, Floor
-from fastreg.bench.record import Circumstances
-from fastreg.bench.run import ONE_TENSOR, Row
+from fastreg.bench.circumstances import Circumstances
+from fastreg.bench.peers import PEERS
+from fastreg.bench.row import FLOOR, ONE_TENSOR, OWN, Row
 
 #: How many sizes get a map of their shares: the largest.
 MAPS = 2
@@ -62,11 +62,11 @@ def _times(
     term = max((row.case.terms for row in rows), key=len)
     figure.suptitle(f"time per call, {term}", fontsize=11)
     panels = figure.subplots(len(dtypes), len(outputs), squeeze=False, sharex=True, sharey=True)
-    names = [name for name in (Floor.name, Fastreg.name, *PEERS) if _measured(rows, name)]
+    names = [name for name in (FLOOR, OWN, *PEERS) if _measured(rows, name)]
     colours = {name: f"C{place}" for place, name in enumerate(PEERS)}
     styles = {
-        Floor.name: {"color": "black", "linestyle": ":", "linewidth": 1.2},
-        Fastreg.name: {"color": "black", "linewidth": 2.2},
+        FLOOR: {"color": "black", "linestyle": ":", "linewidth": 1.2},
+        OWN: {"color": "black", "linewidth": 2.2},
     }
     lines = {}
     for (y, x), axes in np.ndenumerate(panels):
@@ -79,9 +79,9 @@ def _times(
             style = styles.get(name, {"color": colours.get(name), "linewidth": 1.2})
             found = sorted(
                 (
-                    (row.case.size, row.variants[name].seconds, row.case.model)
+                    (row.case.size, row.seconds(name), row.case.model)
                     for row in cell
-                    if name in row.variants
+                    if name in row.samples
                 ),
                 key=lambda item: item[0],
             )
@@ -135,7 +135,7 @@ def _heat_map(axes: Axes, rows: Sequence[Row], title: str) -> None:
     shares = np.full((len(down), len(across)), np.nan)
     for row in rows:
         place = down.index(f"{row.case.dtype} {row.case.terms}"), across.index(row.case.outputs)
-        shares[place] = row.own.share_of_floor.median
+        shares[place] = row.share_of_floor(OWN).median
     # one hue from light to dark reads without colour too; the floor is near its dark end
     axes.imshow(shares, cmap="YlGnBu", vmin=0.0, vmax=1.2, aspect="auto")
     for (y, x), share in np.ndenumerate(shares):
@@ -152,7 +152,7 @@ def _heat_map(axes: Axes, rows: Sequence[Row], title: str) -> None:
 
 
 def _measured(rows: Sequence[Row], name: str) -> bool:
-    return name != ONE_TENSOR and any(name in row.variants for row in rows)
+    return name != ONE_TENSOR and any(name in row.samples for row in rows)
 
 
 def _in_order(names: Iterable[str]) -> list[str]:

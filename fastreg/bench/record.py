@@ -1,11 +1,18 @@
 """A run as JSON and CSV: every row, and where, when and how it was measured.
 
-Contract: the schema is versioned. ``schema`` rises when a key changes its meaning or goes; new
-keys may come without. Times are seconds per call. ``seconds`` has the median and the quartiles
-(``low``, ``high``) of ``samples``, which are in step over the variants of a row; ``share_of_floor``
-and ``times_fastreg`` have the median of the turn-by-turn ratios and its 95 % confidence interval.
-The CSV has one line for each variant of each row.  A file that is there is replaced by a whole one,
-or stays.
+Contract: one format for cases, frameworks and GPUs. The schema is versioned: ``schema`` rises when
+a key changes its meaning or goes; new keys may come without. Times are seconds per call. Each
+variant has ``samples``, in step over the variants of a row, their median and quartiles
+(``seconds``), and
+
+- of a case ``gb_per_s``, ``share_of_floor``, ``times_fastreg`` and ``errors``, on a GPU
+  ``share_of_copy`` as well;
+- of other work ``added`` (the share of the bare step that the penalties add: median and
+  quartiles), ``of_usual`` (the time over the usual way's) and ``of_measure`` (what a way adds over
+  what ``measure`` adds, a number).
+
+Ratios have the median of the turn-by-turn ratios and its 95 % confidence interval. The CSV has one
+line for each variant of each row. A file that is there is replaced by a whole one, or stays.
 """
 
 from __future__ import annotations
@@ -16,94 +23,32 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import fastreg
-from fastreg import _backend, _files, _info
+from fastreg import _files
+from fastreg.bench import step
 from fastreg.bench.accuracy import Errors
 from fastreg.bench.cases import Case
-from fastreg.bench.run import Measurement, Row
+from fastreg.bench.circumstances import Circumstances
+from fastreg.bench.row import COPY, Row, Work
 from fastreg.bench.spread import Spread
-from fastreg.bench.step import TITLE, StepRow
 
 SCHEMA = 2
 
+
+def _spreads(*names: str) -> tuple[str, ...]:
+    return tuple(f"{name}{end}" for name in names for end in ("", "_low", "_high"))
+
+
 CSV_COLUMNS = (
-    "dtype",
-    "terms",
-    "outputs",
-    "model",
-    "elements",
-    "bytes",
-    "floor",
-    "variant",
-    "seconds",
-    "seconds_low",
-    "seconds_high",
+    *("dtype", "terms", "outputs", "model", "elements", "bytes", "floor", "variant"),
+    *_spreads("seconds"),
     "gb_per_s",
-    "share_of_floor",
-    "share_of_floor_low",
-    "share_of_floor_high",
-    "times_fastreg",
-    "times_fastreg_low",
-    "times_fastreg_high",
-    "value_error",
-    "gradient_error",
+    *_spreads("share_of_floor", "times_fastreg"),
+    *("value_error", "gradient_error"),
 )
-
-
-@dataclass(frozen=True)
-class Circumstances:
-    """Where, when and how a run took place; ``peer_threads`` is 0 where a peer decides itself."""
-
-    command: str
-    date: str
-    repeats: int
-    threads: int
-    backend: str
-    instruction_set: str
-    machine: dict[str, Any]
-    versions: dict[str, str]
-    peer_threads: dict[str, int]
-
-    @classmethod
-    def here(
-        cls, command: str, repeats: int, peer_threads: Mapping[str, int], modules: Sequence[str]
-    ) -> Circumstances:
-        """Those of this process, now."""
-        # With the build, as a library that is imported says it: 2.14.1+cpu is not 2.14.1+cu130.
-        versions = {module: str(_info.version(module)) for module in ("numpy", *modules)}
-        return cls(
-            command=command,
-            date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            repeats=repeats,
-            threads=fastreg.get_num_threads(),
-            backend=_backend.name,
-            instruction_set=_backend.instruction_set(),
-            machine=_info.machine(),
-            versions={"fastreg": fastreg.__version__, **versions},
-            peer_threads=dict(peer_threads),
-        )
-
-    def title(self) -> str:
-        """One line for the head of a table or a picture."""
-        own, *others = self.versions.items()
-        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        return (
-            f"fastreg {own[1]} ({self.backend}, {self.instruction_set}, {threads}), "
-            f"{', '.join(' '.join(other) for other in others)}, {self.machine['processor']}, "
-            f"{self.date[:10]}"
-        )
-
-    def differing_threads(self) -> dict[str, str]:
-        """The peers that do not run on as many threads as fastreg."""
-        return {
-            name: str(count) if count else "its own choice"
-            for name, count in self.peer_threads.items()
-            if count != self.threads
-        }
+WORK_COLUMNS = ("framework", "what", "variant", *_spreads("seconds", "added", "of_usual"))
 
 
 @dataclass(frozen=True)
@@ -114,21 +59,27 @@ class Record:
     rows: list[Row]
 
 
-def write_json(
-    path: Path, circumstances: Circumstances, rows: Sequence[Row], step: StepRow | None
-) -> None:
-    """The whole run; "training_step" is there where it was measured."""
-    document = {
+def as_json(circumstances: Circumstances, rows: Sequence[Row]) -> dict[str, Any]:
+    """Return a run as what JSON can say."""
+    return {
         "schema": SCHEMA,
         **asdict(circumstances),
-        "rows": [_row_as_json(row) for row in rows],
-        **({} if step is None else {"training_step": {"what": TITLE, **asdict(step)}}),
+        "rows": [row_as_json(row) for row in rows],
     }
+
+
+def write_json(
+    path: Path, circumstances: Circumstances, rows: Sequence[Row], training: Row | None = None
+) -> None:
+    """Write the whole run; "training_step" is there where it was measured."""
+    document = as_json(circumstances, rows)
+    if training is not None:
+        document["training_step"] = step.as_json(training)
     _files.replace_text(path, json.dumps(document) + "\n")
 
 
 def read_json(path: Path) -> Record:
-    """What ``write_json`` wrote, the training step aside.
+    """Return what ``write_json`` wrote, the training step aside.
 
     Raises
     ------
@@ -139,83 +90,99 @@ def read_json(path: Path) -> Record:
         document = json.loads(path.read_text(encoding="utf-8"))
         schema = document["schema"]
         if schema == SCHEMA:
-            circumstances = {f.name: document[f.name] for f in fields(Circumstances)}
-            rows = [_row_from_json(row) for row in document["rows"]]
-            return Record(Circumstances(**circumstances), rows)
+            known = {f.name: document[f.name] for f in fields(Circumstances) if f.name in document}
+            rows = [row_from_json(row) for row in document["rows"]]
+            return Record(Circumstances(**known), rows)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError("it is no record of `python -m fastreg bench --json`") from error
     raise ValueError(f"its schema is {schema}, this version reads {SCHEMA}; measure again")
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """One line for each variant of each row, with the columns CSV_COLUMNS."""
+def write_csv(path: Path, rows: Sequence[Row], columns: Sequence[str] = CSV_COLUMNS) -> None:
+    """Write one line for each variant of each row."""
     text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(CSV_COLUMNS)
+    writer = csv.DictWriter(text, columns, extrasaction="ignore")
+    writer.writeheader()
     for row in rows:
-        case = row.case
-        cell = (case.dtype, case.terms, case.outputs, case.model, case.size)
-        for name, found in row.variants.items():
-            writer.writerow(
-                (
-                    *cell,
-                    case.bytes,
-                    case.floor,
-                    name,
-                    *_flat(found.seconds),
-                    row.gb_per_s(name),
-                    *_flat(found.share_of_floor),
-                    *_flat(found.times_fastreg),
-                    found.errors.value,
-                    found.errors.gradient,
-                )
-            )
+        head = _head(row)
+        for name in row.samples:
+            line = {**head, "elements": head.get("size"), "variant": name}
+            for key, found in figures(row, name).items():
+                if isinstance(found, Spread):
+                    numbers = (found.median, found.low, found.high)
+                    line |= zip(_spreads(key), numbers, strict=True)
+                elif isinstance(found, Errors):
+                    line |= {"value_error": found.value, "gradient_error": found.gradient}
+                else:
+                    line[key] = found
+            writer.writerow(line)
     _files.replace_text(path, text.getvalue())
 
 
-def _flat(spread: Spread) -> tuple[float, float, float]:
-    return spread.median, spread.low, spread.high
-
-
-def _row_as_json(row: Row) -> dict[str, Any]:
-    return {
-        **asdict(row.case),
-        "bytes": row.case.bytes,
-        "floor": row.case.floor,
-        "variants": {
-            name: {
-                **asdict(found),
-                "gb_per_s": row.gb_per_s(name),
-                "samples": [float(f"{seconds:.6g}") for seconds in found.samples],
-            }
-            for name, found in row.variants.items()
-        },
-        "blanks": row.blanks,
+def figures(row: Row, name: str) -> dict[str, Any]:
+    """Return what the samples of a variant amount to, by key."""
+    if isinstance(row.what, Work):
+        return {
+            "seconds": row.seconds(name),
+            "added": row.added(name),
+            "of_usual": row.of_usual(name),
+            "of_measure": row.of_measure(name),
+        }
+    found: dict[str, Any] = {
+        "seconds": row.seconds(name),
+        "gb_per_s": row.gb_per_s(name),
+        "share_of_floor": row.share_of_floor(name),
+        "times_fastreg": row.times_fastreg(name),
+        "errors": row.errors.get(name, Errors(None, None)),
     }
+    if COPY in row.samples:
+        found["share_of_copy"] = row.share_of_copy(name)
+    return found
 
 
-def _row_from_json(row: Mapping[str, Any]) -> Row:
+def _head(row: Row) -> dict[str, Any]:
+    if isinstance(row.what, Case):
+        return {**asdict(row.what), "bytes": row.what.bytes, "floor": row.what.floor}
+    return asdict(row.what)
+
+
+def row_as_json(row: Row) -> dict[str, Any]:
+    """Return a row as what JSON can say."""
+    variants: dict[str, dict[str, Any]] = {}
+    for name, samples in row.samples.items():
+        variants[name] = {
+            key: asdict(found) if isinstance(found, (Spread, Errors)) else found
+            for key, found in figures(row, name).items()
+        }
+        variants[name]["samples"] = [float(f"{seconds:.6g}") for seconds in samples]
+    return {**_head(row), "variants": variants, "blanks": row.blanks}
+
+
+def row_from_json(row: Mapping[str, Any]) -> Row:
+    """Return the row of which ``row_as_json`` told.
+
+    Raises
+    ------
+    ValueError, LookupError, TypeError, AttributeError
+        It is no such row.
+    """
+    kind: type[Case | Work] = Case if "dtype" in row else Work
+    variants = row["variants"]
+    samples = {
+        name: [_positive(seconds) for seconds in found["samples"]]
+        for name, found in variants.items()
+    }
+    if len({len(sample) for sample in samples.values()}) > 1:
+        raise ValueError("samples of a row are of the same turns")
     return Row(
-        case=Case(**{f.name: row[f.name] for f in fields(Case)}),
-        variants={
-            name: Measurement(
-                samples=[_positive(seconds) for seconds in found["samples"]],
-                seconds=_spread(found["seconds"]),
-                share_of_floor=_spread(found["share_of_floor"]),
-                times_fastreg=_spread(found["times_fastreg"]),
-                errors=Errors(**found["errors"]),
-            )
-            for name, found in row["variants"].items()
-        },
+        what=kind(**{f.name: row[f.name] for f in fields(kind)}),
+        samples=samples,
         blanks=row["blanks"],
+        errors={n: Errors(**found["errors"]) for n, found in variants.items() if "errors" in found},
     )
-
-
-def _spread(found: Mapping[str, Any]) -> Spread:
-    return Spread(**{name: _positive(number) for name, number in found.items()})
 
 
 def _positive(number: Any) -> float:
     if not (isinstance(number, (int, float)) and 0 < number < math.inf):
-        raise ValueError("times and their ratios are positive numbers")
+        raise ValueError("times are positive numbers")
     return float(number)

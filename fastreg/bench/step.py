@@ -3,21 +3,20 @@
 Contract: one step of a multilayer perceptron of ``fastreg.layers``, from the batch to the changed
 weights, in three variants on the same numbers: without penalties; with L1L2 on the kernels and L1
 on the activities as the layers' regularizers; and with the same penalties written out in NumPy.
-The variants take turns, and a share is taken within each turn: what a variant needs beyond the bare
-step, over its own time. Nothing is timed before the penalties of both have shown to agree.
+A share is taken within each turn: what a variant needs beyond the bare step, over its own time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from fastreg import regularizers
 from fastreg.bench.cases import L1_STRENGTH, L2_STRENGTH
-from fastreg.bench.measure import interleave
+from fastreg.bench.frameworks.base import Setting, Variant
+from fastreg.bench.row import Row, Work
 from fastreg.bench.spread import Spread
 from fastreg.bench.workloads import Array
 from fastreg.layers import Dense
@@ -26,20 +25,11 @@ from fastreg.layers.initializers import GlorotUniform
 WIDTHS = (784, 1024, 1024, 10)
 BATCH = 64
 LEARNING_RATE = 1e-3
-PENALTY_TOLERANCE = 1e-3
 
 TITLE = (
     f"training step: Dense {'-'.join(map(str, WIDTHS))}, batch {BATCH}, f32, "
     "L1L2 on kernels, L1 on activities"
 )
-
-
-@dataclass(frozen=True)
-class StepRow:
-    """Seconds per step by variant, and the penalties' share of a step by who computes them."""
-
-    seconds: dict[str, Spread]
-    share: dict[str, Spread]
 
 
 class _Network:
@@ -95,6 +85,18 @@ class _Network:
                 weight -= gradient
         return penalty
 
+    def variant(self) -> Variant:
+        """Return the steps of this network, which have to leave the usual penalty and weights."""
+        penalty = [0.0]
+
+        def call() -> None:
+            penalty[0] = self.step()
+
+        def outcome() -> list[Any]:
+            return [penalty, *(weight for layer in self.layers for weight in layer.weights)]
+
+        return Variant(lambda: call, lambda: None, outcome)
+
     def add_activity(self, h: Array, dh: Array) -> float:
         return 0.0
 
@@ -123,35 +125,31 @@ class _ByHand(_Network):
         return L1_STRENGTH * float(np.abs(w).sum()) + L2_STRENGTH * float(np.square(w).sum())
 
 
-def measure(repeats: int) -> StepRow:
-    """Check and time the three variants.
-
-    Raises
-    ------
-    RuntimeError
-        The penalties of the two variants that have them differ.
-    """
-    bare, fused, by_hand = _Network(False), _Network(True), _ByHand()
-    expected, found = fused.step(), by_hand.step()
-    if abs(expected - found) > PENALTY_TOLERANCE * abs(expected):
-        raise RuntimeError(f"by hand and fastreg disagree on a step's penalty: {found}, {expected}")
-    calls: dict[str, Callable[[], object]] = {
-        "no penalty": bare.step,
-        "fastreg": fused.step,
-        "by hand": by_hand.step,
+def setting() -> Setting:
+    """Return the three variants; the usual way is by hand."""
+    variants = {
+        "no penalty": _Network(False).variant(),
+        "fastreg": _Network(True).variant(),
+        "by hand": _ByHand().variant(),
     }
-    samples = interleave(calls, repeats)
-    return StepRow(
-        seconds={name: Spread.quartiles(sample) for name, sample in samples.items()},
-        share={
-            name: Spread.quartiles(
-                [
-                    (with_penalty - without) / with_penalty
-                    for with_penalty, without in zip(
-                        samples[name], samples["no penalty"], strict=True
-                    )
-                ]
-            )
-            for name in ("fastreg", "by hand")
-        },
-    )
+    return Setting(Work("numpy", TITLE, usual="by hand", bare="no penalty"), variants)
+
+
+def shares(row: Row) -> dict[str, Spread]:
+    """Return the penalties' share of a step, by who computes them."""
+    bare = row.samples["no penalty"]
+    return {
+        name: Spread.quartiles([(taken - b) / taken for taken, b in zip(sample, bare, strict=True)])
+        for name, sample in row.samples.items()
+        if name != "no penalty"
+    }
+
+
+def as_json(row: Row) -> dict[str, Any]:
+    """Return what was measured, as a record has it."""
+    return {
+        "what": TITLE,
+        "seconds": {name: asdict(row.seconds(name)) for name in row.samples},
+        "share": {name: asdict(share) for name, share in shares(row).items()},
+        "blanks": row.blanks,
+    }

@@ -1,23 +1,24 @@
-"""Rows as tables for the terminal, and what they amount to in words.
+"""Rows as tables, and what they amount to in words.
 
 Contract: a number is never folded or cut. A table that has little room leaves out rates and errors,
-and one that has less quartiles and intervals as well; the files have them all.
+and one that has less quartiles and intervals as well; the files have them all. Importing this file
+needs no Rich, for machines without it: ``with_rich`` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from statistics import geometric_mean
+from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
-from fastreg.bench.peers import Fastreg, Floor
-from fastreg.bench.record import Circumstances
-from fastreg.bench.run import Row
+from fastreg.bench.cases import Case
+from fastreg.bench.circumstances import Circumstances
+from fastreg.bench.compare import Comparison
+from fastreg.bench.row import OWN, Row
 from fastreg.bench.spread import Spread
-from fastreg.bench.step import TITLE, StepRow
+from fastreg.bench.step import TITLE, shares
 
 
 class Detail(IntEnum):
@@ -28,69 +29,169 @@ class Detail(IntEnum):
     ALL = 2
 
 
-_SPREADS_LEGEND = (
+@dataclass(frozen=True)
+class Table:
+    """Lines in sections under headings; columns of words may be folded, those of numbers not."""
+
+    title: str
+    legend: str
+    detail: Detail
+    words: Sequence[str]
+    numbers: Sequence[str]
+    sections: Sequence[Sequence[Sequence[str]]]
+    #: Of a folded column of words; None where words are not folded either.
+    widest: int | None = None
+    #: Whether a line may end in words without a heading.
+    remarks: bool = False
+
+    def with_rich(self) -> Any:
+        """Return a table of Rich's."""
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table as RichTable
+
+        result = RichTable(
+            title=self.title,
+            caption=self.legend,
+            header_style="bold",
+            box=SIMPLE_HEAD,
+            pad_edge=self.detail != Detail.MEDIANS,
+        )
+        for heading in self.words:
+            fold = self.widest is not None
+            result.add_column(heading, no_wrap=not fold, overflow="fold", max_width=self.widest)
+        for heading in self.numbers:
+            result.add_column(heading, justify="right", no_wrap=True)
+        if self.remarks:
+            result.add_column("", max_width=None if self.detail == Detail.ALL else 10)
+        for section in self.sections:
+            for number, line in enumerate(section, start=1):
+                result.add_row(*line, end_section=number == len(section))
+        return result
+
+    def plain(self) -> str:
+        """Return the table as aligned text."""
+        headings = [heading.replace("\n", " ") for heading in (*self.words, *self.numbers)]
+        headings += [""] if self.remarks else []
+        lines = [headings, *(line for section in self.sections for line in section)]
+        lines = [[*line, *[""] * (len(headings) - len(line))] for line in lines]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        aligned = (
+            "  ".join(
+                text.ljust(width) if place < len(self.words) else text.rjust(width)
+                for place, (text, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        )
+        return "\n".join([self.title, *aligned, self.legend])
+
+
+def _legends(medians: str, spreads: str, errors: str = "") -> dict[Detail, str]:
+    """Return the legend of a table by what it tells."""
+    files = "From 120 columns on, and with --json: quartiles"
+    narrow = f"{medians} {files}{', intervals, GB/s and errors' if errors else ' and intervals'}."
+    return {Detail.MEDIANS: narrow, Detail.SPREADS: spreads, Detail.ALL: spreads + errors}
+
+
+CASES = _legends(
+    "time: median. of floor: time of the bare loop over the same bytes (the floor) / time of the "
+    "variant. times fastreg: how many times fastreg's time the variant takes.",
     "time: median (quartiles). share: time of the bare loop over the same bytes / time of the "
     "variant. times fastreg: how many times fastreg's time the variant takes. Both: median "
-    "(95 % confidence interval) of the turns."
+    "(95 % confidence interval) of the turns.",
+    " errors: against float64, relative; the gradient's to the largest gradient.",
 )
-LEGENDS = {
-    Detail.MEDIANS: "time: median. of floor: time of the bare loop over the same bytes (the floor) "
-    "/ time of the variant. times fastreg: how many times fastreg's time the variant takes. From "
-    "120 columns on, and with --json: quartiles, intervals, GB/s and errors.",
-    Detail.SPREADS: _SPREADS_LEGEND,
-    Detail.ALL: f"{_SPREADS_LEGEND} errors: against float64, relative; the gradient's to the "
-    "largest gradient.",
-}
+WORKS = _legends(
+    "time: median. added: what the penalties add to the step without them, as a share of it. times "
+    "the usual way: the time over that of what is written without fastreg.",
+    "time: median (quartiles). added: what the penalties add to the step without them, as a share "
+    "of it: median (quartiles) of the turns. times the usual way: the time over that of what is "
+    "written without fastreg: median (95 % confidence interval) of the turns.",
+)
+COMPARISONS = _legends(
+    "times: median. B / A: median, marked where its 95 % confidence interval leaves out 1.",
+    "times: median (quartiles). B / A: median (95 % confidence interval); marked where the "
+    "interval leaves out 1.",
+)
 
 
 def table(circumstances: Circumstances, rows: Sequence[Row], detail: Detail = Detail.ALL) -> Table:
-    """One section per case, one line per variant."""
+    """Return one section per row, one line per variant; rows are of cases, or of other work."""
     narrow = detail == Detail.MEDIANS
-    result = Table(
-        title=circumstances.title(),
-        caption=LEGENDS[detail],
-        header_style="bold",
-        box=SIMPLE_HEAD,
-        pad_edge=not narrow,
-    )
-    for heading in ("case", "variant"):
-        result.add_column(heading, no_wrap=True)
-    headings = ["time", "of floor" if narrow else "share of floor", "times fastreg"]
-    headings += ["GB/s", "value error", "grad error"] if detail == Detail.ALL else []
-    for heading in headings:
-        result.add_column(heading, justify="right", no_wrap=True)
+    if isinstance(rows[0].what, Case):
+        numbers = ["time", "of floor" if narrow else "share of floor", "times fastreg"]
+        numbers += ["GB/s", "value error", "grad error"] if detail == Detail.ALL else []
+        legends, words, widest, lines_of = CASES, ("case", "variant"), None, _of_case
+    else:
+        numbers = ["time", "added", "times the\nusual way" if narrow else "times the usual way"]
+        widest = None if detail == Detail.ALL else 22
+        legends, words, lines_of = WORKS, ("what", "variant"), _of_work
+    sections = []
     for row in rows:
-        case = row.case
-        place = case.model or f"{case.size:,} elements"
-        labels = [f"{case.dtype} {case.terms} {case.outputs}", place]
-        lines = []
-        for name, found in row.variants.items():
-            cells = [
-                duration(found.seconds, narrow),
-                case.floor if name == Floor.name else percentage(found.share_of_floor, narrow),
-                "" if name == Fastreg.name else ratio(found.times_fastreg, narrow),
-                f"{row.gb_per_s(name):.1f}",
-                _error(found.errors.value),
-                _error(found.errors.gradient),
-            ]
-            lines.append((name, *cells[: len(headings)]))
+        labels, lines = lines_of(row, narrow)
         lines += [(name, "-") for name in row.blanks]
         labels += [""] * (len(lines) - len(labels))
-        for number, (label, line) in enumerate(zip(labels, lines, strict=True), start=1):
-            result.add_row(label, *line, end_section=number == len(lines))
-    return result
+        sections.append(
+            [(label, *line[: 1 + len(numbers)]) for label, line in zip(labels, lines, strict=True)]
+        )
+    title = circumstances.title()
+    return Table(title, legends[detail], detail, words, numbers, sections, widest)
+
+
+_Lines = tuple[list[str], list[tuple[str, ...]]]
+
+
+def _of_case(row: Row, narrow: bool) -> _Lines:
+    case = row.case
+    labels = [f"{case.dtype} {case.terms} {case.outputs}", case.model or f"{case.size:,} elements"]
+    lines: list[tuple[str, ...]] = []
+    for name in row.samples:
+        share = case.floor if name == row.floor else percentage(row.share_of_floor(name), narrow)
+        times = "" if name == OWN else ratio(row.times_fastreg(name), narrow)
+        found = row.errors.get(name)
+        errors = ("", "") if found is None else (_error(found.value), _error(found.gradient))
+        rate = f"{row.gb_per_s(name):.1f}"
+        lines.append((name, duration(row.seconds(name), narrow), share, times, rate, *errors))
+    return labels, lines
+
+
+def _of_work(row: Row, narrow: bool) -> _Lines:
+    lines: list[tuple[str, ...]] = []
+    for name in row.samples:
+        added, of_usual = row.added(name), row.of_usual(name)
+        share = "" if added is None else percentage(added, narrow)
+        times = "" if of_usual is None else ratio(of_usual, narrow)
+        lines.append((name, duration(row.seconds(name), narrow), share, times))
+    return [str(row.work)], lines
+
+
+def comparison(
+    before: str, after: str, found: Sequence[Comparison], detail: Detail = Detail.ALL
+) -> Table:
+    """Return one line per case."""
+    narrow = detail == Detail.MEDIANS
+    lines = []
+    for one in found:
+        marks = [one.mark] if one.mark else []
+        marks += ["other bits"] if one.same_bits is False else []
+        times = (duration(seconds, narrow) for seconds in (one.before, one.after))
+        lines.append((str(one), *times, ratio(one.ratio, narrow), ", ".join(marks)))
+    are_cases = all(isinstance(one.case, Case) for one in found)
+    title = f"A: {before}, B: {after}"
+    numbers = ("A", "B", "B / A")
+    widest = None if are_cases or detail == Detail.ALL else 40
+    return Table(title, COMPARISONS[detail], detail, ["case"], numbers, [lines], widest, True)
 
 
 def summary(rows: Sequence[Row]) -> list[str]:
-    """How fastreg compares with the best peer of each case, and what was left blank.
+    """Return how fastreg compares with the best peer of each case, and what was left blank.
 
     The best peer is the one with the smallest median time.
     """
     best = {}
     for row in rows:
         if row.compared:
-            name, found = min(row.compared.items(), key=lambda item: item[1].seconds.median)
-            best[row.case] = name, found.times_fastreg
+            name = min(row.compared, key=lambda name: row.seconds(name).median)
+            best[row.case] = name, row.times_fastreg(name)
     lines = []
     if best:
         mean = geometric_mean(times.median for _, times in best.values())
@@ -101,40 +202,55 @@ def summary(rows: Sequence[Row]) -> list[str]:
             f"against the best peer of each case: geometric mean {mean:.2f} times fastreg's time; "
             f"least {ratio(times)}, {name} on {slowest}; below 1 in {behind} of {len(best)} cases"
         )
-    return lines + _blanks(rows)
-
-
-def _blanks(rows: Iterable[Row]) -> list[str]:
-    """The reasons of blanks, each with the number of its cases."""
     counts: dict[tuple[str, str], int] = {}
     for row in rows:
         for blank in row.blanks.items():
             counts[blank] = counts.get(blank, 0) + 1
-    return [
+    return lines + [
         f"blank: {name}, {reason} ({count} {'case' if count == 1 else 'cases'})"
         for (name, reason), count in counts.items()
     ]
 
 
-def step_line(row: StepRow) -> str:
-    """The penalties' share of a training step, in words.
+def comparisons(rows: Sequence[Row]) -> list[str]:
+    """Return what ways to add penalties to a step add, over what the plainest of them adds."""
+    return [
+        f"{row.work.framework}, {name}: adds {times:.2f} times what {row.work.measure} adds"
+        for row in rows
+        for name in row.samples
+        if (times := row.of_measure(name)) is not None
+    ]
+
+
+def blanks(rows: Sequence[Row]) -> list[str]:
+    """Return why there is no time where there is none."""
+    return [
+        f"blank: {row.work.framework}, {name}, {reason}"
+        for row in rows
+        for name, reason in row.blanks.items()
+    ]
+
+
+def step_line(row: Row) -> str:
+    """Return the penalties' share of a training step, in words.
 
     Examples
     --------
-    >>> spread = Spread(0.01, 0.01, 0.01)
-    >>> seconds = dict.fromkeys(("no penalty", "fastreg", "by hand"), spread)
-    >>> print(step_line(StepRow(seconds, {"fastreg": spread, "by hand": spread})))
+    >>> from fastreg.bench.step import setting
+    >>> samples = {"no penalty": [0.01], "fastreg": [0.0125], "by hand": [0.02]}
+    >>> print(step_line(Row(setting().work, samples)))
     training step: Dense 784-1024-1024-10, batch 64, f32, L1L2 on kernels, L1 on activities
     no penalty 10.0 (10.0-10.0) ms
-    fastreg    10.0 (10.0-10.0) ms, penalties 1.0 (1.0-1.0) % of it
-    by hand    10.0 (10.0-10.0) ms, penalties 1.0 (1.0-1.0) % of it
+    fastreg    12.5 (12.5-12.5) ms, penalties 20 (20-20) % of it
+    by hand    20.0 (20.0-20.0) ms, penalties 50 (50-50) % of it
     """
-    lines = [TITLE]
-    for name, seconds in row.seconds.items():
-        line = f"{name:10} {duration(seconds)}"
-        if name in row.share:
-            line += f", penalties {percentage(row.share[name])} of it"
-        lines.append(line)
+    lines, found = [TITLE], shares(row)
+    for name in row.samples:
+        line = f"{name:10} {duration(row.seconds(name))}"
+        lines.append(
+            f"{line}, penalties {percentage(found[name])} of it" if name in found else line
+        )
+    lines += [f"blank: {name}, {reason}" for name, reason in row.blanks.items()]
     return "\n".join(lines)
 
 

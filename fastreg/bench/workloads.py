@@ -11,7 +11,7 @@ bytes would leave NaN and infinity in a gradient of half precision.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from math import fsum, prod
@@ -72,7 +72,7 @@ class Workload:
 
     def one_tensor(self) -> Workload:
         """The same case on one tensor of the same size."""
-        return Workload(self.case, self.as_one, self.as_one, self.scratch)
+        return replace(self, tensors=self.as_one)
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:

@@ -17,11 +17,16 @@ from fastreg.__main__ import main
 from fastreg.bench import commits
 from fastreg.bench.compare import mark
 from fastreg.bench.options import UsageError
+from fastreg.bench.record import read_json, write_json
+from fastreg.bench.row import Row, Work
 from fastreg.bench.spread import Spread
 from fastreg.bench.turns import Process
 
 pytest.importorskip("ml_dtypes")
 pytest.importorskip("rich")
+
+#: As `bench --json` wrote it before records told of caches, pages, allocator, GPUs and commit.
+OLD = Path(__file__).with_name("record_schema_2.json")
 
 SHORT = ["--sizes", "64", "--dtypes", "f32", "--terms", "L1L2", "--outputs", "value,value+add"]
 SHORT += ["--repeats", "6"]
@@ -84,6 +89,46 @@ def test_what_is_beyond_noise_is_marked(
     assert first["case"]["outputs"] == "value"
     assert first["ratio"]["median"] == pytest.approx(own)
     assert first["mark"] == (verdict.split()[1].rstrip(",") if verdict[0] == "2" else first["mark"])
+
+
+def test_a_record_of_an_older_version_is_compared(
+    record: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has neither caches, pages and allocator, nor GPUs, nor the commit."""
+    assert main(["bench", "compare", str(OLD), str(record)]) == 0
+    out = capsys.readouterr().out
+    assert "f32 L1L2 value+add at 64" in out
+    assert "2 cases: " in out
+    assert "memory" not in out
+
+
+def test_records_of_frameworks_are_compared(
+    record: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def changed_by(factor: float, usual: float) -> Path:
+        work = Work("torch", "a step", usual="by hand", bare="bare")
+        samples = {"bare": 1.0, "by hand": 3.0 * usual, "fastreg, a": 2.0 * factor}
+        turns = {name: [second + n * 1e-3 for n in range(6)] for name, second in samples.items()}
+        path = record.with_name(f"steps-{factor}-{usual}.json")
+        write_json(path, read_json(record).circumstances, [Row(work, turns)])
+        return path
+
+    before = str(changed_by(1.0, 1.0))
+    for factor, usual, verdict in ((2.0, 1.0, "slower"), (2.0, 2.0, ""), (0.5, 1.0, "faster")):
+        assert main(["bench", "compare", before, str(changed_by(factor, usual))]) == 0
+        out = capsys.readouterr().out
+        (line,) = (line for line in out.splitlines() if "torch: a step, fastreg, a" in line)
+        assert line.rstrip().endswith(verdict or ")")
+        counts = [int(verdict == name) for name in ("faster", "slower")]
+        assert "1 case: {} faster, {} slower".format(*counts) in out
+
+
+def test_samples_that_are_not_in_step(record: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["rows"][0]["variants"]["floor"]["samples"].pop()
+
+    assert main(["bench", "compare", str(changed(record, "odd.json", change)), str(record)]) == 2
+    assert "cannot be compared: it is no record of" in capsys.readouterr().err
 
 
 def test_marks() -> None:

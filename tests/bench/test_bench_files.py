@@ -12,9 +12,8 @@ from interpreter import runs
 from fastreg import _files
 from fastreg.__main__ import main
 from fastreg.bench import compare, plot
-from fastreg.bench.frameworks import record as frameworks_record
-from fastreg.bench.record import read_json, write_csv, write_json
-from fastreg.bench.run import Row
+from fastreg.bench.record import WORK_COLUMNS, read_json, write_csv, write_json
+from fastreg.bench.row import Row
 
 pytest.importorskip("rich")
 
@@ -30,7 +29,7 @@ def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the run has begun")
 
     monkeypatch.setattr("fastreg.bench.cli.measure", measure)
-    monkeypatch.setattr("fastreg.bench.frameworks.cli.rows_of", measure)
+    monkeypatch.setattr("fastreg.bench.cli.rows_of", measure)
 
 
 def test_a_full_disk_leaves_the_old_record(tmp_path: Path) -> None:
@@ -94,8 +93,8 @@ def test_each_writer_replaces_as_a_whole(
         "csv": lambda: write_csv(path, rows),
         "png": lambda: plot.save(path, circumstances, rows),
         "compare": lambda: compare.write_json(path, "a", "b", []),
-        "frameworks": lambda: frameworks_record.write_json(path, circumstances, []),
-        "frameworks csv": lambda: frameworks_record.write_csv(path, []),
+        "frameworks": lambda: write_json(path, circumstances, []),
+        "frameworks csv": lambda: write_csv(path, [], WORK_COLUMNS),
     }[kind]
 
     def interrupted(descriptor: int) -> None:

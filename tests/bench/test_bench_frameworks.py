@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 
 from fastreg.__main__ import main
+from fastreg.bench.circumstances import Circumstances
 from fastreg.bench.frameworks import base, known, with_jax, with_keras, with_torch
-from fastreg.bench.frameworks.base import Row, Setting, Variant, measure
+from fastreg.bench.frameworks.base import Setting, Variant, measure
 from fastreg.bench.frameworks.known import FRAMEWORKS
 from fastreg.bench.frameworks.sizes import SIZES
-from fastreg.bench.frameworks.table import comparisons
-from fastreg.bench.record import Circumstances
+from fastreg.bench.record import SCHEMA
+from fastreg.bench.row import Row, Work
+from fastreg.bench.table import comparisons
 
 pytest.importorskip("rich")
 
@@ -42,7 +44,7 @@ def test_all_ways_of_torch_do_the_work() -> None:
     assert [row.blanks for row in (step, many, one)] == [{}, {}, {}]
     ways = "accumulate", "loss + value()", "before_step"
     assert {f"fastreg, {way}" for way in ways} <= set(step.samples)
-    assert step.bare == "no penalty"
+    assert step.work.bare == "no penalty"
     assert "fastreg, accumulate" in many.samples
     assert "fastreg, reg(w)" in one.samples
 
@@ -72,7 +74,7 @@ def test_all_ways_of_keras_do_the_work() -> None:
 
     backend = _import_keras().backend.backend()
     (row,) = rows_of(with_keras)
-    assert row.framework == f"keras-{backend}"
+    assert row.work.framework == f"keras-{backend}"
     assert row.blanks == {}
     assert "fastreg.keras, fused" in row.samples
 
@@ -92,8 +94,7 @@ def variant(left_behind: float | Exception) -> Variant:
 def test_what_is_off_or_fails_is_a_blank() -> None:
     row = measure(
         Setting(
-            "torch",
-            "a step",
+            Work("torch", "a step", usual="usual", bare="bare"),
             {
                 "bare": variant(7.0),
                 "usual": variant(2.0),
@@ -102,8 +103,6 @@ def test_what_is_off_or_fails_is_a_blank() -> None:
                 "not a number": variant(float("nan")),
                 "fails": variant(RuntimeError("no compiler\nsee the manual")),
             },
-            usual="usual",
-            bare="bare",
         ),
         repeats=3,
     )
@@ -118,7 +117,7 @@ def test_what_is_off_or_fails_is_a_blank() -> None:
 def test_a_check_that_cannot_fail_is_refused() -> None:
     variants = {"bare": variant(2.0 + 1e-5), "usual": variant(2.0)}
     with pytest.raises(ValueError, match="a step: bare leaves what usual leaves"):
-        measure(Setting("torch", "a step", variants, usual="usual", bare="bare"), repeats=1)
+        measure(Setting(Work("torch", "a step", usual="usual", bare="bare"), variants), repeats=1)
 
 
 def test_what_is_added_is_compared_with_the_measure() -> None:
@@ -128,24 +127,27 @@ def test_what_is_added_is_compared_with_the_measure() -> None:
         "measure": [1.5, 2.0, 4.5],
         "ours": [1.75, 2.75, 4.5],
     }
-    row = Row("torch", "a step", "usual", "bare", None, samples, {}, "measure")
+    work = Work("torch", "a step", usual="usual", bare="bare", measure="measure")
+    row = Row(work, samples)
     assert [row.of_measure(name) for name in samples] == [None, None, None, 1.5]
     assert comparisons([row]) == ["torch, ours: adds 1.50 times what measure adds"]
-    assert comparisons([replace(row, measure=None), replace(row, bare=None)]) == []
+    changed = [replace(row, what=replace(work, **{name: None})) for name in ("measure", "bare")]
+    assert comparisons(changed) == []
     nothing = replace(row, samples={**samples, "measure": samples["bare"]})
     assert comparisons([nothing]) == []
 
 
 def test_shares_are_of_the_bare_step_turn_by_turn() -> None:
     samples = {"bare": [1.0, 2.0, 4.0], "usual": [2.0, 4.0, 8.0], "ours": [1.25, 2.5, 5.0]}
-    row = Row("torch", "a step", "usual", "bare", None, samples, {})
+    work = Work("torch", "a step", usual="usual", bare="bare")
+    row = Row(work, samples)
     added, of_usual = row.added("ours"), row.of_usual("ours")
     assert added is not None
     assert of_usual is not None
     assert (added.median, of_usual.median) == (0.25, 0.625)
     assert row.added("bare") is row.of_usual("bare") is row.of_usual("usual") is None
-    assert replace(row, bare=None).added("ours") is None
-    assert replace(row, usual="fails").of_usual("ours") is None
+    assert replace(row, what=replace(work, bare=None)).added("ours") is None
+    assert replace(row, what=replace(work, usual="fails")).of_usual("ours") is None
 
 
 # ---- the run
@@ -162,7 +164,7 @@ def test_a_run_writes_what_it_shows(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "step of 2 x Linear(8), batch 4, fused SGD" in out
     assert "times the usual way" in out
     document = json.loads(as_json.read_text(encoding="utf-8"))
-    assert document["schema"] == 1
+    assert document["schema"] == SCHEMA
     assert document["versions"]["torch"] == import_module("torch").__version__
     assert len(document["rows"]) == 3
     found = document["rows"][0]["variants"]["fastreg, before_step"]
@@ -203,7 +205,7 @@ def test_some_that_are_missing_are_noted(
     present = known.Framework((), "with_nothing")
     monkeypatch.setattr(known, "find_spec", lambda name: None)
     monkeypatch.setitem(FRAMEWORKS, "torch", present)
-    monkeypatch.setattr("fastreg.bench.frameworks.cli.rows_of", lambda *_: iter(()))
+    monkeypatch.setattr("fastreg.bench.cli.rows_of", lambda *_: iter(()))
     assert main(["bench", "frameworks", "--sizes", "tiny"]) == 1
     captured = capsys.readouterr()
     assert "jax is left out: not installed: jax" in captured.err

@@ -13,7 +13,8 @@ from fastreg.bench.accuracy import START, errors
 from fastreg.bench.cases import DTYPES, OUTPUTS, TERMS, Case, cases
 from fastreg.bench.peers import PEERS, Fastreg, Floor, Peer, Prepared, installed
 from fastreg.bench.peers.with_torch import TorchCompile
-from fastreg.bench.run import ONE_TENSOR, measure
+from fastreg.bench.row import ONE_TENSOR
+from fastreg.bench.run import measure
 from fastreg.bench.workloads import Tensors, Workload, workloads
 
 pytest.importorskip("ml_dtypes")
@@ -41,9 +42,9 @@ def errors_of(peer: Peer, workload: Workload) -> Any:
     """Those of the row; the gradient's in units of the dtype's rounding."""
     row = measure(workload, [peer], repeats=1)
     assert row.blanks == {}
-    if peer.name not in row.variants:
+    if peer.name not in row.samples:
         return None
-    return row.variants[peer.name].errors
+    return row.errors[peer.name]
 
 
 @pytest.mark.parametrize("name", PEERS)
@@ -94,12 +95,12 @@ def test_fastreg_is_exact(dtype: str, tiny_model: str) -> None:
     for workload in workloads(cases([1, 33], [tiny_model], [dtype], list(TERMS), list(OUTPUTS))):
         case = workload.case
         row = measure(workload, [], repeats=1)
-        assert set(row.variants) == {"fastreg", "floor", *([ONE_TENSOR] if case.model else [])}
-        assert (row.own.errors.value or 0.0) < 1e-15
+        assert set(row.samples) == {"fastreg", "floor", *([ONE_TENSOR] if case.model else [])}
+        assert (row.errors["fastreg"].value or 0.0) < 1e-15
         bits = {"f16": 11, "bf16": 8, "f32": 23, "f64": 52}[dtype]
-        assert (row.own.errors.gradient or 0.0) <= 2.0**-bits
-        share = row.variants["floor"].seconds.median / row.own.seconds.median
-        assert row.own.share_of_floor.median == pytest.approx(share)
+        assert (row.errors["fastreg"].gradient or 0.0) <= 2.0**-bits
+        share = row.seconds("floor").median / row.seconds("fastreg").median
+        assert row.share_of_floor("fastreg").median == pytest.approx(share)
 
 
 def test_fastreg_writes_the_preallocated_gradients(tiny_model: str) -> None:
@@ -156,7 +157,7 @@ class Stub(Peer):
 def test_a_wrong_peer_is_a_blank(stub: Stub, reason: str) -> None:
     (workload,) = workloads([Case("f32", "L1", "value+gradient", 64)])
     row = measure(workload, [stub], repeats=1)
-    assert set(row.variants) == {"fastreg", "floor"}
+    assert set(row.samples) == {"fastreg", "floor"}
     assert row.blanks["stub"].startswith(reason)
 
 

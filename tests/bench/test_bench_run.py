@@ -17,7 +17,7 @@ from fastreg.bench import options as bench_options
 from fastreg.bench.cases import Case
 from fastreg.bench.peers import PEERS, installed
 from fastreg.bench.record import CSV_COLUMNS, SCHEMA, read_json
-from fastreg.bench.run import Row
+from fastreg.bench.row import Row
 
 pytest.importorskip("ml_dtypes")
 pytest.importorskip("rich")
@@ -54,6 +54,10 @@ def test_a_run_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert data["peer_threads"]["numpy"] == 1
     assert set(data["machine"]) == {"processor", "cores", "system", "python"}
     assert set(data["versions"]) == {"fastreg", "numpy"}
+    assert set(data["memory"]) == {"caches", "page_bytes", "huge_pages", "allocator"}
+    assert data["memory"]["page_bytes"] >= 4096
+    assert isinstance(data["gpus"], list)
+    assert data["commit"] is None or len(data["commit"].removesuffix("-dirty")) == 40
     assert len(data["rows"]) == cells
     first = data["rows"][0]
     assert {key: value for key, value in first.items() if key != "variants"} == {

@@ -8,48 +8,46 @@ import pytest
 
 pytest.importorskip("rich")
 
-from rich.table import Table
-
 from fastreg.__main__ import main
-from fastreg.bench import cli, compare_cli
+from fastreg.bench import screen
 from fastreg.bench.accuracy import Errors
 from fastreg.bench.cases import Case
+from fastreg.bench.circumstances import Circumstances
 from fastreg.bench.compare import Comparison
-from fastreg.bench.frameworks import base
-from fastreg.bench.frameworks import table as frameworks_table
-from fastreg.bench.record import Circumstances
-from fastreg.bench.run import Measurement, Row
+from fastreg.bench.row import Row, Work
 from fastreg.bench.spread import Spread
-from fastreg.bench.table import Detail, table
+from fastreg.bench.table import Detail, Table, comparison, table
 
 # the longest cells there are
 TIME, LOW, HIGH = 45.6e-3, 44.4e-3, 47.8e-3
-SHARE, TIMES = Spread(0.0123, 0.0111, 0.0456), Spread(123.0, 111.0, 456.0)
+TIMES = Spread(123.0, 111.0, 456.0)
 ERRORS = Errors(1.2e-10, 3.4e-10)
 WHAT = "step of 12 x TransformerEncoderLayer(768), batch 4, fused SGD"
 LONG = "loss + penalties.value(), clipped"
 
 
 def bench_table(circumstances: Circumstances) -> Callable[[Detail], Table]:
-    found = Measurement([TIME], Spread(TIME, LOW, HIGH), SHARE, TIMES, ERRORS)
-    names = ("fastreg", "floor", "torch-foreach", "torch-compile", "one tensor")
+    names = ("torch-foreach", "torch-compile", "one tensor")
+    samples = {name: [LOW, LOW, TIME, HIGH, HIGH] for name in names}
+    samples["fastreg"] = [LOW / 111, LOW / 111, TIME / 123, HIGH / 456, HIGH / 456]
+    samples["floor"] = [LOW / 22, LOW / 22, TIME * 0.0123, HIGH / 90, HIGH / 90]
     case = Case("bf16", "L1L2", "value+gradient", 16_777_216)
-    rows = [Row(case, dict.fromkeys(names, found), {"numba-f32": "why"})]
+    rows = [Row(case, samples, {"numba-f32": "why"}, dict.fromkeys(samples, ERRORS))]
     return lambda detail: table(circumstances, rows, detail)
 
 
 def table_of_frameworks(circumstances: Circumstances) -> Callable[[Detail], Table]:
     samples = {name: [TIME, LOW, HIGH] for name in ("usual", "bare", LONG)}
     samples["bare"] = [time / 100 for time in samples["usual"]]
-    rows = [base.Row("keras-torch", WHAT, "usual", "bare", None, samples, {"x": "why"})]
-    return lambda detail: frameworks_table.table(circumstances, rows, detail)
+    rows = [Row(Work("keras-torch", WHAT, "usual", "bare"), samples, {"x": "why"})]
+    return lambda detail: table(circumstances, rows, detail)
 
 
 def table_of_a_comparison(circumstances: Circumstances) -> Callable[[Detail], Table]:
     case = Case("bf16", "L1L2", "value+gradient", 16_777_216)
     spread = Spread(TIME, LOW, HIGH)
     found = [Comparison(case, spread, spread, TIMES, "slower", False)]
-    return lambda detail: compare_cli.table("before.json", "after.json", found, detail)
+    return lambda detail: comparison("before.json", "after.json", found, detail)
 
 
 TABLES = {
@@ -68,7 +66,7 @@ def printed(
     monkeypatch.delenv("COLUMNS", raising=False)
     if width is not None:
         monkeypatch.setenv("COLUMNS", str(width))
-    cli.show_table(TABLES[kind][0](Circumstances.here("", 1, {}, [])))
+    screen.show_table(TABLES[kind][0](Circumstances.here("", 1, {}, [])))
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert "…" not in "".join(lines)
     return lines
@@ -90,7 +88,7 @@ def test_numbers_are_whole_and_lines_fit(
     for number in bounds:
         assert (number in text) == (width is None or width >= 120)
     if width is None or width >= 80:
-        assert max(map(len, lines)) <= (width or cli.FILE_WIDTH)
+        assert max(map(len, lines)) <= (width or screen.FILE_WIDTH)
 
 
 def test_a_terminal_folds_lines_between_words(
@@ -99,10 +97,10 @@ def test_a_terminal_folds_lines_between_words(
     """It would fold them anywhere by itself, in the middle of a number."""
     monkeypatch.setenv("COLUMNS", "30")
     text = f"against the best of all peers 12,345.67 times {'ever so ' * 9}long"
-    cli.show(text)
+    screen.show(text)
     assert capsys.readouterr().out == f"{text}\n"  # a file
     monkeypatch.setenv("FORCE_COLOR", "1")
-    cli.show(text)
+    screen.show(text)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 30
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")

@@ -3,10 +3,8 @@
 Run as ``python -m fastreg bench frameworks``. Each framework is measured in a process of its own:
 Keras has one backend in a process, and thread pools of one framework disturb another.
 
-- ``base``: what is measured in turn, and the row that comes of it;
+- ``base``: the ways to do the work, checked and timed in turn;
 - ``sizes``: how large that is;
 - ``with_torch``, ``with_jax``, ``with_keras``: the rows of one framework each;
-- ``worker``: the process of one framework;
-- ``record``, ``table``: rows as JSON and CSV, and for the terminal;
-- ``options``, ``cli``: the options and the run.
+- ``worker``: the process of one framework.
 """

@@ -10,6 +10,7 @@ import numpy as np
 
 from fastreg.bench.frameworks.base import Setting, Settings, Variant
 from fastreg.bench.frameworks.sizes import L1_STRENGTH, L2_STRENGTH, LEARNING_RATE, Sizes
+from fastreg.bench.row import Work
 from fastreg.regularizers import L1L2
 
 
@@ -55,14 +56,17 @@ def step(jax: Any, elements: int) -> Setting:
 
         return Variant(make, start, lambda: latest)
 
-    return Setting(
+    work = Work(
         "jax",
         f"jitted step on {elements:,} elements of float32",
+        usual="jax.numpy",
+        bare="no penalty",
+    )
+    return Setting(
+        work,
         {
             "no penalty": variant(lambda w: 0.0),
             "jax.numpy": variant(plain),
             "fastreg, reg(w)": variant(lambda w: reg(w)),
         },
-        usual="jax.numpy",
-        bare="no penalty",
     )

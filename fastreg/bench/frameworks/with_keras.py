@@ -11,6 +11,7 @@ import numpy as np
 from fastreg import regularizers
 from fastreg.bench.frameworks.base import Setting, Settings, Variant
 from fastreg.bench.frameworks.sizes import L1_STRENGTH, L2_STRENGTH, LEARNING_RATE, Sizes
+from fastreg.bench.row import Work
 
 
 def settings(sizes: Sizes) -> Settings:
@@ -50,15 +51,18 @@ def step(keras: Any, sizes: Sizes) -> Setting:
         return Variant(make, lambda: model.set_weights(numbers), outcome)
 
     backend = keras.backend.backend()
-    return Setting(
+    work = Work(
         f"keras-{backend}",
         f"train_on_batch of {sizes.keras_layers} x Dense({width}), batch {sizes.batch}",
+        usual="keras L1L2",
+        bare="no penalty",
+    )
+    return Setting(
+        work,
         {
             "no penalty": variant(lambda: None),
             "keras L1L2": variant(lambda: keras.regularizers.L1L2(**strengths)),
             "fastreg, per tensor": variant(lambda: regularizers.L1L2(**strengths)),
             "fastreg.keras, fused": variant(lambda: own.L1L2(**strengths), own.fuse),
         },
-        usual="keras L1L2",
-        bare="no penalty",
     )

@@ -9,6 +9,7 @@ from typing import Any
 import fastreg
 from fastreg.bench.frameworks.base import Setting, Settings, Variant
 from fastreg.bench.frameworks.sizes import L1_STRENGTH, L2_STRENGTH, LEARNING_RATE, Sizes
+from fastreg.bench.row import Work
 from fastreg.regularizers import L1L2
 
 
@@ -90,9 +91,16 @@ def step(torch: Any, sizes: Sizes) -> Setting:
     def before_step(optimizer: Any) -> object:
         return fastreg.torch.attach(model, rules).before_step(optimizer, max_norm=None)
 
-    return Setting(
+    work = Work(
         "torch",
         f"step of {sizes.torch_layers} x Linear({width}), batch {sizes.batch}, fused SGD",
+        usual="loss += ...",
+        bare="no penalty",
+        addition="one bare addition",
+        measure="fastreg, accumulate",
+    )
+    return Setting(
+        work,
         {
             "no penalty": stepper(),
             "one bare addition": stepper(after_backward=added),
@@ -102,10 +110,6 @@ def step(torch: Any, sizes: Sizes) -> Setting:
             "fastreg, loss + value()": stepper(lambda loss: loss + penalties.value()),
             "fastreg, before_step": stepper(prepare=before_step),
         },
-        usual="loss += ...",
-        bare="no penalty",
-        addition="one bare addition",
-        measure="fastreg, accumulate",
     )
 
 
@@ -141,15 +145,14 @@ def small_tensors(torch: Any, sizes: Sizes) -> Setting:
         penalties = fastreg.torch.attach(parameters, L1L2(L1_STRENGTH, L2_STRENGTH))
         return lambda: penalties.accumulate()
 
+    what = f"{sizes.tensors} parameters of {sizes.elements} elements, added to .grad"
     return Setting(
-        "torch",
-        f"{sizes.tensors} parameters of {sizes.elements} elements, added to .grad",
+        Work("torch", what, usual="loop in place"),
         {
             "loop in place": variant(lambda: in_place),
             "foreach, no value": variant(lambda: lambda: foreach(torch, weights, gradients)),
             "fastreg, accumulate": variant(attached),
         },
-        usual="loop in place",
     )
 
 
@@ -177,9 +180,5 @@ def one_tensor(torch: Any, sizes: Sizes) -> Setting:
     if sizes.compiled:
         variants["plain, compiled"] = variant(plain, compiled=True)
         variants["fastreg, compiled"] = variant(lambda w: reg(w), compiled=True)
-    return Setting(
-        "torch",
-        f"forward and backward of one tensor of {sizes.elements}",
-        variants,
-        usual="plain",
-    )
+    what = f"forward and backward of one tensor of {sizes.elements}"
+    return Setting(Work("torch", what, usual="plain"), variants)

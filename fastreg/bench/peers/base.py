@@ -45,6 +45,9 @@ class Peer(ABC):
     compiles_slowly: ClassVar[bool] = False
     #: Whether its threads (OpenMP's) keep spinning after a call.
     spins: ClassVar[bool] = False
+    #: How far its value may be off, relatively: BLAS in float32 loses up to about 0.3 % on large
+    #: sums; a wrong formula is off by far more.
+    value_tolerance: ClassVar[float] = 1e-2
 
     def available(self) -> bool:
         """Whether what the peer needs is installed."""

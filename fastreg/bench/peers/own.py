@@ -12,6 +12,7 @@ from fastreg import _backend
 from fastreg._info import native_core
 from fastreg.bench.cases import OUTPUTS
 from fastreg.bench.peers.base import Peer, Prepared
+from fastreg.bench.row import FLOOR, OWN
 from fastreg.bench.workloads import Array, Workload
 from fastreg.regularizers import L1L2
 
@@ -23,8 +24,9 @@ class Fastreg(Peer):
     the entry point below them is measured.
     """
 
-    name = "fastreg"
+    name = OWN
     summary = "this package"
+    value_tolerance = 1e-12  # its sums are in float64
 
     def make(self, workload: Workload) -> Prepared:
         tensors = workload.tensors
@@ -81,7 +83,7 @@ class Floor(Peer):
     floor is memory and not conversion.
     """
 
-    name = "floor"
+    name = FLOOR
     summary = "a bare loop over the same bytes"
 
     def make(self, workload: Workload) -> Prepared:
