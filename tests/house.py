@@ -218,7 +218,7 @@ def heights_of(graph: Graph) -> dict[str, int]:
 
     The nodes of a circle are on one floor.
     """
-    home = {node: (node,) for node in graph}
+    home: dict[str, tuple[str, ...]] = {node: (node,) for node in graph}
     for circle in circles_of(graph):
         home |= dict.fromkeys(circle, tuple(circle))
     heights: dict[tuple[str, ...], int] = {}

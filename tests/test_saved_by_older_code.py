@@ -43,7 +43,8 @@ def pickled(request):
 
 @pytest.fixture
 def pickled_arrays(pickled):
-    pytest.importorskip("numpy._core")  # where NumPy 2, which wrote the pickles, has its functions
+    if np.__version__ < "2":
+        pytest.skip("NumPy 1 does not read all pickles of NumPy 2")
     return pickled
 
 

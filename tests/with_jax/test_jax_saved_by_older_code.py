@@ -4,7 +4,8 @@ import importlib.util
 
 import jax
 import pytest
-from saved_pickles import PROTOCOLS, unpickled
+from interpreter import runs
+from saved_pickles import FIXTURES, PROTOCOLS, unpickled
 
 import fastreg.jax
 from fastreg import regularizers
@@ -39,3 +40,18 @@ def test_structure_of_regularizers(pickled):
     made = jax.tree_util.tree_unflatten(pickled("structure"), [0.5, 0.25])
     assert made == [regularizers.L1(0.5), regularizers.L2(0.25)]
     assert pickled("structure") == jax.tree_util.tree_structure(made)
+
+
+def test_exported_program():
+    pytest.importorskip("fastreg._core")
+    pytest.importorskip("flatbuffers")  # jax.export needs it, and does not bring it
+    # In a process of its own: it calls the core, which nothing but fastreg.jax is to register.
+    printed = runs(f"""
+        from pathlib import Path
+        import jax
+        import fastreg.jax
+        saved = bytearray(Path({str(FIXTURES / "jax_program.bin")!r}).read_bytes())
+        value, gradient = jax.export.deserialize(saved).call(jax.numpy.asarray([1.0, -2.0]))
+        print(float(value), gradient.tolist())
+    """)
+    assert printed == "2.75 [1.0, -1.5]\n"

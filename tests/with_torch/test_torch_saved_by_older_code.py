@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from saved_pickles import PROTOCOLS, unpickled
+from interpreter import runs
+from saved_pickles import FIXTURES, PROTOCOLS, unpickled
 
 import fastreg.torch
 from fastreg import regularizers
@@ -56,6 +57,26 @@ def test_optimizer_whose_hooks_were_ours(pickled):
     optimizer.step()
     assert weight.tolist() == [[0.5, -2.5]]  # a copy has no penalties
     assert bias.tolist() == [2.5]
+
+
+def test_handle(pickled):
+    handle = pickled("StepHandle")
+    assert type(handle) is fastreg.torch.StepHandle
+    handle.remove()
+
+
+def test_exported_program():
+    # In a process of its own: it needs operators, which nothing but fastreg.torch is to register.
+    printed = runs(f"""
+        import warnings
+        import torch
+        import fastreg.torch
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch says of its own modules
+            program = torch.export.load({str(FIXTURES / "torch_program.pt2")!r}).module()
+        print(program(torch.tensor([1.0, -2.0])).item())
+    """)
+    assert printed == "2.75\n"
 
 
 def test_penalties_on_tensors(pickled):
