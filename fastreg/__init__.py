@@ -20,7 +20,10 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from . import _backend, _checks, regularizers
+from . import regularizers
+from ._autodiff import dispatch as _dispatch
+from ._base import arguments as _arguments
+from ._engine import backend as _backend
 from .penalties import Penalties, attach
 
 __all__ = [
@@ -48,6 +51,9 @@ except PackageNotFoundError:  # run from a checkout
 # not in __all__: `from fastreg import *` must not fail for want of a framework.
 _ADAPTERS = ("jax", "keras", "torch")
 _LAZY = ("backend", "cuda", "layers", "models", *_ADAPTERS)
+
+# The port for arrays of Keras itself knows regularizers: it lies above dispatch.
+_dispatch.PORTS["keras"] = "fastreg.keras.expression"
 
 
 def __getattr__(name: str) -> Any:
@@ -85,11 +91,11 @@ def set_num_threads(n: int) -> None:
     1
     >>> fastreg.set_num_threads(before)
     """
-    _backend.set_num_threads(_checks.thread_count(n, "n"))
+    _backend.set_num_threads(_arguments.thread_count(n, "n"))
 
 
 def get_num_threads() -> int:
-    """Give how many threads a call may use; see :func:`set_num_threads`."""
+    """Return how many threads a call may use; see :func:`set_num_threads`."""
     return _backend.get_num_threads()
 
 
@@ -111,9 +117,9 @@ def set_instruction_set(name: str) -> None:
     >>> import fastreg
     >>> fastreg.set_instruction_set(fastreg.get_instruction_set())
     """
-    _backend.set_instruction_set(_checks.choice(name, "name", _backend.instruction_sets()))
+    _backend.set_instruction_set(_arguments.choice(name, "name", _backend.instruction_sets()))
 
 
 def get_instruction_set() -> str:
-    """Give the instruction set in use; see :func:`set_instruction_set`."""
+    """Return the instruction set in use; see :func:`set_instruction_set`."""
     return _backend.instruction_set()

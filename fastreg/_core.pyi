@@ -3,11 +3,11 @@
 Contract
 --------
 - Arguments are positional. Objects are read where they lie: exact ``numpy.ndarray`` and torch
-  tensors directly, everything else through ``fastreg._arrays.host_view``.
-- A call whose tensors lie on a CUDA device is made by ``fastreg._device``: of described tensors
-  where all are torch's and plainly right, else of the objects.
-- Whatever is not plainly right is put to ``fastreg._checks.check_call``, so refusals have the types
-  and texts of the fallback (``TypeError`` for kinds, ``ValueError`` for values, ``BufferError`` for
+  tensors directly, everything else through ``fastreg._arrays.host.host_view``.
+- A call whose tensors lie on a CUDA device is made by ``fastreg._engine.cuda``: of described
+  tensors where all are torch's and plainly right, else of the objects.
+- Whatever is not plainly right is put to ``fastreg._engine.checks``, so refusals have the types and
+  texts of the fallback (``TypeError`` for kinds, ``ValueError`` for values, ``BufferError`` for
   memory that must not be written), and nothing has been written when one is raised.
 - The interpreter is released during calls on 256 KiB or more. All functions may be called by
   several threads at once, and after ``os.fork()``.  A thread that is inside a call when the
@@ -49,13 +49,13 @@ def evaluate_one(
     Returns
     -------
     float or None
-        The penalty in float64, on a device what ``fastreg._device.results`` makes of it; None when
-        `outputs` has no VALUE.
+        The penalty in float64, on a device what ``fastreg._arrays.cuda_results`` makes of it; None
+        when `outputs` has no VALUE.
 
     Raises
     ------
     TypeError, ValueError, BufferError
-        As ``fastreg._checks`` says them.
+        As ``fastreg._engine.checks`` says them.
     MemoryError
         When there is no memory for the sums of the chunks: 16 bytes for 4,096 elements.
     """
@@ -145,16 +145,16 @@ def accumulate_parameters(
     """
 
 def have_members(dicts: tuple[dict[str, Any], ...], members: tuple[Any, ...], /) -> bool:
-    """Say whether the values of dicts, one dict after the other, are these very objects."""
+    """Return whether the values of dicts, one dict after the other, are these very objects."""
 
 def shares_address(weights: Sequence[Any], /) -> bool:
-    """Say whether two of the arrays have the same lowest address. Empty ones do not count."""
+    """Return whether two of the arrays have the same lowest address. Empty ones do not count."""
 
 def canonical_sum(values: Sequence[float]) -> float:
     """Sum numbers, of any sign, in the fixed order of the numerics contract; +0.0 for none."""
 
 def get_num_threads() -> int:
-    """Give how many threads a call may use, the caller's included.
+    """Return how many threads a call may use, the caller's included.
 
     FASTREG_NUM_THREADS, else the number of processors that the process may run on at the first
     use.
@@ -164,19 +164,19 @@ def set_num_threads(n: SupportsIndex) -> None:
     """Set how many threads a call may use; ValueError unless it is from 1 to 1024."""
 
 def instruction_set() -> str:
-    """Give the instruction set in use: "portable", "avx2", "avx512" or "neon"."""
+    """Return the instruction set in use: "portable", "avx2", "avx512" or "neon"."""
 
 def set_instruction_set(name: str) -> None:
     """Use another instruction set; ValueError for one that `instruction_sets` does not list."""
 
 def instruction_sets() -> list[str]:
-    """Give the instruction sets that were compiled and that this processor has, best first."""
+    """Return the instruction sets that were compiled and that this processor has, best first."""
 
 def compiled_instruction_sets() -> list[str]:
-    """Give the instruction sets that were compiled, best first."""
+    """Return the instruction sets that were compiled, best first."""
 
 def build_info() -> dict[str, str]:
-    """Give "compiler", "build_type" and "cxx_standard" (the value of ``__cplusplus``)."""
+    """Return "compiler", "build_type" and "cxx_standard" (the value of ``__cplusplus``)."""
 
 def floor_read(source: Any) -> int:
     """Read every byte of a C-contiguous array of numbers, with the threads of a call.
@@ -197,10 +197,10 @@ def floor_add(target: Any, source: Any) -> None:
     """Add `source` to `target` in place: float64 as such, the bytes of all others as float32."""
 
 def cuda_state() -> tuple[bool, str, int]:
-    """Say whether there is CUDA, else why not, and the number of devices; opens the library."""
+    """Return whether there is CUDA, else why not, and the number of devices; opens the library."""
 
 def cuda_device_of(address: int) -> int:
-    """Give the device of an address; ValueError for memory that no device can use."""
+    """Return the device of an address; ValueError for memory that no device can use."""
 
 def cuda_wait(device: int, stream: int, producer: int) -> None:
     """Have `stream` wait for what `producer` holds now."""
@@ -209,7 +209,7 @@ def cuda_copy(device: int, stream: int, address: int, bytes: int) -> bytearray:
     """Copy device memory to the host, in the order of a stream, and wait for it."""
 
 def torch_stream(device: int) -> int | None:
-    """Give torch's current stream, 0 for the default; None where torch has no exchange table."""
+    """Return torch's current stream, 0 for the default; None where torch has no exchange table."""
 
 def describe_by_exchange(tensor: Any) -> tuple[Any, ...] | None:
     """Describe an exact torch tensor by DLPack's exchange table; None for all else.
@@ -236,7 +236,7 @@ class StreamMark:
 
     def __init__(self, device: int, stream: int) -> None: ...
     def has_passed(self) -> bool:
-        """Say whether it has been done."""
+        """Return whether it has been done."""
 
 class DeviceMemory:
     """Device memory for what is queued on a stream from now on; given back when it is dropped.
@@ -334,10 +334,10 @@ def cuda_set_strengths(
     """Send a captured call's strengths, for the replays that the stream gets after this."""
 
 def cuda_forget(recording: int) -> None:
-    """Give back what a captured call needs, once its graph has been replayed for the last time."""
+    """Return what a captured call needs, once its graph has been replayed for the last time."""
 
 def xla_handler(platform: str) -> Any:
-    """Give the function that XLA calls on a platform, "cpu" or "CUDA", for JAX to register.
+    """Return the function that XLA calls on a platform, "cpu" or "CUDA", for JAX to register.
 
     It evaluates the penalties of many tensors; csrc/jax/request.h says how it is called.
 

@@ -68,7 +68,8 @@ def gather() -> dict[str, Any]:
     ['machine', 'frameworks', 'adapters', 'clash']
     """
     import fastreg
-    from fastreg import _backend
+
+    from ._engine import backend
 
     core = native_core()
     return {
@@ -76,7 +77,7 @@ def gather() -> dict[str, Any]:
             "version": fastreg.__version__,
             "location": str(Path(fastreg.__file__).parent),
             "shadowed": shadowed(),
-            "backend": _backend.name,
+            "backend": backend.name,
             "reason": _backend_reason(core),
         },
         "build": dict(core.build_info()) if core is not None else None,
@@ -116,10 +117,10 @@ def frameworks() -> dict[str, dict[str, str | None]]:
     >>> frameworks()["numpy"]["path"]
     'array struct, no copy'
     """
-    from fastreg import _backend
+    from ._engine import backend
 
     paths = dict(PATHS)
-    if _backend.name == "numpy":
+    if backend.name == "numpy":
         paths["torch"] = "data_ptr() (CPU tensors and parameters), no copy"
     return {name: {"version": version(name), "path": path} for name, path in paths.items()}
 
@@ -178,35 +179,33 @@ def shadowed() -> str | None:
 
 def _backend_is_usable(core: ModuleType | None) -> bool:
     """Whether calls work: FASTREG_BACKEND=native does not fail before them without a core."""
-    from fastreg import _backend
+    from ._engine import backend
 
-    return _backend.name == "numpy" or core is not None
+    return backend.name == "numpy" or core is not None
 
 
 def _backend_reason(core: ModuleType | None) -> str:
-    from fastreg import _backend
+    from ._engine import backend
 
     asked = "FASTREG_BACKEND" in os.environ
     if not _backend_is_usable(core):
-        return (
-            f"asked for by FASTREG_BACKEND, but the compiled core is not there: {_backend.reason}"
-        )
+        return f"asked for by FASTREG_BACKEND, but the compiled core is not there: {backend.reason}"
     if asked:
         return "asked for by FASTREG_BACKEND"
-    if _backend.name == "native":
+    if backend.name == "native":
         return "the compiled core is there"
-    return f"the compiled core is not there: {_backend.reason}"
+    return f"the compiled core is not there: {backend.reason}"
 
 
 def _instruction_sets(core: ModuleType | None) -> dict[str, Any]:
-    from fastreg import _backend
+    from ._engine import backend
 
     compiled = list(core.compiled_instruction_sets()) if core is not None else []
     found = list(core.instruction_sets()) if core is not None else []
     return {
         "compiled": compiled,
         "found": found,
-        "chosen": _backend.instruction_set() if _backend_is_usable(core) else None,
+        "chosen": backend.instruction_set() if _backend_is_usable(core) else None,
         # compiled for other machines: this processor lacks them, so they cannot have run here
         "never_run_here": [name for name in compiled if name not in found],
     }

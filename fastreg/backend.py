@@ -73,7 +73,7 @@ Axis = int | Sequence[int] | None
 
 
 def _numpy() -> Any:
-    """Give the module that records where recording is possible, else NumPy itself.
+    """Return the module that records where recording is possible, else NumPy itself.
 
     An array that autograd records exists only once autograd is imported; its functions pass plain
     arrays through to NumPy.
@@ -90,7 +90,7 @@ def _axis(axis: Axis) -> int | tuple[int, ...] | None:
 
 
 def abs(x: Any) -> Any:
-    """Give the absolute values; the gradient is the sign, 0 at 0.
+    """Return the absolute values; the gradient is the sign, 0 at 0.
 
     >>> abs(np.array([-1.0, 2.0]))
     array([1., 2.])
@@ -99,7 +99,7 @@ def abs(x: Any) -> Any:
 
 
 def square(x: Any) -> Any:
-    """Give ``x * x``.
+    """Return ``x * x``.
 
     >>> square(np.array([-1.0, 2.0]))
     array([1., 4.])
@@ -108,7 +108,7 @@ def square(x: Any) -> Any:
 
 
 def sqrt(x: Any) -> Any:
-    """Give square roots; NaN below 0, where the old ``keras.backend`` said 0.
+    """Return square roots; NaN below 0, where the old ``keras.backend`` said 0.
 
     The gradient at 0 is infinite: add :func:`epsilon` under the root of a norm.
 
@@ -119,7 +119,7 @@ def sqrt(x: Any) -> Any:
 
 
 def exp(x: Any) -> Any:
-    """Give ``e**x``.
+    """Return ``e**x``.
 
     >>> exp(np.array([0.0]))
     array([1.])
@@ -128,7 +128,7 @@ def exp(x: Any) -> Any:
 
 
 def log(x: Any) -> Any:
-    """Give natural logarithms.
+    """Return natural logarithms.
 
     >>> log(np.array([1.0]))
     array([0.])
@@ -137,7 +137,7 @@ def log(x: Any) -> Any:
 
 
 def sin(x: Any) -> Any:
-    """Give sines.
+    """Return sines.
 
     >>> sin(np.array([0.0]))
     array([0.])
@@ -146,7 +146,7 @@ def sin(x: Any) -> Any:
 
 
 def cos(x: Any) -> Any:
-    """Give cosines.
+    """Return cosines.
 
     >>> cos(np.array([0.0]))
     array([1.])
@@ -155,7 +155,7 @@ def cos(x: Any) -> Any:
 
 
 def tanh(x: Any) -> Any:
-    """Give hyperbolic tangents.
+    """Return hyperbolic tangents.
 
     >>> tanh(np.array([0.0]))
     array([0.])
@@ -164,7 +164,7 @@ def tanh(x: Any) -> Any:
 
 
 def sign(x: Any) -> Any:
-    """Give -1, 0 or 1; the gradient is 0.
+    """Return -1, 0 or 1; the gradient is 0.
 
     >>> sign(np.array([-3.0, 0.0]))
     array([-1.,  0.])
@@ -173,7 +173,7 @@ def sign(x: Any) -> Any:
 
 
 def pow(x: Any, a: Any) -> Any:
-    """Give ``x**a``.
+    """Return ``x**a``.
 
     >>> pow(np.array([2.0]), 3)
     array([8.])
@@ -182,7 +182,7 @@ def pow(x: Any, a: Any) -> Any:
 
 
 def maximum(x: Any, y: Any) -> Any:
-    """Give the larger of two, element by element; where equal, each gets half the gradient.
+    """Return the larger of two, element by element; where equal, each gets half the gradient.
 
     >>> maximum(np.array([-1.0, 2.0]), 0)
     array([0., 2.])
@@ -191,7 +191,7 @@ def maximum(x: Any, y: Any) -> Any:
 
 
 def minimum(x: Any, y: Any) -> Any:
-    """Give the smaller of two, element by element; where equal, each gets half the gradient.
+    """Return the smaller of two, element by element; where equal, each gets half the gradient.
 
     >>> minimum(np.array([-1.0, 2.0]), 0)
     array([-1.,  0.])
@@ -200,7 +200,7 @@ def minimum(x: Any, y: Any) -> Any:
 
 
 def clip(x: Any, min_value: Any, max_value: Any) -> Any:
-    """Give `x` held between two bounds; the gradient is 0 outside of them.
+    """Return `x` held between two bounds; the gradient is 0 outside of them.
 
     >>> clip(np.array([-1.0, 2.0]), 0.0, 1.0)
     array([0., 1.])
@@ -209,7 +209,7 @@ def clip(x: Any, min_value: Any, max_value: Any) -> Any:
 
 
 def cast(x: Any, dtype: Any) -> Any:
-    """Give `x` with another dtype.
+    """Return `x` with another dtype.
 
     >>> cast(np.array([1.0]), "float32").dtype
     dtype('float32')
@@ -221,7 +221,7 @@ def cast(x: Any, dtype: Any) -> Any:
 
 
 def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
-    """Give the sum over all or some axes.
+    """Return the sum over all or some axes.
 
     >>> sum(np.ones((2, 3)), axis=1)
     array([3., 3.])
@@ -230,7 +230,7 @@ def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
 
 
 def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
-    """Give the mean over all or some axes.
+    """Return the mean over all or some axes.
 
     >>> mean(np.array([[1.0, 3.0]]), axis=[0, 1]).item()
     2.0
@@ -239,7 +239,7 @@ def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
 
 
 def max(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
-    """Give the largest over all or some axes; equal ones share the gradient.
+    """Return the largest over all or some axes; equal ones share the gradient.
 
     >>> max(np.array([[1.0, 3.0]]), axis=1)
     array([3.])
@@ -248,7 +248,7 @@ def max(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
 
 
 def min(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
-    """Give the smallest over all or some axes; equal ones share the gradient.
+    """Return the smallest over all or some axes; equal ones share the gradient.
 
     >>> min(np.array([[1.0, 3.0]]), axis=1)
     array([1.])
@@ -257,7 +257,7 @@ def min(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
 
 
 def prod(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
-    """Give the product over all or some axes.
+    """Return the product over all or some axes.
 
     >>> prod(np.array([2.0, 3.0])).item()
     6.0
@@ -266,7 +266,7 @@ def prod(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
 
 
 def var(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
-    """Give the variance over all or some axes, without Bessel's correction.
+    """Return the variance over all or some axes, without Bessel's correction.
 
     >>> var(np.array([1.0, 3.0])).item()
     1.0
@@ -275,7 +275,7 @@ def var(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
 
 
 def std(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
-    """Give the standard deviation over all or some axes, without Bessel's correction.
+    """Return the standard deviation over all or some axes, without Bessel's correction.
 
     >>> std(np.array([1.0, 3.0])).item()
     1.0
@@ -287,7 +287,7 @@ def std(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
 
 
 def dot(x: Any, y: Any) -> Any:
-    """Give the product of two matrices; :func:`numpy.dot` for other ranks.
+    """Return the product of two matrices; :func:`numpy.dot` for other ranks.
 
     >>> dot(np.eye(2), np.ones((2, 1))).ravel()
     array([1., 1.])
@@ -296,7 +296,7 @@ def dot(x: Any, y: Any) -> Any:
 
 
 def matmul(x: Any, y: Any) -> Any:
-    """Give the product of two matrices, or of two stacks of them.
+    """Return the product of two matrices, or of two stacks of them.
 
     >>> matmul(np.eye(2), np.ones((2, 1))).ravel()
     array([1., 1.])
@@ -305,7 +305,7 @@ def matmul(x: Any, y: Any) -> Any:
 
 
 def transpose(x: Any) -> Any:
-    """Give `x` with its axes in reverse order.
+    """Return `x` with its axes in reverse order.
 
     >>> transpose(np.ones((2, 3))).shape
     (3, 2)
@@ -314,7 +314,7 @@ def transpose(x: Any) -> Any:
 
 
 def permute_dimensions(x: Any, pattern: Sequence[int]) -> Any:
-    """Give `x` with its axes in the order of `pattern`.
+    """Return `x` with its axes in the order of `pattern`.
 
     >>> permute_dimensions(np.ones((2, 3, 4)), (2, 0, 1)).shape
     (4, 2, 3)
@@ -326,7 +326,7 @@ def permute_dimensions(x: Any, pattern: Sequence[int]) -> Any:
 
 
 def reshape(x: Any, shape: Sequence[int]) -> Any:
-    """Give `x` with another shape; one extent may be -1.
+    """Return `x` with another shape; one extent may be -1.
 
     >>> reshape(np.ones((2, 3)), (-1, 2)).shape
     (3, 2)
@@ -335,7 +335,7 @@ def reshape(x: Any, shape: Sequence[int]) -> Any:
 
 
 def flatten(x: Any) -> Any:
-    """Give the elements of `x` along one axis.
+    """Return the elements of `x` along one axis.
 
     >>> flatten(np.ones((2, 3))).shape
     (6,)
@@ -344,7 +344,7 @@ def flatten(x: Any) -> Any:
 
 
 def expand_dims(x: Any, axis: int = -1) -> Any:
-    """Give `x` with a new axis of extent 1.
+    """Return `x` with a new axis of extent 1.
 
     >>> expand_dims(np.ones(2)).shape
     (2, 1)
@@ -353,7 +353,7 @@ def expand_dims(x: Any, axis: int = -1) -> Any:
 
 
 def squeeze(x: Any, axis: int) -> Any:
-    """Give `x` without an axis of extent 1.
+    """Return `x` without an axis of extent 1.
 
     >>> squeeze(np.ones((2, 1)), 1).shape
     (2,)
@@ -380,7 +380,7 @@ def stack(x: Sequence[Any], axis: int = 0) -> Any:
 
 
 def shape(x: Any) -> tuple[int, ...]:
-    """Give the extents of `x`.
+    """Return the extents of `x`.
 
     >>> shape(np.ones((2, 3)))
     (2, 3)
@@ -392,7 +392,7 @@ int_shape = shape
 
 
 def ndim(x: Any) -> int:
-    """Give the number of axes.
+    """Return the number of axes.
 
     >>> ndim(np.ones((2, 3)))
     2
@@ -404,7 +404,7 @@ def ndim(x: Any) -> int:
 
 
 def eye(size: int | Sequence[int], dtype: Any = None) -> Any:
-    """Give the identity matrix, float32 unless asked otherwise.
+    """Return the identity matrix, float32 unless asked otherwise.
 
     >>> eye(2).tolist()
     [[1.0, 0.0], [0.0, 1.0]]
@@ -414,7 +414,7 @@ def eye(size: int | Sequence[int], dtype: Any = None) -> Any:
 
 
 def ones_like(x: Any, dtype: Any = None) -> Any:
-    """Give ones in the shape of `x`.
+    """Return ones in the shape of `x`.
 
     >>> ones_like(np.zeros(2))
     array([1., 1.])
@@ -423,7 +423,7 @@ def ones_like(x: Any, dtype: Any = None) -> Any:
 
 
 def zeros_like(x: Any, dtype: Any = None) -> Any:
-    """Give zeros in the shape of `x`.
+    """Return zeros in the shape of `x`.
 
     >>> zeros_like(np.ones(2))
     array([0., 0.])
@@ -432,7 +432,7 @@ def zeros_like(x: Any, dtype: Any = None) -> Any:
 
 
 def epsilon() -> float:
-    """Give the small number that keeps divisions and roots away from 0, 1e-7 as in Keras.
+    """Return the small number that keeps divisions and roots away from 0, 1e-7 as in Keras.
 
     >>> epsilon()
     1e-07
@@ -441,7 +441,7 @@ def epsilon() -> float:
 
 
 def floatx() -> str:
-    """Give the name of the usual dtype.
+    """Return the name of the usual dtype.
 
     >>> floatx()
     'float32'

@@ -22,7 +22,7 @@ With torch::
 
 from __future__ import annotations
 
-from ._device.recording import Recording
+from ._engine.recording import Recording
 
 __all__ = ["Recording", "recording"]
 

@@ -118,7 +118,7 @@ def sign(x):
 
 
 def gradient(elements, dtype, l1, l2, scale=1.0, grad_scale=1.0, old=None):
-    """Give the new gradient, or the sum with `old`, as floats of the dtype."""
+    """Return the new gradient, or the sum with `old`, as floats of the dtype."""
     old = None if old is None else packed("d", old).tobytes()
     strengths = (l1, l2, scale, grad_scale)
     return list(_gradient(packed("d", elements).tobytes(), dtype, *strengths, old))
@@ -157,12 +157,12 @@ def array(elements, dtype):
 
 
 def floats(values):
-    """Give the elements of an array in C order as Python floats, exactly."""
+    """Return the elements of an array in C order as Python floats, exactly."""
     return [float(x) for x in np.asarray(values).reshape(-1)]
 
 
 def bits(values):
-    """Give the bits of a float array as integers, every NaN the same."""
+    """Return the bits of a float array as integers, every NaN the same."""
     values = np.asarray(values)
     integers = np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}").copy()
     missing = np.array([x != x for x in floats(values)], bool).reshape(values.shape)
@@ -171,13 +171,13 @@ def bits(values):
 
 
 def value_bits(value):
-    """Give a penalty as a string that shows every bit; every NaN the same."""
+    """Return a penalty as a string that shows every bit; every NaN the same."""
     assert type(value) is float
     return "nan" if value != value else value.hex()
 
 
 def numbers(count, dtype, seed=1):
-    """Give `count` floats of the dtype: both signs, many magnitudes, zeros, subnormals.
+    """Return `count` floats of the dtype: both signs, many magnitudes, zeros, subnormals.
 
     A plain linear congruential generator, so that golden vectors do not hang on a library.
     """

@@ -7,7 +7,7 @@ import pytest
 from interpreter import SANITIZED
 from left_out import LeftOut
 
-from fastreg import _backend
+from fastreg._engine import backend as _backend
 
 # Several directories have a conftest.py; as modules with doctests they would be one.
 collect_ignore_glob = ["*conftest.py"]

@@ -44,7 +44,7 @@ def environment(name: str):
 
 
 def is_set(name: str) -> bool:
-    """Tell whether the environment of this name is set."""
+    """Return whether the environment of this name is set."""
     one, small, least = 1.0, 2.0**-60, float.fromhex("0x1p-1022")
     rounding = {
         "downward": -one - small < -one and one + small == one,

@@ -27,7 +27,7 @@ def cases():
 
 
 def inputs(case):
-    """Give the weight and the old gradient of a case as floats."""
+    """Return the weight and the old gradient of a case as floats."""
     return tuple(canonical.numbers(case["size"], case["dtype"], seed) for seed in (11, 12))
 
 

@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 
 import fastreg
-from fastreg import _backend, _reference, attach
+from fastreg import attach
+from fastreg._engine import backend as _backend
+from fastreg._engine import reference
 from fastreg.regularizers import L1L2, OrthogonalRegularizer
 
 BACKENDS = ["numpy", "native"] if importlib.util.find_spec("fastreg._core") else ["numpy"]
@@ -29,7 +31,7 @@ REG = L1L2(0.5, 0.25)
 def backend(request, monkeypatch):
     before = _backend.name
     _backend.select(request.param)
-    monkeypatch.setattr(_reference, "SLAB", _reference.CHUNK)  # several slabs of few elements
+    monkeypatch.setattr(reference, "SLAB", reference.CHUNK)  # several slabs of few elements
     yield request.param
     _backend.select(before)
 
@@ -147,7 +149,7 @@ def torch_module(rules):
 
 
 def states(before, after, grads):
-    """Say which of the gradients are as they were, and which are as the call leaves them."""
+    """Return which of the gradients are as they were, and which are as the call leaves them."""
     same = [np.array_equal(one, other) for one, other in zip(grads, before, strict=True)]
     done = [np.array_equal(one, other) for one, other in zip(grads, after, strict=True)]
     return same, done
@@ -195,7 +197,7 @@ def test_all_gradients_or_none_without_memory(backend):
     script = f"""
         import test_all_or_nothing as tests
         tests._backend.select({backend!r})
-        tests._reference.SLAB = tests._reference.CHUNK
+        tests.reference.SLAB = tests.reference.CHUNK
         for name, make in tests.CALLS.items():
             if name == "orthogonal":  # where NumPy itself may crash
                 continue

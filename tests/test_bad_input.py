@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 import fastreg
-from fastreg import _backend, _checks, _memory
+from fastreg._base import memory as _memory
+from fastreg._engine import backend as _backend
+from fastreg._engine import checks
 from fastreg.layers import Dense, Sequential
 from fastreg.regularizers import L1, L1L2, L2, OrthogonalRegularizer
 
@@ -276,7 +278,7 @@ def test_refusals_of_many_tensors_change_none(backend):
 def test_legal_calls_pass_the_check():
     w = np.ones(10)
     assert (
-        _checks.check_call(7, None, (w[::2],), (w[1::2],), ((0.5, 0.0),), (0,), 1.0, np.float32(2))
+        checks.check_call(7, None, (w[::2],), (w[1::2],), ((0.5, 0.0),), (0,), 1.0, np.float32(2))
         is None
     )
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastreg import _dtypes
+from fastreg._base import dtypes
 
 NUMBERS = [0.0, -0.0, 1.0, -3.1415927, 1.00390625, 65504.0, 3.4e38, np.inf, -np.inf, 1e-40]
 
@@ -12,15 +12,13 @@ NUMBERS = [0.0, -0.0, 1.0, -3.1415927, 1.00390625, 65504.0, 3.4e38, np.inf, -np.
 def test_one_number_is_rounded_and_widened_as_one_of_many(number):
     many = np.array([number, number], np.float32)
     one = np.array(number, np.float32)
-    bits = _dtypes.to_bfloat16(one)
+    bits = dtypes.to_bfloat16(one)
     assert bits.shape == ()
     assert bits.dtype == np.uint16
-    assert bits == _dtypes.to_bfloat16(many)[0]
-    wide = _dtypes.from_bfloat16(bits)
+    assert bits == dtypes.to_bfloat16(many)[0]
+    wide = dtypes.from_bfloat16(bits)
     assert wide.dtype == np.float32
-    assert wide.view(np.uint32) == _dtypes.from_bfloat16(_dtypes.to_bfloat16(many))[0].view(
-        np.uint32
-    )
+    assert wide.view(np.uint32) == dtypes.from_bfloat16(dtypes.to_bfloat16(many))[0].view(np.uint32)
     assert np.isnan(wide) == np.isnan(number)
 
 
@@ -29,4 +27,4 @@ def test_one_number_is_rounded_and_widened_as_one_of_many(number):
 def test_every_nan_stays_one(bits):
     for shape in ((), (2,)):
         numbers = np.full(shape, bits, np.uint32).view(np.float32)
-        assert np.isnan(_dtypes.from_bfloat16(_dtypes.to_bfloat16(numbers))).all()
+        assert np.isnan(dtypes.from_bfloat16(dtypes.to_bfloat16(numbers))).all()

@@ -11,7 +11,9 @@ import pytest
 from float_environments import NAMES, environment, is_set
 
 import fastreg
-from fastreg import _backend, _checks, _float_environment
+from fastreg._base import float_environment
+from fastreg._engine import backend as _backend
+from fastreg._engine import checks
 from fastreg.regularizers import L1, L1L2, L2, OrthogonalRegularizer
 
 BACKENDS = ["numpy", "native"]
@@ -102,10 +104,10 @@ def test_products_in_python(name):
     triples = [(a, b, c) for a in STRENGTHS for b in SCALES for c in (1.1, 2.0**16, 1e-5)]
     expected = [a * b * c for a, b, c in triples]
     with environment(name):
-        found = [_float_environment.product(*triple) for triple in triples]
-        rounded = [_checks._penalty.rounded(number, "f32") for number in expected]
+        found = [float_environment.product(*triple) for triple in triples]
+        rounded = [checks._penalty.rounded(number, "f32") for number in expected]
     assert found == expected
-    assert rounded == [_checks._penalty.rounded(number, "f32") for number in expected]
+    assert rounded == [checks._penalty.rounded(number, "f32") for number in expected]
 
 
 class Constant:
@@ -144,11 +146,11 @@ def test_callables_and_orthogonal_rules(name):
 
 
 def test_an_environment_is_told_from_the_default():
-    assert _float_environment.is_default()
+    assert float_environment.is_default()
     for name in NAMES:
         with environment(name):
-            seen = _float_environment.is_default()
-            with _float_environment.Default():
-                inside = _float_environment.is_default()
-            after = _float_environment.is_default()
+            seen = float_environment.is_default()
+            with float_environment.Default():
+                inside = float_environment.is_default()
+            after = float_environment.is_default()
         assert (seen, inside, after) == (False, True, False), name

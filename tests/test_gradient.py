@@ -6,7 +6,7 @@ import canonical
 import numpy as np
 import pytest
 
-from fastreg import _backend
+from fastreg._engine import backend as _backend
 from fastreg.regularizers import L1, L1L2, L2
 
 SIZES = (0, 1, 31, 32, 33, 4097)

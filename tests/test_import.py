@@ -34,7 +34,9 @@ def test_a_version():
 
 @pytest.mark.parametrize("backend", ["numpy", ""])
 def test_backend_of_the_environment(backend):
-    output = runs("from fastreg import _backend; print(_backend.name)", FASTREG_BACKEND=backend)
+    output = runs(
+        "from fastreg._engine import backend; print(backend.name)", FASTREG_BACKEND=backend
+    )
     assert output.strip() in ({"numpy"} if backend else {"numpy", "native"})
 
 
@@ -72,9 +74,9 @@ def test_without_core_the_fallback_runs():
         WITHOUT_CORE
         + """
 import numpy, fastreg
-from fastreg import _backend
-assert _backend.name == "numpy"
-assert "no compiled core" in _backend.reason
+from fastreg._engine import backend
+assert backend.name == "numpy"
+assert "no compiled core" in backend.reason
 assert fastreg.get_num_threads() == 1
 fastreg.set_num_threads(4)
 assert fastreg.get_instruction_set() == "numpy"

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 import fastreg
-from fastreg import _backend, _info
+from fastreg import _info
 from fastreg.__main__ import main
+from fastreg._engine import backend
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -34,7 +35,7 @@ def test_text_says_what_runs() -> None:
     assert done.stderr == ""
     lines = done.stdout.splitlines()
     assert lines[0].startswith(f"fastreg           {fastreg.__version__}, in")
-    assert lines[1].startswith(f"backend           {_backend.name}: ")
+    assert lines[1].startswith(f"backend           {backend.name}: ")
     core = _info.native_core()
     reason = "not built: there is no compiled core" if core is None else core.cuda_state()[1]
     cuda = f"not available: {reason}" if reason else "available"
@@ -57,7 +58,7 @@ def test_json_has_the_same_facts(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["fastreg"]["version"] == fastreg.__version__
-    assert facts["fastreg"]["backend"] == _backend.name
+    assert facts["fastreg"]["backend"] == backend.name
     assert facts["threads"] == fastreg.get_num_threads()
     assert facts["instruction_sets"]["chosen"] == fastreg.get_instruction_set()
     core = _info.native_core()
@@ -132,8 +133,8 @@ def test_names_what_was_compiled_but_cannot_run_here(monkeypatch: pytest.MonkeyP
 
 def test_still_answers_where_the_core_asked_for_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_info, "native_core", lambda: None)
-    monkeypatch.setattr(_backend, "name", "native")
-    monkeypatch.setattr(_backend, "reason", "no such file")
+    monkeypatch.setattr(backend, "name", "native")
+    monkeypatch.setattr(backend, "reason", "no such file")
     text = " ".join(_info.render(_info.gather()).split())
     assert "asked for by FASTREG_BACKEND, but the compiled core is not there: no such file" in text
     assert "threads none" in text

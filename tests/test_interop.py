@@ -10,7 +10,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from fastreg import _arrays, _info, attach
+from fastreg import _info, attach
+from fastreg._arrays import host
 from fastreg.regularizers import L1, L1L2, L2, OrthogonalRegularizer
 
 torch = pytest.importorskip("torch")
@@ -563,8 +564,8 @@ def test_views_share_memory(backend):
         array.array("d", [1.0]),
         np.ones(3, ml_dtypes.bfloat16)[::-1],
     ):
-        first, _ = _arrays.host_view(x, "w", True)
-        second, _ = _arrays.host_view(x, "w", True)
+        first, _ = host.host_view(x, "w", True)
+        second, _ = host.host_view(x, "w", True)
         assert np.shares_memory(first, second)
 
 

@@ -84,8 +84,8 @@ except ImportError as error:
         print("NumPy refuses")
 else:
     import fastreg
-    from fastreg import _backend
-    print(_backend.name, _backend.reason, fastreg.regularizers.L1(0.5)(numpy.ones(4)), sep="|")
+    from fastreg._engine import backend
+    print(backend.name, backend.reason, fastreg.regularizers.L1(0.5)(numpy.ones(4)), sep="|")
 """
 
 

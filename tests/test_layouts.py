@@ -17,7 +17,7 @@ REGULARIZER = L1L2(0.3, 0.7)
 
 
 def indices_in_order(array):
-    """Give all indices in the order of summation."""
+    """Return all indices in the order of summation."""
     indices = list(itertools.product(*map(range, array.shape)))
     if array.size == 0:
         return indices

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from interpreter import SANITIZED, runs
 
-from fastreg import _backend
+from fastreg._engine import backend as _backend
 from fastreg.regularizers import L1, L1L2, L2
 
 pytestmark = [

@@ -9,7 +9,8 @@ import pytest
 from interpreter import python, runs
 
 import fastreg
-from fastreg import _backend, _reference
+from fastreg._engine import backend as _backend
+from fastreg._engine import reference
 from fastreg.regularizers import L1, L1L2
 
 pytest.importorskip("fastreg._core", exc_type=ImportError)
@@ -47,7 +48,7 @@ def test_any_number_of_threads_gives_the_same_bits(dtype):
     w, old = numbers(SIZE, dtype), numbers(SIZE, dtype, seed=1)
     for outputs in (1, 2, 3, 6, 7):
         expected = None if outputs == 1 else old.copy()
-        value = _reference.evaluate_one(outputs, w, expected, 0.3, 0.7, 0.5, 2.0)
+        value = reference.evaluate_one(outputs, w, expected, 0.3, 0.7, 0.5, 2.0)
         for threads in THREADS:
             fastreg.set_num_threads(threads)
             grad = None if outputs == 1 else old.copy()
@@ -80,7 +81,7 @@ def test_any_number_of_threads_where_elements_are_gathered(layout):
         "every second": lambda: numbers(2 * SIZE, "f16")[::2],
         "integers": lambda: np.arange(SIZE, dtype=np.int16),
     }[layout]()
-    value = _reference.evaluate_one(1, w, None, 0.3, 0.7, 1.0, 1.0)
+    value = reference.evaluate_one(1, w, None, 0.3, 0.7, 1.0, 1.0)
     for threads in THREADS:
         fastreg.set_num_threads(threads)
         assert L1L2(0.3, 0.7)(w) == value

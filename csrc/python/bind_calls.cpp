@@ -18,20 +18,20 @@ namespace py = pybind11;
 namespace fastreg::python {
 namespace {
 
-// Runs body(), which throws OnDevice where it meets a device tensor; the call is then fastreg._device's.
+// Runs body(), which throws OnDevice where it meets a device tensor; the call is then fastreg._engine.cuda's.
 template <class Body>
 PyObject* on_host_or_device(const char* function, PyObject* const* arguments, Py_ssize_t count, Body body) {
   return translate_exceptions([&]() -> PyObject* {
     try {
       return body();
     } catch (const OnDevice&) {
-      const py::object target = py::module_::import("fastreg._device").attr(function);
+      const py::object target = py::module_::import("fastreg._engine.cuda").attr(function);
       return PyObject_Vectorcall(target.ptr(), arguments, static_cast<std::size_t>(count), nullptr);
     }
   });
 }
 
-// A scale may be anything that the caller gave: what is not plainly a finite number goes to fastreg._checks.
+// A scale may be anything that the caller gave: what is not plainly a finite number goes to fastreg._engine.checks.
 double to_scale(PyObject* number, const char* name) {
   if (PyFloat_CheckExact(number)) {
     const double value = PyFloat_AS_DOUBLE(number);
@@ -40,13 +40,13 @@ double to_scale(PyObject* number, const char* name) {
     }
   }
   return py::cast<double>(
-      py::module_::import("fastreg._checks").attr("multiplier")(py::reinterpret_borrow<py::object>(number), name));
+      py::module_::import("fastreg._base.arguments").attr("multiplier")(py::reinterpret_borrow<py::object>(number), name));
 }
 
 void check(const Call& call, unsigned outputs, const py::object& names, const py::tuple& weights,
            const py::object& gradients, const py::tuple& strengths, const py::tuple& which, PyObject* scale,
            PyObject* grad_scale) {
-  py::module_::import("fastreg._checks")
+  py::module_::import("fastreg._engine.checks")
       .attr("check_call")(outputs, names, weights, gradients, strengths, which,
                           py::reinterpret_borrow<py::object>(scale), py::reinterpret_borrow<py::object>(grad_scale));
   call.require_safe();
@@ -260,7 +260,7 @@ PyObject* accumulate_parameters(PyObject*, PyObject* const* arguments, Py_ssize_
     }
     const py::object owned = py::reinterpret_steal<py::object>(result);
     if (writes) {
-      py::module_::import("fastreg._results").attr("torch_written")(gradients);
+      py::module_::import("fastreg._arrays.results").attr("torch_written")(gradients);
     }
     return owned.inc_ref().ptr();
   });

@@ -40,16 +40,16 @@ bool same_order(const ArrayView& a, const ArrayView& b) {
   return (a.c_contiguous && b.c_contiguous) || (a.f_contiguous && b.f_contiguous);
 }
 
-// Asks fastreg._arrays for a view; raises the error that says why there is none.
+// Asks fastreg._arrays.host for a view; raises the error that says why there is none.
 py::object convert(PyObject* object, const char* argument, bool writable, ArrayView& view) {
-  py::object pair = py::module_::import("fastreg._arrays")
+  py::object pair = py::module_::import("fastreg._arrays.host")
                         .attr("host_view")(py::reinterpret_borrow<py::object>(object), argument, writable);
   describe_host_view(pair.ptr(), view);
   return pair;
 }
 
 [[noreturn]] void raise_changed() {
-  const py::object error = py::module_::import("fastreg._errors").attr("changed_error")();
+  const py::object error = py::module_::import("fastreg._base.errors").attr("changed_error")();
   PyErr_SetObject(py::type::of(error).ptr(), error.ptr());
   throw py::error_already_set();
 }
@@ -141,7 +141,7 @@ void Call::take_converted(PyObject* object, ArrayView& view) {
     raise_changed();
   }
   const py::object& pair = first_->kept_[taken_++].view;
-  if (!py::cast<bool>(py::module_::import("fastreg._arrays").attr("is_current")(pair))) {
+  if (!py::cast<bool>(py::module_::import("fastreg._arrays.host").attr("is_current")(pair))) {
     raise_changed();
   }
   place(on_host);
@@ -280,7 +280,7 @@ bool Call::is_plainly_right() const { return is_safe_ && is_plain_ && (spans_.em
 
 void Call::require_safe() const {
   if (!is_safe_) {
-    throw std::logic_error("fastreg._checks.check_call let a call pass that cannot be made");
+    throw std::logic_error("fastreg._engine.checks.check_call let a call pass that cannot be made");
   }
 }
 

@@ -26,7 +26,7 @@ struct Rule {
 // The canonical sum of the values, which are overwritten; whatever the caller's floating-point state.
 double total_of(std::vector<double>& values);
 
-// Thrown where an operand lies on a device and not all is as plain as Call has it: the call is fastreg._device's.
+// Thrown where an operand lies on a device and not all is as plain as Call has it: the call is fastreg._engine.cuda's.
 struct OnDevice : std::exception {};
 
 class Call {
@@ -52,10 +52,10 @@ class Call {
   // freed an earlier one. Then a second call has to find the same, before anything is read or written.
   bool ran_foreign_code() const { return ran_foreign_code_; }
 
-  // Raises fastreg._errors.changed_error where this call has not found what the other one has.
+  // Raises fastreg._base.errors.changed_error where this call has not found what the other one has.
   void require_same(const Call& other) const;
 
-  // False when anything is not plainly right. Then fastreg._checks.check_call decides: it raises the error, or finds
+  // False when anything is not plainly right. Then fastreg._engine.checks.check_call decides: it raises the error, or finds
   // that memory only seemed to overlap.
   bool is_plainly_right() const;
 

@@ -351,8 +351,6 @@ std::vector<Coefficients> coefficients_of(const std::vector<std::pair<double, do
   return coefficients;
 }
 
-py::module_ python_side() { return py::module_::import("fastreg._device"); }
-
 }  // namespace
 
 bool is_on_cuda(PyObject* object) {
@@ -362,7 +360,7 @@ bool is_on_cuda(PyObject* object) {
       PyDict_GetItemString(PyImport_GetModuleDict(), "keras") == nullptr) {
     return false;
   }
-  return py::cast<bool>(python_side().attr("is_on_cuda")(py::handle(object)));
+  return py::cast<bool>(py::module_::import("fastreg._arrays.cuda").attr("is_on_cuda")(py::handle(object)));
 }
 
 PyObject* evaluate_described(const Call& call, unsigned outputs, PyObject* which, const py::tuple& weights,
@@ -379,7 +377,7 @@ PyObject* evaluate_described(const Call& call, unsigned outputs, PyObject* which
         which != nullptr ? PyLong_AsSize_t(PyTuple_GET_ITEM(which, static_cast<Py_ssize_t>(i))) : 0;
     tensors->add({item.weights, item.gradients, item.count, static_cast<std::uint32_t>(rule), item.dtype, item.layout});
   }
-  return python_side()
+  return py::module_::import("fastreg._engine.cuda")
       .attr("evaluate_described")(outputs, std::move(tensors), weights, strengths, py::handle(scale),
                                   py::handle(grad_scale), per_tensor, gradients)
       .release()

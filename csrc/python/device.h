@@ -1,4 +1,4 @@
-// What fastreg._device asks of the CUDA backend, and the plain calls that need no more of it than their result.
+// What fastreg._engine.cuda asks of the CUDA backend, and the plain calls that need no more of it than their result.
 #pragma once
 
 #include <pybind11/pybind11.h>

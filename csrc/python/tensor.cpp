@@ -269,7 +269,7 @@ bool torch_stream(int device, void*& stream) {
 
 bool describe_host_view(PyObject* pair, ArrayView& view) {
   if (!PyTuple_Check(pair) || PyTuple_GET_SIZE(pair) != 2 || !PyArray_Check(PyTuple_GET_ITEM(pair, 0))) {
-    PyErr_SetString(PyExc_SystemError, "fastreg._arrays.host_view must give (numpy.ndarray, dtype name)");
+    PyErr_SetString(PyExc_SystemError, "fastreg._arrays.host.host_view must give (numpy.ndarray, dtype name)");
     throw py::error_already_set();
   }
   const char* name = PyUnicode_AsUTF8(PyTuple_GET_ITEM(pair, 1));

@@ -17,11 +17,11 @@ constexpr int on_host = -1;
 // Describes `object` in `view`, says where it is in `device`, and gives true, when it is one of the kinds that are read
 // directly: an exact or derived numpy.ndarray of a native numeric type, or exactly a torch.Tensor or torch.nn.Parameter
 // without gaps on the CPU or a CUDA device. Gives false, and leaves no Python error, for everything else:
-// fastreg._arrays.host_view and fastreg._device know the other kinds, and what to say of what cannot be read. The view
+// fastreg._arrays knows the other kinds, and what to say of what cannot be read. The view
 // borrows from `object`, which must outlive it.
 bool describe(PyObject* object, ArrayView& view, int& device);
 
-// The same of the pair (numpy.ndarray, dtype name) that fastreg._arrays.host_view gives.
+// The same of the pair (numpy.ndarray, dtype name) that fastreg._arrays.host.host_view gives.
 bool describe_host_view(PyObject* pair, ArrayView& view);
 
 // True for an exact torch.Tensor or torch.nn.Parameter: to read one runs no code but torch's.

@@ -59,7 +59,7 @@ std::optional<std::size_t> find(const std::vector<Sample>& samples, std::size_t 
 const Places* find_places() {
   try {
     const auto [samples, other_numbers, not_inference] = py::cast<std::tuple<std::vector<Sample>, Word, Word>>(
-        py::module_::import("fastreg._torch_memory").attr("samples")());
+        py::module_::import("fastreg._arrays.torch_memory").attr("samples")());
     const auto object = [](const Sample& sample) -> const void* { return std::get<0>(sample).ptr(); };
     const auto tensor = [](const Sample& sample) { return pointer(std::get<1>(sample)); };
     const auto storage = [](const Sample& sample) { return pointer(std::get<2>(sample)); };
@@ -104,7 +104,7 @@ bool is_in_inference_mode() {
 TorchFlags ask(PyObject* tensor) {
   try {
     const auto [has_elements, is_writable] = py::cast<std::tuple<bool, bool>>(
-        py::module_::import("fastreg._torch_memory").attr("flags")(py::handle(tensor)));
+        py::module_::import("fastreg._arrays.torch_memory").attr("flags")(py::handle(tensor)));
     return {has_elements, is_writable};
   } catch (py::error_already_set&) {
     return {false, false};

@@ -1,5 +1,5 @@
 // What torch knows of a tensor's memory, and DLPack does not tell: whether the elements are there, and are the numbers
-// that lie there, and whether they may be written (fastreg/_torch_memory.py).
+// that lie there, and whether they may be written (fastreg/_arrays/torch_memory.py).
 //
 // To ask torch's Python methods takes 500 ns a tensor, ten times what all else of it takes, and torch has no C
 // interface that tells it all. So the words of torch's objects are read where they lie. Where that is, no header is

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import fastreg
-from fastreg import _backend, _info
+
+from .. import _info
+from .._engine import backend as _backend
 
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")

@@ -15,12 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import geometric_mean
 
-from fastreg import _files
 from fastreg.bench import record
 from fastreg.bench.cases import Case
 from fastreg.bench.options import UsageError
 from fastreg.bench.row import OWN, Row, Work
 from fastreg.bench.spread import Spread
+
+from ..layers import files
 
 #: Circumstances that two records should share.
 SHARED = ("threads", "backend", "instruction_set", "machine", "memory", "gpus", "versions")
@@ -139,7 +140,7 @@ def write_json(path: Path, before: str, after: str, found: Sequence[Comparison])
         "after": after,
         "cases": [asdict(comparison) for comparison in found],
     }
-    _files.replace_text(path, json.dumps(document, indent=1) + "\n")
+    files.replace_text(path, json.dumps(document, indent=1) + "\n")
 
 
 def _read(path: Path) -> record.Record:

@@ -14,13 +14,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import fastreg
-from fastreg import _files
-from fastreg._checks import MOST_THREADS
 from fastreg.bench.cases import DTYPES, OUTPUTS, TERMS
 from fastreg.bench.frameworks.known import FRAMEWORKS
 from fastreg.bench.frameworks.sizes import SIZES as FRAMEWORK_SIZES
 from fastreg.bench.peers import PEERS, installed
 from fastreg.bench.shapes import MODELS, parameters
+
+from .._base.arguments import MOST_THREADS
+from ..layers import files
 
 SIZES = (64, 1_000, 65_536, 1_048_576, 16_777_216)
 QUICK_SIZES = (64, 65_536, 1_048_576)
@@ -281,7 +282,7 @@ def check_files(options: argparse.Namespace, *names: str) -> None:
         if path is None:
             continue
         try:
-            _files.require_writable(path)
+            files.require_writable(path)
         except FileNotFoundError:
             raise UsageError(f"--{name} was {path}; its directory does not exist") from None
         except OSError as error:

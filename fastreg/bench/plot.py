@@ -16,10 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 
-from fastreg import _files
 from fastreg.bench.circumstances import Circumstances
 from fastreg.bench.peers import PEERS
 from fastreg.bench.row import FLOOR, ONE_TENSOR, OWN, Row
+
+from ..layers import files
 
 #: How many sizes get a map of their shares: the largest.
 MAPS = 2
@@ -52,7 +53,7 @@ def save(path: Path, circumstances: Circumstances, rows: Sequence[Row]) -> None:
         title = place if chosen[0].case.model else f"{place} elements"
         _heat_map(axes, chosen, title)
     suffix = path.suffix.lower().removeprefix(".")
-    _files.replace(path, lambda file: figure.savefig(file, dpi=130, format=suffix))
+    files.replace(path, lambda file: figure.savefig(file, dpi=130, format=suffix))
 
 
 def _times(

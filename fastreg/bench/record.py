@@ -26,13 +26,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fastreg import _files
 from fastreg.bench import step
 from fastreg.bench.accuracy import Errors
 from fastreg.bench.cases import Case
 from fastreg.bench.circumstances import Circumstances
 from fastreg.bench.row import COPY, Row, Work
 from fastreg.bench.spread import Spread
+
+from ..layers import files
 
 SCHEMA = 2
 
@@ -75,7 +76,7 @@ def write_json(
     document = as_json(circumstances, rows)
     if training is not None:
         document["training_step"] = step.as_json(training)
-    _files.replace_text(path, json.dumps(document) + "\n")
+    files.replace_text(path, json.dumps(document) + "\n")
 
 
 def read_json(path: Path) -> Record:
@@ -116,7 +117,7 @@ def write_csv(path: Path, rows: Sequence[Row], columns: Sequence[str] = CSV_COLU
                 else:
                     line[key] = found
             writer.writerow(line)
-    _files.replace_text(path, text.getvalue())
+    files.replace_text(path, text.getvalue())
 
 
 def figures(row: Row, name: str) -> dict[str, Any]:

@@ -33,18 +33,15 @@ Array([ 1. , -1.5,  0. ], dtype=float32)
 
 from __future__ import annotations
 
-from . import (
-    _require,  # noqa: F401
-    handler,
-    pytrees,
-)
+from .._autodiff.jax import ffi as _ffi
+from . import pytrees
 from .attached import TreePenalties, attach
 from .functions import penalty, sharded_penalty
 
 __all__ = ["TreePenalties", "attach", "penalty", "sharded_penalty"]
 
 pytrees.register()
-handler.register("cpu")
+_ffi.register("cpu")
 
 # Messages name a class by its module: by this one, whichever file holds the class.
 TreePenalties.__module__ = __name__

@@ -10,19 +10,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .. import _adapters, _callables, _checks, _results
-from .._float_environment import product
-from .._penalty import VALUE
-from ..penalties import evaluation
+from .._arrays import results
+from .._autodiff import dispatch
+from .._autodiff.jax import functions
+from .._autodiff.jax.sharding import checked_specs
+from .._autodiff.jax.strengths import factor
+from .._base import arguments
+from .._base.errors import leaf_label
+from .._base.float_environment import product
+from .._base.penalty import VALUE
+from ..penalties import callables, evaluation
 from ..penalties.names import counted
 from ..penalties.plan import Plan
 from ..penalties.report import Report, make_report
 from ..penalties.rules import Rules, called, checked_rules, match
 from ..regularizers.base import Configured
-from . import leaves, traced
+from . import leaves
 from .pytrees import REGISTERED
-from .sharding import checked_specs
-from .strengths import factor
 
 
 def attach(params: Any, rules: Any) -> TreePenalties:
@@ -96,7 +100,7 @@ class TreePenalties:
     def value(
         self, params: Any, *, scale: Any = 1.0, mesh: Any = None, specs: Any = None
     ) -> jax.Array:
-        """Give the penalty of all leaves.
+        """Return the penalty of all leaves.
 
         Parameters
         ----------
@@ -128,7 +132,7 @@ class TreePenalties:
         return _value(plan, weights, scale, mesh, plan.source(every))
 
     def gradient(self, params: Any, *, scale: Any = 1.0, grad_scale: Any = 1.0) -> Any:
-        """Give the gradient as a tree like `params`, zeros where there is no penalty.
+        """Return the gradient as a tree like `params`, zeros where there is no penalty.
 
         Parameters
         ----------
@@ -152,12 +156,12 @@ class TreePenalties:
     def value_and_grad(
         self, params: Any, *, scale: Any = 1.0, grad_scale: Any = 1.0
     ) -> tuple[jax.Array, Any]:
-        """Give what :meth:`value` and :meth:`gradient` give, from one call of the core."""
+        """Return what :meth:`value` and :meth:`gradient` give, from one call of the core."""
         plan, weights = self._ready(params)
         for name, weight in zip(plan.names, weights, strict=True):
             if not jnp.issubdtype(weight.dtype, jnp.floating):
                 raise TypeError(
-                    f"{leaves.label(name)} has dtype {weight.dtype}, for which there is no "
+                    f"{leaf_label(name)} has dtype {weight.dtype}, for which there is no "
                     "gradient; give it the rule None"
                 )
         value = _value(plan, weights, scale)
@@ -225,22 +229,22 @@ def _value(
 ) -> jax.Array:
     """Return the sum of the penalties; `specs` are those of `weights`."""
     if mesh is None and not _is_followed(plan, weights, scale):
-        return _results.wrap_value(
+        return results.wrap_value(
             evaluation.total(VALUE, plan, weights, None, scale, 1.0), _widest(weights)
         )
     scale = factor(scale, "scale")
-    total = traced.total(
+    total = functions.total(
         tuple(compress(weights, plan.fused)),
         plan.strengths(),
         plan.which,
         scale,
         mesh=mesh,
         specs=tuple(compress(specs, plan.fused)),
-        names=[leaves.label(name) for name in compress(plan.names, plan.fused)],
+        names=[leaf_label(name) for name in compress(plan.names, plan.fused)],
     )
     for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True):
         if not is_fused:
-            total = total + _callables.followed_number(plan.rules[name](weight), name) * scale
+            total = total + callables.followed_number(plan.rules[name](weight), name) * scale
     return total
 
 
@@ -255,7 +259,9 @@ def _gradients(
         if is_fused:
             l1, l2 = strengths[next(which)]
             gradients.append(
-                traced.gradient(weight, product(l1, scale), product(l2, scale), grad_scale, value)
+                functions.gradient(
+                    weight, product(l1, scale), product(l2, scale), grad_scale, value
+                )
             )
         else:
             gradients.append(jax.grad(plan.rules[name])(weight) * (scale * grad_scale))
@@ -265,10 +271,10 @@ def _gradients(
 def _values(plan: Plan, weights: tuple[Any, ...], scale: float) -> list[float]:
     """Return each leaf's penalty, of arrays that have elements."""
     fused = tuple(compress(weights, plan.fused))
-    if all(_adapters.following(weight) is None for weight in fused):
+    if all(dispatch.following(weight) is None for weight in fused):
         return evaluation.values(plan, weights, scale)
-    factor = _checks.multiplier(scale, "scale")
-    of_fused = iter(traced.values(fused, plan.strengths(), plan.which, factor))
+    factor = arguments.multiplier(scale, "scale")
+    of_fused = iter(functions.values(fused, plan.strengths(), plan.which, factor))
     return [
         float(next(of_fused)) if is_fused else called(plan.rules[name], name, weight) * factor
         for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True)
@@ -295,7 +301,7 @@ def _is_followed(plan: Plan, weights: tuple[Any, ...], scale: Any) -> bool:
         plan.others
         or not weights
         or any(type(number) is not float for number in numbers)
-        or any(_adapters.following(w) is not None for w in weights)
+        or any(dispatch.following(w) is not None for w in weights)
     )
 
 
@@ -318,7 +324,7 @@ def _flatten(penalties: TreePenalties) -> tuple[tuple[Any, ...], Any]:
 
 
 def _kept(rule: Any) -> Any:
-    """Give what a compiled program is kept under: a rule that is set anew must differ from it."""
+    """Return what a compiled program is kept under: a rule that is set anew must differ from it."""
     return copy.copy(rule) if isinstance(rule, Configured) else rule
 
 

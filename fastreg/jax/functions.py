@@ -7,14 +7,14 @@ from typing import Any
 
 import jax
 
-from .. import _checks
-from . import traced
+from .._autodiff.jax import functions
+from .._autodiff.jax.strengths import is_followed
+from .._base import arguments
 from .attached import TreePenalties, attach
-from .strengths import is_followed
 
 
 def penalty(x: Any, *, l1: Any = 0.0, l2: Any = 0.0, scale: Any = 1.0) -> jax.Array:
-    """Give ``scale * (l1 * sum(abs(x)) + l2 * sum(x**2))``, with strengths that may be traced.
+    """Return ``scale * (l1 * sum(abs(x)) + l2 * sum(x**2))``, with strengths that may be traced.
 
     Parameters
     ----------
@@ -48,11 +48,11 @@ def penalty(x: Any, *, l1: Any = 0.0, l2: Any = 0.0, scale: Any = 1.0) -> jax.Ar
     >>> [float(step(jnp.asarray([1.0, -2.0]), l1)) for l1 in (0.5, 1.0)]  # compiled once
     [1.5, 3.0]
     """
-    return traced.total((x,), ((_strength(l1, "l1"), _strength(l2, "l2")),), (0,), scale)
+    return functions.total((x,), ((_strength(l1, "l1"), _strength(l2, "l2")),), (0,), scale)
 
 
 def _strength(number: Any, name: str) -> Any:
-    return number if is_followed(number) else _checks.strength(number, name)
+    return number if is_followed(number) else arguments.strength(number, name)
 
 
 def sharded_penalty(mesh: Any, specs: Any, rules: Any) -> Callable[..., jax.Array]:

@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _adapters, _dtypes, _errors
-from .._frameworks import is_jax_tracer, wraps_jax_array
+from .._arrays.libraries import is_jax_tracer, wraps_jax_array
+from .._autodiff import dispatch
+from .._base import dtypes, errors
+from .._base.errors import leaf_label
 from ..penalties import report
 
 _ARRAYS_ALONE = "pass a tree of arrays alone, for example equinox.filter(params, equinox.is_array)"
@@ -46,16 +48,11 @@ def _of_key(key: Any) -> Any:
     return key
 
 
-def label(name: str) -> str:
-    """Return what messages call a leaf; a tree that is one array has a leaf without a name."""
-    return f"params[{name!r}]" if name else "params"
-
-
 def require_array(leaf: Any, name: str) -> None:
     """Refuse a leaf with a penalty that is no array."""
     if not hasattr(leaf, "dtype"):
         raise TypeError(
-            f"{label(name)} must be an array, not {_errors.described(leaf)}; give it the rule "
+            f"{leaf_label(name)} must be an array, not {errors.described(leaf)}; give it the rule "
             f"None, or {_ARRAYS_ALONE}"
         )
 
@@ -67,7 +64,7 @@ def zeros_like(leaf: Any, name: str) -> Any:
     ):
         return jnp.zeros_like(leaf)
     raise TypeError(
-        f"{label(name)} is {_errors.described(leaf)}, which has no gradient; {_ARRAYS_ALONE}"
+        f"{leaf_label(name)} is {errors.described(leaf)}, which has no gradient; {_ARRAYS_ALONE}"
     )
 
 
@@ -81,14 +78,14 @@ def share_of_zeros(leaf: Any, name: str) -> float:
     """
     if is_jax_tracer(leaf):
         raise TypeError(
-            f"{label(name)} is a JAX tracer, which has no elements yet; call report() outside of "
-            "compiled and transformed functions"
+            f"{leaf_label(name)} is a JAX tracer, which has no elements yet; call report() outside "
+            "of compiled and transformed functions"
         )
     dtype = getattr(leaf, "dtype", None)
-    if dtype is None or (dtype not in _dtypes.NAMES and dtype != jnp.bfloat16) or not leaf.size:
+    if dtype is None or (dtype not in dtypes.NAMES and dtype != jnp.bfloat16) or not leaf.size:
         return 0.0
-    if _adapters.tracing(leaf) is None:
-        return report.share_of_zeros(leaf, label(name))
+    if dispatch.tracing(leaf) is None:
+        return report.share_of_zeros(leaf, leaf_label(name))
     return 1.0 - int(_count_of_others(leaf)) / int(leaf.size)
 
 

@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .. import _checks, _errors, regularizers
-from .._float_environment import product
+from .. import regularizers
+from .._base import arguments, errors
+from .._base.float_environment import product
 from ._framework import keras
 
 _ops = keras.ops
@@ -51,7 +52,7 @@ def total(
     which: Sequence[int],
     scale: Any,
 ) -> Any:
-    """Give the penalty of all tensors, 0-d."""
+    """Return the penalty of all tensors, 0-d."""
     first, *others = values(weights, strengths, which, scale)
     for other in others:
         first = first + other
@@ -64,13 +65,13 @@ def values(
     which: Sequence[int],
     scale: Any,
 ) -> list[Any]:
-    """Give the penalty of each tensor, 0-d each."""
+    """Return the penalty of each tensor, 0-d each."""
     scale = factor(scale, "scale")
     return [_value(w, *strengths[place], scale) for w, place in zip(weights, which, strict=True)]
 
 
 def gradient(w: Any, l1: Any, l2: Any, factor: Any) -> Any:
-    """Give ``factor * (l1 * sign(w) + 2 * l2 * w)`` in the dtype of `w`."""
+    """Return ``factor * (l1 * sign(w) + 2 * l2 * w)`` in the dtype of `w`."""
     x = _ops.cast(w, _result_dtype(w))
     slope = _ops.zeros_like(x)
     if l1 * factor != 0.0:
@@ -82,13 +83,13 @@ def gradient(w: Any, l1: Any, l2: Any, factor: Any) -> Any:
 
 def factor(number: Any, name: str) -> Any:
     """Return a scale as it can be multiplied: a float, or a tensor of the backend."""
-    return number if _ops.is_tensor(number) else _checks.multiplier(number, name)
+    return number if _ops.is_tensor(number) else arguments.multiplier(number, name)
 
 
 def orthogonal(w: Any, factor: Any, mode: str) -> Any:
-    """Give the penalty of ``OrthogonalRegularizer``, 0-d."""
+    """Return the penalty of ``OrthogonalRegularizer``, 0-d."""
     if len(w.shape) != 2:
-        raise _errors.matrix_error(tuple(w.shape))
+        raise errors.matrix_error(tuple(w.shape))
     if isinstance(w, keras.KerasTensor):
         return Penalty(regularizers.OrthogonalRegularizer(factor, mode))(w)
     x = _ops.cast(w, _result_dtype(w))

@@ -31,7 +31,7 @@ Model = TypeVar("Model")
 
 
 def fuse(model: Model) -> Model:
-    """Have all weight penalties of a model computed by one call, and give the model back.
+    """Have all weight penalties of a model computed by one call, and return the model back.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ def _make(model: Any, which: str, original: Callable[..., Any], force: bool = Fa
 
 
 def weight_losses(model: Any, original: Callable[[], Sequence[Any]]) -> Sequence[Any]:
-    """Give what `original`, Keras' method, gives: what the core can evaluate, from one call."""
+    """Return what `original`, Keras' method, gives: what the core can evaluate, from one call."""
     variables = [v for v in model.trainable_weights if v.regularizer is not None]
     pairs = [strengths_of(variable.regularizer) for variable in variables]
     fused = [(v, pair) for v, pair in zip(variables, pairs, strict=True) if pair is not None]
@@ -145,5 +145,5 @@ def weight_losses(model: Any, original: Callable[[], Sequence[Any]]) -> Sequence
 
 
 def _argument(variable: Any) -> Any:
-    """Give what Keras passes to a regularizer: in a stateless step the array, else the variable."""
+    """Return what Keras gives a regularizer: in a stateless step the array, else the variable."""
     return variable.value if backend == "jax" else variable

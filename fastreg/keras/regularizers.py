@@ -23,7 +23,7 @@ _theirs: Any = keras.regularizers
 
 
 def _tensor(value: Any, w: Any) -> Any:
-    """Give the penalty of `w` as a tensor of the backend; it is a float where `w` is NumPy's."""
+    """Return the penalty of `w` as a tensor of the backend; it is a float where `w` is NumPy's."""
     if not isinstance(value, float):
         return value
     double = backend != "jax" and str(getattr(w, "dtype", "")) == "float64"
@@ -31,7 +31,7 @@ def _tensor(value: Any, w: Any) -> Any:
 
 
 def _call(self: Elementwise, w: Any, *, scale: float = 1.0) -> Any:
-    """Give the penalty of `w`, times `scale`, as a 0-d tensor of the backend."""
+    """Return the penalty of `w`, times `scale`, as a 0-d tensor of the backend."""
     return _tensor(Elementwise.__call__(self, w, scale=scale), w)
 
 
@@ -148,7 +148,7 @@ class OrthogonalRegularizer(
     gradient = regularizers.OrthogonalRegularizer.gradient
 
     def __call__(self, w: Any, *, scale: float = 1.0) -> Any:
-        """Give the penalty of a matrix, as a tensor of the backend."""
+        """Return the penalty of a matrix, as a tensor of the backend."""
         return _tensor(regularizers.OrthogonalRegularizer.__call__(self, w, scale=scale), w)
 
 

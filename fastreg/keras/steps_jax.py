@@ -18,11 +18,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from .._adapters import Adapter
+from .._autodiff.dispatch import Adapter
 from ._framework import keras
 from .strengths import Pair, snapshot, strengths_of
 
-_adapter: Adapter = cast(Any, import_module("fastreg.jax.traced"))
+_adapter: Adapter = cast(Any, import_module("fastreg._autodiff.jax.functions"))
 _tracing = threading.local()
 
 
@@ -39,7 +39,7 @@ class Batch:
 
 
 def make(model: Any, which: str, original: Callable[..., Any]) -> None:
-    """Have Keras make a function of the model's step, and give it strengths at each call."""
+    """Have Keras make a function of the model's step, and return it strengths at each call."""
     # Flax' modules look the step up in the class, where it cannot be replaced for one model.
     if keras.config.is_nnx_enabled():
         original(force=True)
@@ -84,7 +84,7 @@ def make(model: Any, which: str, original: Callable[..., Any]) -> None:
 
 
 def losses(model: Any, variables: Sequence[Any], pairs: Sequence[Pair]) -> Sequence[Any]:
-    """Give the penalty of each variable, from one call."""
+    """Return the penalty of each variable, from one call."""
     arguments = getattr(_tracing, "strengths", {})
     strengths = []
     for variable, pair in zip(variables, pairs, strict=True):

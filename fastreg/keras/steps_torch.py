@@ -18,14 +18,15 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, cast
 
-from .. import _backend, _results
-from .._adapters import Adapter
-from .._penalty import ADD, GRADIENT, VALUE
+from .._arrays import results
+from .._autodiff.dispatch import Adapter
+from .._base.penalty import ADD, GRADIENT, VALUE
+from .._engine import backend
 from ._framework import keras
 from .strengths import Pair
 
 torch: Any = import_module("torch")
-_adapter: Adapter = cast(Any, import_module("fastreg.torch.differentiable"))
+_adapter: Adapter = cast(Any, import_module("fastreg._autodiff.torch.functions"))
 
 
 class _Step:
@@ -39,15 +40,15 @@ class _Step:
         self.pairs: tuple[Pair, ...] = ()
 
     def loss(self, variables: Sequence[Any], pairs: tuple[Pair, ...]) -> Any:
-        """Give the sum of the penalties."""
+        """Return the sum of the penalties."""
         weights = tuple(variable.value for variable in variables)
         which = tuple(range(len(weights)))
         if not (self.outside_of_graph and all(map(_is_writable, weights))):
             return _adapter.total(weights, pairs, which, 1.0)
         self.variables, self.weights, self.pairs = variables, weights, pairs
         names = tuple(variable.path for variable in variables)
-        value = _backend.evaluate_many(VALUE, names, weights, None, pairs, which, 1.0, 1.0, False)
-        return _results.wrap_value(value, weights[0])
+        value = backend.evaluate_many(VALUE, names, weights, None, pairs, which, 1.0, 1.0, False)
+        return results.wrap_value(value, weights[0])
 
     def add_gradients(self, gradients: list[Any], variables: Sequence[Any]) -> None:
         """Add the gradients of the penalties to those that backward gave, in place."""
@@ -61,10 +62,10 @@ class _Step:
         names = tuple(variable.path for variable in self.variables)
         targets = tuple(gradients[place] for place in chosen)
         which = tuple(range(len(chosen)))
-        _backend.evaluate_many(
+        backend.evaluate_many(
             GRADIENT | ADD, names, self.weights, targets, self.pairs, which, 1.0, 1.0, False
         )
-        _results.all_written(targets)
+        results.all_written(targets)
 
 
 _now = threading.local()
@@ -110,7 +111,7 @@ def make(model: Any, which: str, original: Callable[..., Any]) -> None:
 
 
 def losses(model: Any, variables: Sequence[Any], pairs: tuple[Pair, ...]) -> Sequence[Any]:
-    """Give the penalty of each variable from one call; their sum alone in a step of Keras' own."""
+    """Return each variable's penalty from one call; their sum alone in a step of Keras' own."""
     step: _Step | None = getattr(_now, "step", None)
     if step is not None and step.model is model:
         return [step.loss(variables, pairs)]
@@ -119,7 +120,7 @@ def losses(model: Any, variables: Sequence[Any], pairs: tuple[Pair, ...]) -> Seq
 
 
 def _is_left_to_keras(model: Any, which: str) -> bool:
-    """Say whether nothing but Keras' sum reads the losses in a step of the model."""
+    """Return whether nothing but Keras' sum reads the losses in a step of the model."""
     names = (f"{which}_step", "compute_loss", "_compute_loss", "_aggregate_additional_loss")
     return all(
         getattr(getattr(model, name), "__func__", None) is getattr(keras.Model, name)
@@ -136,5 +137,5 @@ def _leaves_losses_unscaled(optimizer: Any) -> bool:
 
 
 def _is_writable(weight: Any) -> bool:
-    """Say whether the core reads and writes tensors like this one: no device, shard or subclass."""
+    """Return whether the core reads and writes such tensors: no device, shard or subclass."""
     return type(weight) is torch.nn.Parameter and weight.device.type == "cpu"

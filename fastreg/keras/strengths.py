@@ -36,7 +36,7 @@ def strengths_of(rule: Any) -> Pair | None:
 
 
 def snapshot(rule: Any) -> Any:
-    """Give something that differs once the strengths of a regularizer do; its id, if it has none.
+    """Return something that differs once the strengths of a regularizer do; its id, if it has none.
 
     It is hashable.
     """

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .. import _errors
+from .._base import errors
 
 Array = npt.NDArray[Any]
 
@@ -30,10 +30,10 @@ class Activation(Protocol):
     """What a layer asks of an activation."""
 
     def forward(self, z: Array) -> Array:
-        """Give the output."""
+        """Return the output."""
 
     def derivative(self, z: Any, y: Array, dy: Array) -> Array:
-        """Give the gradient by `z`."""
+        """Return the gradient by `z`."""
 
 
 class _Named:
@@ -52,11 +52,11 @@ class Linear(_Named):
     name = "linear"
 
     def forward(self, z: Array) -> Array:
-        """Give `z`."""
+        """Return `z`."""
         return z
 
     def derivative(self, z: Any, y: Array, dy: Array) -> Array:
-        """Give `dy`."""
+        """Return `dy`."""
         return dy
 
 
@@ -70,11 +70,11 @@ class Relu(_Named):
     name = "relu"
 
     def forward(self, z: Array) -> Array:
-        """Give ``max(z, 0)``, in place."""
+        """Return ``max(z, 0)``, in place."""
         return np.maximum(z, 0, out=z)
 
     def derivative(self, z: Any, y: Array, dy: Array) -> Array:
-        """Give `dy` where the output was positive (or NaN), else 0."""
+        """Return `dy` where the output was positive (or NaN), else 0."""
         slope: Array = np.where(y <= 0, 0, dy)
         return slope
 
@@ -85,12 +85,12 @@ class Tanh(_Named):
     name = "tanh"
 
     def forward(self, z: Array) -> Array:
-        """Give ``tanh(z)``, in place."""
+        """Return ``tanh(z)``, in place."""
         with np.errstate(under="ignore"):
             return np.tanh(z, out=z)
 
     def derivative(self, z: Any, y: Array, dy: Array) -> Array:
-        """Give ``dy * (1 - y**2)``."""
+        """Return ``dy * (1 - y**2)``."""
         with np.errstate(under="ignore"):
             slope = np.square(y)
             np.subtract(1, slope, out=slope)
@@ -108,7 +108,7 @@ class Sigmoid(_Named):
     name = "sigmoid"
 
     def forward(self, z: Array) -> Array:
-        """Give ``1 / (1 + exp(-z))``, from the exponential that is at most 1."""
+        """Return ``1 / (1 + exp(-z))``, from the exponential that is at most 1."""
         with np.errstate(under="ignore"):
             small = np.exp(-np.abs(z))
             above: Array = np.where(z < 0, small, z.dtype.type(1))
@@ -116,7 +116,7 @@ class Sigmoid(_Named):
         return above
 
     def derivative(self, z: Any, y: Array, dy: Array) -> Array:
-        """Give ``dy * y * (1 - y)``."""
+        """Return ``dy * y * (1 - y)``."""
         with np.errstate(under="ignore"):
             slope = 1 - y
             slope *= y
@@ -134,7 +134,7 @@ class Softmax(_Named):
     name = "softmax"
 
     def forward(self, z: Array) -> Array:
-        """Give ``exp(z) / sum(exp(z))`` along the last axis, in place."""
+        """Return ``exp(z) / sum(exp(z))`` along the last axis, in place."""
         # invalid: a row with an infinity becomes NaN, not news
         with np.errstate(invalid="ignore", under="ignore"):
             z -= z.max(axis=-1, keepdims=True)
@@ -143,7 +143,7 @@ class Softmax(_Named):
         return z
 
     def derivative(self, z: Any, y: Array, dy: Array) -> Array:
-        """Give ``y * (dy - sum(dy * y))``, the sum along the last axis."""
+        """Return ``y * (dy - sum(dy * y))``, the sum along the last axis."""
         with np.errstate(under="ignore"):
             product = dy * y
             product -= y * product.sum(axis=-1, keepdims=True)
@@ -185,8 +185,8 @@ def get(identifier: Any, custom_objects: Mapping[str, Any] | None = None) -> Act
         found = custom.get(identifier, _BUILT_IN.get(identifier))
         if found is None:
             raise ValueError(
-                f"activation must be one of {_errors.listed(_BUILT_IN)} or an object with forward "
-                f"and derivative, not {identifier!r}{_errors.suggestion(identifier, _BUILT_IN)}"
+                f"activation must be one of {errors.listed(_BUILT_IN)} or an object with forward "
+                f"and derivative, not {identifier!r}{errors.suggestion(identifier, _BUILT_IN)}"
             )
         identifier = found
     if isinstance(identifier, type) or not (
@@ -194,15 +194,15 @@ def get(identifier: Any, custom_objects: Mapping[str, Any] | None = None) -> Act
         and callable(getattr(identifier, "derivative", None))
     ):
         raise TypeError(
-            f"activation must be one of {_errors.listed(_BUILT_IN)} or an object with forward(z) "
-            f"and derivative(z, y, dy), not {_errors.described(identifier)}"
+            f"activation must be one of {errors.listed(_BUILT_IN)} or an object with forward(z) "
+            f"and derivative(z, y, dy), not {errors.described(identifier)}"
         )
     kept: Activation = identifier
     return kept
 
 
 def serialize(activation: Any) -> Any:
-    """Give the saved form: the name, or Keras' form of an object that has ``get_config``.
+    """Return the saved form: the name, or Keras' form of an object that has ``get_config``.
 
     Raises
     ------
@@ -214,7 +214,7 @@ def serialize(activation: Any) -> Any:
     if not callable(getattr(activation, "get_config", None)):
         raise TypeError(
             "activation must offer get_config() to be saved, not be "
-            f"{_errors.described(activation)}; add that method to its class"
+            f"{errors.described(activation)}; add that method to its class"
         )
     kind = type(activation)
     return {
@@ -226,7 +226,7 @@ def serialize(activation: Any) -> Any:
 
 
 def needs_input(activation: Any) -> bool:
-    """Say whether the layer has to keep ``z`` for the derivative."""
+    """Return whether the layer has to keep ``z`` for the derivative."""
     return bool(getattr(activation, "needs_input", True))
 
 

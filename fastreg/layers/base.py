@@ -29,7 +29,8 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .. import _checks, _errors, regularizers
+from .. import regularizers
+from .._base import arguments, errors
 from . import precision, terms
 
 Array = npt.NDArray[Any]
@@ -67,7 +68,7 @@ class ActivityTerm:
     known: float | None = None
 
     def value(self) -> float:
-        """Give the penalty."""
+        """Return the penalty."""
         if self.known is None:
             assert self.output is not None  # kept until the value is known
             empty = self.output.size == 0  # where a function of one's own may give NaN
@@ -147,7 +148,7 @@ class Layer:
         self._precision = precision.get(dtype)
         self.trainable = trainable
         self.activity_regularizer = activity_regularizer
-        self.activity_reduction = _checks.choice(
+        self.activity_reduction = arguments.choice(
             activity_reduction, "activity_reduction", REDUCTIONS
         )
         self._first_input = _input_without_batch(input_shape, input_dim)
@@ -196,7 +197,7 @@ class Layer:
     # ------------------------------------------------------------------ shapes and weights
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> Shape:
-        """Give the shape of the output; None stands for an extent that is not known.
+        """Return the shape of the output; None stands for an extent that is not known.
 
         Raises
         ------
@@ -246,11 +247,11 @@ class Layer:
         return {}
 
     def weight_names(self) -> list[str]:
-        """Give the names of the `weights`, for example "dense/kernel"."""
+        """Return the names of the `weights`, for example "dense/kernel"."""
         return []
 
     def count_params(self) -> int:
-        """Give the number of weights' elements.
+        """Return the number of weights' elements.
 
         Raises
         ------
@@ -261,7 +262,7 @@ class Layer:
         return sum(weight.size for weight in self.weights)
 
     def get_weights(self) -> list[Array]:
-        """Give copies of the weights, in the order of `weights`."""
+        """Return copies of the weights, in the order of `weights`."""
         return [weight.copy() for weight in self.weights]
 
     def set_weights(self, weights: Sequence[Any]) -> None:
@@ -285,14 +286,14 @@ class Layer:
     def _fitting_weights(self, weights: Sequence[Any], first: int = 0) -> list[Array]:
         if isinstance(weights, Mapping) or not isinstance(weights, Sequence):
             raise TypeError(
-                f"weights must be a list of arrays, not {_errors.described(weights)}; pass "
+                f"weights must be a list of arrays, not {errors.described(weights)}; pass "
                 "[kernel, bias]"
             )
         names = self.weight_names()
         if len(weights) != len(names):
             raise ValueError(
                 f"weights has {len(weights)} arrays, but {self.name} has {len(names)}: "
-                f"{_errors.listed(names) or 'none'}"
+                f"{errors.listed(names) or 'none'}"
             )
         fitting = []
         for place, name, own, given in zip(
@@ -313,7 +314,7 @@ class Layer:
     # ------------------------------------------------------------------ forward
 
     def __call__(self, x: Any, *, training: bool | None = None) -> Array:
-        """Give the output for a batch; builds the layer at the first call.
+        """Return the output for a batch; builds the layer at the first call.
 
         Parameters
         ----------
@@ -364,7 +365,7 @@ class Layer:
         self._call = call
 
     def _forward(self, x: Array) -> tuple[Array, Any]:
-        """Give the output, and what backward needs of it; `x` has the type of the arithmetic."""
+        """Return the output, and what backward needs of it; `x` has the type of the arithmetic."""
         raise NotImplementedError
 
     def _needs_output(self) -> bool:
@@ -375,7 +376,7 @@ class Layer:
     def backward(
         self, dy: Any, *, grad_scale: float = 1.0, input_gradient: bool = True
     ) -> Array | None:
-        """Give the gradient by the input, and leave `gradients`, penalties included.
+        """Return the gradient with respect to the input, and leave `gradients`, penalties included.
 
         Parameters
         ----------
@@ -384,7 +385,8 @@ class Layer:
         grad_scale : float, optional
             Factor of the penalties' gradients: that of loss scaling, where `dy` has it already.
         input_gradient : bool, optional
-            False, for a first layer: the gradient by the input is not computed, and None given.
+            False, for a first layer: the gradient with respect to the input is not computed, and
+            None returned.
 
         Returns
         -------
@@ -414,7 +416,7 @@ class Layer:
                 f"{self.name}.backward(dy) was run for the last call already, or that call had "
                 "training=False; call the layer again"
             )
-        factor = _checks.multiplier(grad_scale, "grad_scale")
+        factor = arguments.multiplier(grad_scale, "grad_scale")
         given = precision.numbers(dy, "dy")
         if given.shape != call.shape:
             raise ValueError(
@@ -454,7 +456,7 @@ class Layer:
     def _backward(
         self, call: Call, dy: Array, grad_scale: float, input_gradient: bool
     ) -> tuple[Array | None, list[Array], list[float]]:
-        """Give the gradient by the input, those by the weights, and the weights' penalties."""
+        """Return the gradients with respect to input and weights, and the weights' penalties."""
         raise NotImplementedError
 
     @property
@@ -512,7 +514,7 @@ class Layer:
     # ------------------------------------------------------------------ saved form
 
     def get_config(self) -> dict[str, Any]:
-        """Give the arguments that make this layer as plain Python objects, in Keras' form.
+        """Return the arguments that make this layer as plain Python objects, in Keras' form.
 
         Raises
         ------
@@ -552,7 +554,7 @@ class Layer:
             When the arguments do not fit, or ask for what fastreg does not have.
         """
         if not isinstance(config, Mapping):
-            raise TypeError(f"config must be a dict, not {_errors.described(config)}")
+            raise TypeError(f"config must be a dict, not {errors.described(config)}")
         for key, parameter in inspect.signature(cls).parameters.items():
             named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
             if named and parameter.default is parameter.empty and key not in config:
@@ -584,13 +586,13 @@ def refuse_others(kind: type, name: str, others: Mapping[str, Any]) -> None:
     """Refuse keywords that a class does not have; those of Keras' default may be there."""
     for key, value in others.items():
         if key not in _ONLY_CHOICE:
-            near = _errors.suggestion(key, _arguments_of(kind))
+            near = errors.suggestion(key, _arguments_of(kind))
             raise TypeError(f"{name} has no argument {key!r}{near}")
         # only what compares to one bool: an array does not
         comparable = value is None or isinstance(value, (str, int, float, np.generic))
         if not comparable or value not in _ONLY_CHOICE[key]:
             raise ValueError(
-                f"{key} must be {_ONLY_CHOICE[key][-1]!r}, not {_errors.described(value)}: "
+                f"{key} must be {_ONLY_CHOICE[key][-1]!r}, not {errors.described(value)}: "
                 "fastreg's layers have no other"
             )
 
@@ -609,7 +611,7 @@ def _arguments_of(kind: type) -> list[str]:
 def flag(value: Any, name: str) -> bool:
     """Return a bool argument."""
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, not {_errors.described(value)}")
+        raise TypeError(f"{name} must be True or False, not {errors.described(value)}")
     return bool(value)
 
 
@@ -617,23 +619,20 @@ def shape_of(shape: Any, name: str) -> Shape:
     """Return a shape as a tuple of extents, None where one is not known."""
     if isinstance(shape, (str, bytes)) or not isinstance(shape, Sequence):
         raise TypeError(
-            f"{name} must be a tuple of integers and None, not {_errors.described(shape)}"
+            f"{name} must be a tuple of integers and None, not {errors.described(shape)}"
         )
     for extent in shape:
         if extent is None:
             continue
         if isinstance(extent, bool) or not isinstance(extent, (int, np.integer)):
             raise TypeError(
-                f"{name} must be a tuple of integers and None, not {_errors.described(extent)} in "
-                "it"
+                f"{name} must be a tuple of integers and None, not {errors.described(extent)} in it"
             )
         if extent < 0:
-            raise ValueError(
-                f"{name} must have no negative extent, not {_errors.described(extent)}"
-            )
+            raise ValueError(f"{name} must have no negative extent, not {errors.described(extent)}")
         if extent > sys.maxsize:
             raise ValueError(
-                f"{name} must have no extent above {sys.maxsize}, not {_errors.described(extent)}"
+                f"{name} must have no extent above {sys.maxsize}, not {errors.described(extent)}"
             )
     return tuple(None if extent is None else int(extent) for extent in shape)
 
@@ -642,14 +641,14 @@ def _input_without_batch(input_shape: Any, input_dim: Any) -> Shape | None:
     if input_shape is not None and input_dim is not None:
         raise ValueError("input_shape and input_dim say the same thing; pass one of them")
     if input_dim is not None:
-        return (_checks.positive_integer(input_dim, "input_dim"),)
+        return (arguments.positive_integer(input_dim, "input_dim"),)
     return None if input_shape is None else shape_of(input_shape, "input_shape")
 
 
 def checked_name(name: Any) -> str:
     """Return a name: a string that is not empty and has no "/", which parts names of weights."""
     if not isinstance(name, str):
-        raise TypeError(f"name must be a string, not {_errors.described(name)}")
+        raise TypeError(f"name must be a string, not {errors.described(name)}")
     if not name or "/" in name:
         raise ValueError(f'name must not be empty or contain "/", not {name!r}')
     return name

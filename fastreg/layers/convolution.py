@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
-from .. import _checks, _errors
+from .._base import arguments, errors
 from .base import Shape, shape_of
 from .kernel import KernelLayer
 
@@ -76,7 +76,7 @@ class Conv(KernelLayer):
         activity_regularizer: Any = None,
         **others: Any,
     ) -> None:
-        self.filters = _checks.positive_integer(filters, "filters")
+        self.filters = arguments.positive_integer(filters, "filters")
         self.kernel_size = self._extents(kernel_size, "kernel_size")
         self.strides = self._extents(strides, "strides")
         self.dilation_rate = self._extents(dilation_rate, "dilation_rate")
@@ -86,7 +86,7 @@ class Conv(KernelLayer):
                 f"{self.strides} and {self.dilation_rate}"
             )
         lowered = padding.lower() if isinstance(padding, str) else padding
-        self.padding = _checks.choice(lowered, "padding", PADDINGS)
+        self.padding = arguments.choice(lowered, "padding", PADDINGS)
         super().__init__(
             activation=activation,
             use_bias=use_bias,
@@ -103,22 +103,22 @@ class Conv(KernelLayer):
     def _extents(self, value: Any, name: str) -> tuple[int, ...]:
         """Return one integer per spatial axis."""
         if isinstance(value, (int, np.integer)):
-            return (_checks.positive_integer(value, name),) * self.rank
+            return (arguments.positive_integer(value, name),) * self.rank
         if not isinstance(value, (tuple, list)):
             raise TypeError(
                 f"{name} must be a positive integer or {self.rank} of them, not "
-                f"{_errors.described(value)}"
+                f"{errors.described(value)}"
             )
         if len(value) != self.rank:
             raise ValueError(
                 f"{name} must be a positive integer or {self.rank} of them, not {tuple(value)}"
             )
-        return tuple(_checks.positive_integer(extent, name) for extent in value)
+        return tuple(arguments.positive_integer(extent, name) for extent in value)
 
     # ------------------------------------------------------------------ shapes
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> Shape:
-        """Give the shape of the output.
+        """Return the shape of the output.
 
         >>> Conv2D(8, 3, strides=2).compute_output_shape((None, 28, 28, 1))
         (None, 13, 13, 8)

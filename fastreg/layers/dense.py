@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from .. import _checks
+from .._base import arguments
 from .base import Shape, shape_of
 from .kernel import KernelLayer
 
@@ -72,7 +72,7 @@ class Dense(KernelLayer):
         activity_regularizer: Any = None,
         **others: Any,
     ) -> None:
-        self.units = _checks.positive_integer(units, "units")
+        self.units = arguments.positive_integer(units, "units")
         super().__init__(
             activation=activation,
             use_bias=use_bias,
@@ -85,7 +85,7 @@ class Dense(KernelLayer):
         )
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> Shape:
-        """Give the shape of the output: that of the input with `units` at its end.
+        """Return the shape of the output: that of the input with `units` at its end.
 
         >>> Dense(3).compute_output_shape((None, 8))
         (None, 3)

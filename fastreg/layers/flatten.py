@@ -24,7 +24,7 @@ class Flatten(Layer):
     """
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> Shape:
-        """Give the shape of the output.
+        """Return the shape of the output.
 
         >>> Flatten().compute_output_shape((None, 3, 4))
         (None, 12)
@@ -45,5 +45,5 @@ class Flatten(Layer):
         return np.array(dy, order="C").reshape(call.kept) if input_gradient else None, [], []
 
     def get_config(self) -> dict[str, Any]:
-        """Give the arguments that make this layer, in Keras' form."""
+        """Return the arguments that make this layer, in Keras' form."""
         return {**super().get_config(), "data_format": "channels_last"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .. import _errors
+from .._base import errors
 from .base import Form, Layer, Shape, shape_of
 from .convolution import Conv1D, Conv2D, Conv3D
 from .dense import Dense
@@ -33,13 +33,13 @@ def layers_of(config: Any, custom_objects: Mapping[str, Any] | None) -> list[Lay
     if not isinstance(config, Mapping):
         raise TypeError(
             f"config must be a dict with the layers of a Sequential, not "
-            f"{_errors.described(config)}; pass what get_config() gave"
+            f"{errors.described(config)}; pass what get_config() gave"
         )
     saved_layers = config.get("layers")
     if not isinstance(saved_layers, (list, tuple)):
         raise ValueError(
             f'config must have a list of layers under "layers", not '
-            f"{_errors.described(saved_layers)}; pass what get_config() of a Sequential gave"
+            f"{errors.described(saved_layers)}; pass what get_config() of a Sequential gave"
         )
     _refuse_graph(config)
     return [_layer_of(saved, place, custom_objects) for place, saved in enumerate(saved_layers)]
@@ -91,12 +91,12 @@ def _layer_of(
     if not isinstance(name, str) or (name != "InputLayer" and name not in LAYERS):
         raise ValueError(
             f"{where} is of the class {name!r}; fastreg has "
-            f"{_errors.listed((*LAYERS, 'InputLayer'))}"
+            f"{errors.listed((*LAYERS, 'InputLayer'))}"
         )
     own = saved.get("config")
     if not isinstance(own, Mapping):
         raise ValueError(
-            f'{where}, {name}, must have a dict under "config", not {_errors.described(own)}'
+            f'{where}, {name}, must have a dict under "config", not {errors.described(own)}'
         )
     try:
         if name == "InputLayer":

@@ -18,7 +18,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from .. import _checks, _errors
+from .._base import arguments as _arguments
+from .._base import errors
 
 Array = npt.NDArray[Any]
 
@@ -30,11 +31,11 @@ class Initializer:
     """Base class: compared and shown by configuration."""
 
     def __call__(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
-        """Give new weights."""
+        """Return new weights."""
         raise NotImplementedError(f"{type(self).__name__} does not define __call__")
 
     def get_config(self) -> dict[str, Any]:
-        """Give the arguments that make this initializer."""
+        """Return the arguments that make this initializer."""
         return dict(vars(self))
 
     def __repr__(self) -> str:
@@ -50,10 +51,10 @@ class Constant(Initializer):
     """
 
     def __init__(self, value: float = 0.0) -> None:
-        self.value = _checks.multiplier(value, "value")
+        self.value = _arguments.multiplier(value, "value")
 
     def __call__(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
-        """Give an array full of the value."""
+        """Return an array full of the value."""
         return np.full(shape, self.value, dtype)
 
 
@@ -61,7 +62,7 @@ class Zeros(Initializer):
     """Zeros."""
 
     def __call__(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
-        """Give zeros."""
+        """Return zeros."""
         return np.zeros(shape, dtype)
 
 
@@ -69,14 +70,14 @@ class Ones(Initializer):
     """Ones."""
 
     def __call__(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
-        """Give ones."""
+        """Return ones."""
         return np.ones(shape, dtype)
 
 
 class _Random(Initializer):
     def __init__(self, seed: int | None = None) -> None:
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer))):
-            raise TypeError(f"seed must be an integer or None, not {_errors.described(seed)}")
+            raise TypeError(f"seed must be an integer or None, not {errors.described(seed)}")
         if seed is not None and seed < 0:
             raise ValueError(f"seed must be 0 or more, not {seed}")
         self.seed = None if seed is None else int(seed)
@@ -97,8 +98,8 @@ class RandomUniform(_Random):
         self, minval: float = -0.05, maxval: float = 0.05, seed: int | None = None
     ) -> None:
         super().__init__(seed)
-        self.minval = _checks.multiplier(minval, "minval")
-        self.maxval = _checks.multiplier(maxval, "maxval")
+        self.minval = _arguments.multiplier(minval, "minval")
+        self.maxval = _arguments.multiplier(maxval, "maxval")
         if not 0 <= self.maxval - self.minval < math.inf:
             raise ValueError(
                 f"maxval must be minval or more, by a finite difference; they were {self.maxval!r} "
@@ -106,7 +107,7 @@ class RandomUniform(_Random):
             )
 
     def __call__(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
-        """Give new weights."""
+        """Return new weights."""
         return self._generator().uniform(self.minval, self.maxval, shape).astype(dtype)
 
 
@@ -115,11 +116,11 @@ class RandomNormal(_Random):
 
     def __init__(self, mean: float = 0.0, stddev: float = 0.05, seed: int | None = None) -> None:
         super().__init__(seed)
-        self.mean = _checks.multiplier(mean, "mean")
-        self.stddev = _checks.strength(stddev, "stddev")
+        self.mean = _arguments.multiplier(mean, "mean")
+        self.stddev = _arguments.strength(stddev, "stddev")
 
     def __call__(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
-        """Give new weights."""
+        """Return new weights."""
         return self._generator().normal(self.mean, self.stddev, shape).astype(dtype)
 
 
@@ -132,7 +133,7 @@ class TruncatedNormal(RandomNormal):
     """
 
     def __call__(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
-        """Give new weights."""
+        """Return new weights."""
         return (self.mean + self.stddev * _cut_normal(self._generator(), shape)).astype(dtype)
 
 
@@ -163,13 +164,13 @@ class VarianceScaling(_Random):
         output_axes: None = None,
     ) -> None:
         super().__init__(seed)
-        self.scale = _checks.strength(scale, "scale")
+        self.scale = _arguments.strength(scale, "scale")
         if self.scale == 0.0:
             raise ValueError("scale must be above 0, not 0.0; use Zeros")
-        self.mode = _checks.choice(mode, "mode", self._modes)
+        self.mode = _arguments.choice(mode, "mode", self._modes)
         # "normal" is Keras' other name of the cut one
         wanted = "truncated_normal" if distribution == "normal" else distribution
-        self.distribution = _checks.choice(wanted, "distribution", self._distributions)
+        self.distribution = _arguments.choice(wanted, "distribution", self._distributions)
         for name, axes in (("input_axes", input_axes), ("output_axes", output_axes)):
             if axes is not None:
                 raise ValueError(
@@ -178,7 +179,7 @@ class VarianceScaling(_Random):
                 )
 
     def __call__(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
-        """Give new weights."""
+        """Return new weights."""
         inputs, outputs = fans(shape)
         fan = {"fan_in": inputs, "fan_out": outputs, "fan_avg": (inputs + outputs) / 2}[self.mode]
         variance = self.scale / max(1.0, fan)
@@ -193,7 +194,7 @@ class VarianceScaling(_Random):
         return numbers.astype(dtype)
 
     def get_config(self) -> dict[str, Any]:
-        """Give the arguments that make this initializer, under Keras' names."""
+        """Return the arguments that make this initializer, under Keras' names."""
         return {
             "scale": self.scale,
             "mode": self.mode,
@@ -215,7 +216,7 @@ class _Scaled(VarianceScaling):
         super().__init__(*self._arguments, seed, input_axes, output_axes)
 
     def get_config(self) -> dict[str, Any]:
-        """Give the seed, under Keras' names."""
+        """Return the seed, under Keras' names."""
         return {"seed": self.seed, "input_axes": None, "output_axes": None}
 
 
@@ -256,7 +257,7 @@ class LecunNormal(_Scaled):
 
 
 def fans(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Give how many inputs an output of a kernel sees, and how many outputs an input reaches.
+    """Return how many inputs an output of a kernel sees, and how many outputs an input reaches.
 
     >>> fans((3, 3, 16, 32))
     (144, 288)
@@ -347,14 +348,14 @@ def get(
     if not callable(identifier):
         raise TypeError(
             f"{argument} must be a name like 'glorot_uniform' or a callable of (shape, dtype), not "
-            f"{_errors.described(identifier)}"
+            f"{errors.described(identifier)}"
         )
     found: Callable[..., Any] = identifier
     return found
 
 
 def serialize(initializer: Any, argument: str) -> dict[str, Any]:
-    """Give the saved form, the one that Keras writes.
+    """Return the saved form, the one that Keras writes.
 
     Raises
     ------
@@ -374,7 +375,7 @@ def serialize(initializer: Any, argument: str) -> dict[str, Any]:
     if not callable(getattr(initializer, "get_config", None)):
         raise TypeError(
             f"{argument} must offer get_config() to be saved, not be "
-            f"{_errors.described(initializer)}; add that method to its class"
+            f"{errors.described(initializer)}; add that method to its class"
         )
     own = _CLASSES.get(kind.__name__) is kind
     return {
@@ -390,7 +391,7 @@ def _by_name(name: str, argument: str, custom: Mapping[str, Any]) -> Any:
     if found is None:
         raise ValueError(
             f"{argument} must name an initializer, not {name!r}"
-            f"{_errors.suggestion(name, (*_CLASSES, *custom))}; the names are "
-            f"{_errors.listed([name for name in _CLASSES if name.islower()], 20)}"
+            f"{errors.suggestion(name, (*_CLASSES, *custom))}; the names are "
+            f"{errors.listed([name for name in _CLASSES if name.islower()], 20)}"
         )
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .. import _checks
+from .._base import arguments
 from . import precision
 from .base import automatic_name, checked_name, refuse_others, shape_of
 
@@ -29,19 +29,19 @@ class InputLayer:
             self.batch_shape = shape_of(batch_shape, "batch_shape")
         else:
             size = (
-                None if batch_size is None else _checks.positive_integer(batch_size, "batch_size")
+                None if batch_size is None else arguments.positive_integer(batch_size, "batch_size")
             )
             self.batch_shape = (size, *shape_of(shape, "shape"))
         self.dtype = precision.get(dtype).name
         self.name = automatic_name(InputLayer) if name is None else checked_name(name)
 
     def get_config(self) -> dict[str, Any]:
-        """Give the arguments that make this input, in Keras' form."""
+        """Return the arguments that make this input, in Keras' form."""
         return {"batch_shape": self.batch_shape, "dtype": self.dtype, "name": self.name}
 
 
 def Input(shape: Sequence[int | None], **others: Any) -> InputLayer:  # noqa: N802, as in Keras
-    """Say what a model takes, as ``keras.Input``.
+    """Return what a model takes, as ``keras.Input``.
 
     Parameters
     ----------

@@ -13,7 +13,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .. import _errors, regularizers
+from .. import regularizers
+from .._base import errors
 from . import activations, initializers, precision, terms
 from .base import Call, Form, Layer, Shape, flag, shape_of
 
@@ -107,13 +108,13 @@ class KernelLayer(Layer):
         raise NotImplementedError
 
     def _map(self, x: Array, kernel: Array) -> Array:
-        """Give a new array, in the type of the arithmetic."""
+        """Return a new array, in the type of the arithmetic."""
         raise NotImplementedError
 
     def _map_gradients(
         self, x: Array, kernel: Array, dz: Array, wants: tuple[bool, bool]
     ) -> tuple[Array | None, Array | None]:
-        """Give the gradients by `x` and by the kernel, each where it is wanted."""
+        """Return the gradients by `x` and by the kernel, each where it is wanted."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------ weights
@@ -210,7 +211,7 @@ class KernelLayer(Layer):
         if type(value) is not np.ndarray or value.dtype != own.dtype:
             raise TypeError(
                 f"{part} must be a NumPy array of dtype {own.dtype}, not "
-                f"{getattr(value, 'dtype', None) or _errors.described(value)}; use "
+                f"{getattr(value, 'dtype', None) or errors.described(value)}; use "
                 f"set_weights, or pass {part}.astype({self.dtype!r})"
             )
         if value.shape != own.shape:
@@ -224,7 +225,7 @@ class KernelLayer(Layer):
         return list(self._weights.values())
 
     def weight_names(self) -> list[str]:
-        """Give the names of the `weights`, for example "dense/kernel"."""
+        """Return the names of the `weights`, for example "dense/kernel"."""
         return [f"{self.name}/{part}" for part in self._weights]
 
     # ------------------------------------------------------------------ forward and backward
@@ -238,7 +239,7 @@ class KernelLayer(Layer):
         if not isinstance(y, np.ndarray) or y.shape != z.shape:
             raise ValueError(
                 f"the activation of {self.name} must give an array of the shape it got, {z.shape}, "
-                f"not {getattr(y, 'shape', None) or _errors.described(y)}"
+                f"not {getattr(y, 'shape', None) or errors.described(y)}"
             )
         kept = z if activations.needs_input(self._activation) else None
         return y.astype(self._precision.compute, copy=False), _Kept(x, kept)
@@ -258,7 +259,7 @@ class KernelLayer(Layer):
                 raise ValueError(
                     f"the derivative of the activation of {self.name} must give an array of the "
                     f"shape it got, {dy.shape}, not "
-                    f"{getattr(dz, 'shape', None) or _errors.described(dz)}"
+                    f"{getattr(dz, 'shape', None) or errors.described(dz)}"
                 )
             dz = dz.astype(self._precision.compute, copy=False)
         kernel = self._precision.computable(self._weights["kernel"])
@@ -300,7 +301,7 @@ class KernelLayer(Layer):
     # ------------------------------------------------------------------ saved form
 
     def get_config(self) -> dict[str, Any]:
-        """Give the arguments that make this layer as plain Python objects, in Keras' form."""
+        """Return the arguments that make this layer as plain Python objects, in Keras' form."""
         return {
             **super().get_config(),
             **{name: getattr(self, name) for name in self._own_arguments},

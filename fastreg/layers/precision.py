@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .. import _arrays, _dtypes, _errors
+from .._arrays import host
+from .._base import dtypes, errors
 
 NAMES = ("float16", "bfloat16", "float32", "float64")
 
@@ -28,18 +29,18 @@ class Precision(NamedTuple):
     compute: np.dtype[Any]
 
     def rounded(self, x: Array) -> Array:
-        """Give a result in the type of storage; too large a number becomes infinite."""
+        """Return a result in the type of storage; too large a number becomes infinite."""
         if x.dtype == self.storage:
             return x
         with np.errstate(over="ignore", under="ignore"):
             return x.astype(self.storage)
 
     def computable(self, x: Array) -> Array:
-        """Give a stored array in the type of the arithmetic, itself where that is the same."""
+        """Return a stored array in the type of the arithmetic, itself where that is the same."""
         return x.astype(self.compute, copy=False)
 
     def config(self) -> dict[str, Any]:
-        """Give the saved form, the one that Keras writes."""
+        """Return the saved form, the one that Keras writes."""
         return {
             "module": "keras",
             "class_name": "DTypePolicy",
@@ -76,8 +77,8 @@ def get(dtype: Any) -> Precision:
             else ""
         )
         raise ValueError(
-            f"dtype must be one of {_errors.listed(NAMES)}, not {name!r}"
-            f"{_errors.suggestion(name, NAMES)}{remedy}"
+            f"dtype must be one of {errors.listed(NAMES)}, not {name!r}"
+            f"{errors.suggestion(name, NAMES)}{remedy}"
         )
     if name == "bfloat16":
         try:
@@ -111,7 +112,7 @@ def _name(dtype: Any) -> str:
     if isinstance(name, str):
         return name
     raise TypeError(
-        f"dtype must be a name like 'float32' or a NumPy dtype, not {_errors.described(dtype)}"
+        f"dtype must be a name like 'float32' or a NumPy dtype, not {errors.described(dtype)}"
     )
 
 
@@ -123,5 +124,5 @@ def numbers(x: Any, name: str) -> Array:
     TypeError
         For what is no array of real numbers in host memory.
     """
-    view, dtype = _arrays.host_view(x, name, False)
-    return _dtypes.from_bfloat16(view) if dtype == "bf16" else view
+    view, dtype = host.host_view(x, name, False)
+    return dtypes.from_bfloat16(view) if dtype == "bf16" else view

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .. import _errors, regularizers
+from .. import regularizers
+from .._base import errors
 from . import forms, precision
 from .base import Call, Layer, Shape, automatic_name, checked_name, flag, shape_of
 from .inputs import InputLayer
@@ -155,10 +156,10 @@ class Sequential:
             remedy = (
                 "add its layers one by one"
                 if isinstance(layer, Sequential)
-                else f"the layers are {_errors.listed(forms.LAYERS)}, of fastreg.layers"
+                else f"the layers are {errors.listed(forms.LAYERS)}, of fastreg.layers"
             )
             raise TypeError(
-                f"layer must be a layer of fastreg, not {_errors.described(layer)}; {remedy}"
+                f"layer must be a layer of fastreg, not {errors.described(layer)}; {remedy}"
             )
         for other in self._layers:
             if other is layer:
@@ -211,7 +212,7 @@ class Sequential:
             self._shapes = [(None, *after[1:]) for after in shapes]
 
     def _chain(self, shape: Shape) -> tuple[list[Shape], list[Shape]]:
-        """Give the shapes before and after each layer, for an input of this shape."""
+        """Return the shapes before and after each layer, for an input of this shape."""
         before, after = [], []
         for layer in self._layers:
             before.append(shape)
@@ -224,14 +225,14 @@ class Sequential:
             raise RuntimeError(f"{self.name} has no layers; add one first")
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> Shape:
-        """Give the shape of the output for an input of this shape, the batch included."""
+        """Return the shape of the output for an input of this shape, the batch included."""
         self._require_layers()
         return self._chain(shape_of(input_shape, "input_shape"))[1][-1]
 
     # ------------------------------------------------------------------ forward and backward
 
     def __call__(self, x: Any, *, training: bool | None = None) -> Array:
-        """Give the output for a batch; builds the model at the first call.
+        """Return the output for a batch; builds the model at the first call.
 
         Parameters and result are those of :class:`~fastreg.layers.base.Layer`.
 
@@ -262,7 +263,7 @@ class Sequential:
     def backward(
         self, dy: Any, *, grad_scale: float = 1.0, input_gradient: bool = True
     ) -> Array | None:
-        """Give the gradient by the input, and leave `gradients`, penalties included.
+        """Return the gradient with respect to the input, and leave `gradients`, penalties included.
 
         Parameters and result are those of :meth:`~fastreg.layers.base.Layer.backward`.
 
@@ -357,7 +358,7 @@ class Sequential:
         return sum(layer.penalty for layer in self._layers)
 
     def get_weights(self) -> list[Array]:
-        """Give copies of all weights as a list, in the order of `weights` and of Keras."""
+        """Return copies of all weights as a list, in the order of `weights` and of Keras."""
         return [weight for layer in self._layers for weight in layer.get_weights()]
 
     def set_weights(self, weights: Sequence[Any]) -> None:
@@ -378,14 +379,14 @@ class Sequential:
         self._require_built("set_weights(...)")
         if isinstance(weights, Mapping) or not isinstance(weights, Sequence):
             raise TypeError(
-                f"weights must be a list of arrays, not {_errors.described(weights)}; pass what "
+                f"weights must be a list of arrays, not {errors.described(weights)}; pass what "
                 "get_weights() gave"
             )
         counts = [len(layer.weights) for layer in self._layers]
         if len(weights) != sum(counts):
             raise ValueError(
                 f"weights has {len(weights)} arrays, but {self.name} has {sum(counts)}: "
-                f"{_errors.listed(self.weights)}"
+                f"{errors.listed(self.weights)}"
             )
         fitting, start = [], 0
         for layer, count in zip(self._layers, counts, strict=True):
@@ -395,7 +396,7 @@ class Sequential:
             layer._put_weights(new)
 
     def count_params(self) -> int:
-        """Give the number of weights' elements.
+        """Return the number of weights' elements.
 
         Raises
         ------
@@ -450,7 +451,7 @@ class Sequential:
     # ------------------------------------------------------------------ saved form
 
     def get_config(self) -> dict[str, Any]:
-        """Give the model without its weights as plain Python objects, in Keras' form.
+        """Return the model without its weights as plain Python objects, in Keras' form.
 
         Raises
         ------

@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import _errors, _files
-from . import two_files
+from .._base import errors
+from . import files, two_files
 from .base import Form
 
 Array = npt.NDArray[Any]
@@ -70,8 +70,8 @@ class Saved:
         if missing or additional:
             raise ValueError(
                 f"{self.file} does not fit its model: missing "
-                f"{_errors.listed(sorted(missing)) or 'none'}, additional "
-                f"{_errors.listed(sorted(additional)) or 'none'}"
+                f"{errors.listed(sorted(missing)) or 'none'}, additional "
+                f"{errors.listed(sorted(additional)) or 'none'}"
             )
         for name, (shape, dtype) in wanted.items():
             if self.forms[name] != (shape, dtype):
@@ -90,7 +90,7 @@ def save(
     record = {"format": FORMAT, "version": VERSION, "class_name": "Sequential", "config": config}
     head = json.dumps(record, indent=1, allow_nan=False)
     before = two_files.weights_of_one(Path(os.path.realpath(target)))
-    _files.replace(target, lambda file: file.writelines(_pieces(head, weights)))
+    files.replace(target, lambda file: file.writelines(_pieces(head, weights)))
     if before is not None:
         before.unlink(missing_ok=True)
 
@@ -119,7 +119,7 @@ def stored(weight: Array) -> Array:
 
 def _json_path(path: str | os.PathLike[str]) -> Path:
     if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"path must be a path, not {_errors.described(path)}")
+        raise TypeError(f"path must be a path, not {errors.described(path)}")
     target = Path(path)
     if target.suffix != ".json":
         raise ValueError(f'path must end in ".json", not be {str(path)!r}')
@@ -164,7 +164,7 @@ def _parsed(target: Path, content: bytes) -> dict[str, Any]:
         raise ValueError(f"{target} is not a model that fastreg saved; pass what save(path) wrote")
     version = record.get("version")
     if type(version) is not int or not 1 <= version <= VERSION:
-        said = version if type(version) is int and version < 1000 else _errors.described(version)
+        said = version if type(version) is int and version < 1000 else errors.described(version)
         raise ValueError(
             f"{target} has version {said} of the format; this fastreg reads 1 to {VERSION}"
         )
@@ -190,7 +190,7 @@ def _refuse_levels(record: Any) -> None:
 def _read(target: Path, record: dict[str, Any]) -> Saved:
     items = record.get("weights")
     if not isinstance(items, list):
-        raise ValueError(f'{target} has no list of "weights", but {_errors.described(items)}')
+        raise ValueError(f'{target} has no list of "weights", but {errors.described(items)}')
     forms: dict[str, Form] = {}
     encoded: dict[str, str] = {}
     for place, item in enumerate(items):
@@ -228,17 +228,17 @@ def _read(target: Path, record: dict[str, Any]) -> Saved:
 def _fields(item: Any, where: str) -> tuple[str, tuple[int, ...], str, str]:
     """Return name, shape, dtype and data of one weight, each of its kind."""
     if not isinstance(item, dict):
-        raise ValueError(f"{where} must be a dict, not {_errors.described(item)}")
+        raise ValueError(f"{where} must be a dict, not {errors.described(item)}")
     name, dtype, data = (_text(item, key, where) for key in ("name", "dtype", "data"))
     if dtype not in STORED:
-        raise ValueError(f"{where} has dtype {dtype!r}, not one of {_errors.listed(STORED)}")
+        raise ValueError(f"{where} has dtype {dtype!r}, not one of {errors.listed(STORED)}")
     return name, _shape(item.get("shape"), where), dtype, data
 
 
 def _text(item: dict[str, Any], key: str, where: str) -> str:
     text = item.get(key)
     if not isinstance(text, str):
-        raise ValueError(f"{where} must have a string {key!r}, not {_errors.described(text)}")
+        raise ValueError(f"{where} must have a string {key!r}, not {errors.described(text)}")
     return text
 
 
@@ -248,7 +248,7 @@ def _shape(shape: Any, where: str) -> tuple[int, ...]:
         or len(shape) > MOST_AXES
         or not all(type(extent) is int and 0 <= extent <= sys.maxsize for extent in shape)
     ):
-        raise ValueError(f"{where} must have the shape of an array, not {_errors.described(shape)}")
+        raise ValueError(f"{where} must have the shape of an array, not {errors.described(shape)}")
     return tuple(shape)
 
 

@@ -20,8 +20,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import _arrays, _callables, _dtypes, _errors, _results, regularizers
-from .._float_environment import Default, product
+from .. import regularizers
+from .._arrays import host, results
+from .._base import dtypes, errors
+from .._base.float_environment import Default, product
+from ..penalties import callables
 from ..regularizers.elementwise import is_fused
 from ..regularizers.saved_forms import converted, warn_of_nothing
 
@@ -53,7 +56,7 @@ def regularizer(
 
 
 def value(rule: Any, array: Array, label: str, scale: float = 1.0) -> float:
-    """Give the penalty of `array`, times `scale`.
+    """Return the penalty of `array`, times `scale`.
 
     Parameters
     ----------
@@ -107,12 +110,12 @@ def accumulate(
         penalty: float = rule.accumulate(array, gradient, scale=scale, grad_scale=grad_scale)
         return penalty
     given = _given(array)
-    if _callables.has_gradient(rule):
+    if callables.has_gradient(rule):
         number = _number(rule(given), label)
         slope: Any = rule.gradient(given)
     else:
         number, slope = _recorded(rule, given, label)
-    view, dtype = _arrays.host_view(
+    view, dtype = host.host_view(
         slope, f"the gradient that the regularizer of {label} gives", False
     )
     if view.shape != array.shape:
@@ -121,8 +124,8 @@ def accumulate(
             f"have that of the array, {array.shape}"
         )
     with Default(), np.errstate(all="ignore"):  # infinities and NaN are data, not news
-        _results.assign(
-            gradient, _dtypes.to_float64(view, dtype) * (scale * grad_scale), label, add=True
+        results.assign(
+            gradient, dtypes.to_float64(view, dtype) * (scale * grad_scale), label, add=True
         )
     return product(number, scale)
 
@@ -132,7 +135,7 @@ def _given(array: Array) -> Array:
 
 
 def _number(given: Any, label: str) -> float:
-    return _callables.number(given, f"the penalty that the regularizer of {label} gives")
+    return callables.number(given, f"the penalty that the regularizer of {label} gives")
 
 
 def _recorded(rule: Any, array: Array, label: str) -> tuple[float, Any]:
@@ -160,7 +163,7 @@ def _recorded(rule: Any, array: Array, label: str) -> tuple[float, Any]:
             ) from error
         if not isbox(result):
             raise TypeError(
-                f"the regularizer of {label}, {name}, gave {_errors.described(result)}, which "
+                f"the regularizer of {label}, {name}, gave {errors.described(result)}, which "
                 "autograd could not follow back to the array: its gradient would be lost; build "
                 "it of fastreg.backend functions, or give it a method gradient(w)"
             )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import _adapters, _results
-from .._penalty import GRADIENT, VALUE_AND_ADD, VALUE_AND_GRADIENT
+from .._arrays import results
+from .._autodiff import dispatch
+from .._base.penalty import GRADIENT, VALUE_AND_ADD, VALUE_AND_GRADIENT
 from . import evaluation
 from .names import counted, names_of
 from .plan import Arrays, Plan, Planner
@@ -84,7 +85,7 @@ class Penalties:
         return f"<Penalties on {counted(plan.names, len(names), 'tensors')}>"
 
     def value(self, *, tensors: Any = None, scale: float = 1.0) -> Any:
-        """Give the penalty of all tensors.
+        """Return the penalty of all tensors.
 
         Parameters
         ----------
@@ -119,7 +120,7 @@ class Penalties:
     def gradient(
         self, *, tensors: Any = None, scale: float = 1.0, grad_scale: float = 1.0
     ) -> dict[str, Any]:
-        """Give the gradients of the penalised tensors, as new arrays by name.
+        """Return the gradients of the penalised tensors, as new arrays by name.
 
         Parameters
         ----------
@@ -154,7 +155,7 @@ class Penalties:
     def value_and_grad(
         self, *, tensors: Any = None, scale: float = 1.0, grad_scale: float = 1.0
     ) -> tuple[Any, dict[str, Any]]:
-        """Give what :meth:`value` and :meth:`gradient` give, in one pass.
+        """Return what :meth:`value` and :meth:`gradient` give, in one pass.
 
         Torch tensors that require a gradient are accepted: their gradients are given.
 
@@ -171,7 +172,7 @@ class Penalties:
     def accumulate(
         self, grads: Any, *, tensors: Any = None, scale: float = 1.0, grad_scale: float = 1.0
     ) -> Any:
-        """Add the gradients of all penalties to `grads` in place, and give the penalty.
+        """Add the gradients of all penalties to `grads` in place, and return the penalty.
 
         Parameters
         ----------
@@ -209,16 +210,16 @@ class Penalties:
         """
         plan, weights = self._ready(tensors)
         gradients = plan.gradients(grads)
-        foreign = _results.torch_is_loaded() and not _adapters.are_numpy(gradients)
+        foreign = results.torch_is_loaded() and not dispatch.are_numpy(gradients)
         if foreign:
-            _results.check_targets(gradients, plan.names)
+            results.check_targets(gradients, plan.names)
         total = evaluation.total(VALUE_AND_ADD, plan, weights, gradients, scale, grad_scale)
         if foreign:
-            _results.all_written(gradients)
+            results.all_written(gradients)
         return total
 
     def report(self, *, tensors: Any = None, scale: float = 1.0) -> Report:
-        """Give each tensor's penalty, share of zeros and rule.
+        """Return each tensor's penalty, share of zeros and rule.
 
         Tensors on a CUDA device are copied to the host one by one to count zeros, and waited for.
 

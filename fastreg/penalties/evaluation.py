@@ -13,18 +13,22 @@ from typing import Any
 
 import numpy as np
 
-from .. import _adapters, _backend, _callables, _checks, _device, _results
-from .._device.recording import claim, unclaimed
-from .._float_environment import Default, product
-from .._frameworks import has_dtensors
-from .._penalty import ADD, VALUE
+from .._arrays import cuda, results
+from .._arrays.libraries import has_dtensors
+from .._autodiff import dispatch
+from .._base import arguments
+from .._base.float_environment import Default, product
+from .._base.penalty import ADD, VALUE
+from .._engine import backend, checks
+from .._engine.recording import claim, unclaimed
+from . import callables
 from .plan import Arrays, Plan
 from .rules import called, rule_name
 
 
 def value(plan: Plan, weights: Arrays, scale: float) -> Any:
-    """Give the canonical sum of the penalties, as :func:`total` does or differentiable."""
-    adapter = _adapters.of_any(_adapters.following, weights, plan.names)
+    """Return the canonical sum of the penalties, as :func:`total` does or differentiable."""
+    adapter = dispatch.of_any(dispatch.following, weights, plan.names)
     if adapter is None:
         try:
             return total(VALUE, plan, weights, None, scale, 1.0)
@@ -38,9 +42,9 @@ def value(plan: Plan, weights: Arrays, scale: float) -> Any:
 def _adapter_of_numbers(plan: Plan, weights: Arrays, *factors: Any) -> Any:
     """Return the adapter of traced factors or strengths; asked only where the core refused them."""
     numbers = (*factors, *(number for pair in plan.strengths() for number in pair))
-    adapter = _adapters.of_strengths(*numbers)
+    adapter = dispatch.of_strengths(*numbers)
     if adapter is not None:
-        _adapters.require_jax(weights, plan.names)
+        dispatch.require_jax(weights, plan.names)
     return adapter
 
 
@@ -52,7 +56,7 @@ def total(
     scale: float,
     grad_scale: float,
 ) -> Any:
-    """Do what `outputs` asks for, and give the canonical sum of the penalties.
+    """Do what `outputs` asks for, and return the canonical sum of the penalties.
 
     It is a float, or for tensors on a device what a regularizer gives there; None where `outputs`
     does not ask for the value.
@@ -63,7 +67,7 @@ def total(
             if gradients is None
             else _with_callables(outputs, plan, weights, gradients, scale, grad_scale)
         )
-        return None if penalties is None else _backend.canonical_sum(penalties)
+        return None if penalties is None else backend.canonical_sum(penalties)
     return _fused(outputs, plan, weights, gradients, scale, grad_scale, False)
 
 
@@ -94,7 +98,7 @@ def _fused(
     per_tensor: bool,
 ) -> Any:
     """Make the one call to the core, for a plan that has no callables."""
-    result = _backend.evaluate_many(
+    result = backend.evaluate_many(
         outputs,
         plan.names,
         weights,
@@ -111,10 +115,10 @@ def _fused(
 
 
 def values(plan: Plan, weights: Arrays, scale: float) -> list[float]:
-    """Give each tensor's penalty; callables run where the plan has them."""
-    factor = _checks.multiplier(scale, "scale")
+    """Return each tensor's penalty; callables run where the plan has them."""
+    factor = arguments.multiplier(scale, "scale")
     fused = plan.fused
-    fused_values: list[float] = _backend.evaluate_many(
+    fused_values: list[float] = backend.evaluate_many(
         VALUE,
         tuple(compress(plan.names, fused)),
         tuple(compress(weights, fused)),
@@ -137,9 +141,9 @@ def values(plan: Plan, weights: Arrays, scale: float) -> list[float]:
 def new_gradients(
     outputs: int, plan: Plan, weights: Arrays, scale: float, grad_scale: float
 ) -> tuple[Any, dict[str, Any]]:
-    """Give what :func:`total` gives, and new gradients by name in the kinds of the tensors."""
+    """Return what :func:`total` gives, and new gradients by name in the kinds of the tensors."""
     _require_gradients(plan)
-    adapter = _adapters.of_any(_adapters.tracing, weights, plan.names)
+    adapter = dispatch.of_any(dispatch.tracing, weights, plan.names)
     if adapter is None:
         try:
             return _new_gradients(outputs, plan, weights, scale, grad_scale)
@@ -157,12 +161,12 @@ def _new_gradients(
     gradients = tuple(
         np.empty_like(weight)
         if type(weight) is np.ndarray
-        else _results.empty_like(weight, f"tensors[{name!r}]")
+        else results.empty_like(weight, f"tensors[{name!r}]")
         for name, weight in zip(plan.names, weights, strict=True)
     )
     penalty = total(outputs, plan, weights, gradients, scale, grad_scale)
     return penalty, {
-        name: gradient if type(weight) is np.ndarray else _results.wrap_gradient(gradient, weight)
+        name: gradient if type(weight) is np.ndarray else results.wrap_gradient(gradient, weight)
         for name, weight, gradient in zip(plan.names, weights, gradients, strict=True)
     }
 
@@ -176,20 +180,22 @@ def require_whole(plan: Plan, weights: Arrays) -> None:
         With the name of the first.
     """
     if plan.others and has_dtensors(weights):
-        from ..torch import sharding  # only where there are DTensors
+        from .._arrays import torch_shards  # only where there are DTensors
 
         others = [not is_fused for is_fused in plan.fused]
-        sharding.require_whole(list(compress(weights, others)), list(compress(plan.names, others)))
+        torch_shards.require_whole(
+            list(compress(weights, others)), list(compress(plan.names, others))
+        )
 
 
 def followed_value(adapter: Any, plan: Plan, weights: Arrays, scale: float) -> Any:
-    """Give the sum of the penalties as a framework follows it: the fused ones, then callables."""
+    """Return the sum of the penalties as a framework follows it: the fused ones, then callables."""
     require_whole(plan, weights)
     scale = adapter.factor(scale, "scale")
     fused = tuple(compress(weights, plan.fused))
     terms = [adapter.total(fused, plan.strengths(), plan.which, scale)] if fused else []
     terms += [
-        _callables.followed_number(plan.rules[name](weight), name) * scale
+        callables.followed_number(plan.rules[name](weight), name) * scale
         for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True)
         if not is_fused
     ]
@@ -199,7 +205,7 @@ def followed_value(adapter: Any, plan: Plan, weights: Arrays, scale: float) -> A
 def _traced_gradients(
     adapter: Any, plan: Plan, weights: Arrays, scale: float, grad_scale: float
 ) -> dict[str, Any]:
-    """Give new gradients by name of arrays that have no elements now."""
+    """Return new gradients by name of arrays that have no elements now."""
     scale = adapter.factor(scale, "scale")
     grad_scale = adapter.factor(grad_scale, "grad_scale")
     strengths, which = plan.strengths(), iter(plan.which)
@@ -209,8 +215,8 @@ def _traced_gradients(
             l1, l2 = strengths[next(which)]
             gradients[name] = adapter.gradient(
                 weight,
-                _adapters.product(adapter, l1, scale),
-                _adapters.product(adapter, l2, scale),
+                dispatch.product(adapter, l1, scale),
+                dispatch.product(adapter, l2, scale),
                 grad_scale,
             )
         else:
@@ -229,7 +235,7 @@ def _with_callables(
     """Do what one call to the core does, for a plan that has callables."""
     _require_gradients(plan)
     for name, weight in zip(plan.names, weights, strict=True):
-        if _device.is_on_cuda(weight):
+        if cuda.is_on_cuda(weight):
             raise TypeError(
                 f"tensors[{name!r}] is on CUDA, where the gradients that callables give cannot be "
                 "added; leave the callables out of the rules, or pass copies in host memory"
@@ -237,7 +243,7 @@ def _with_callables(
     # Strengths of 0 stand for the callables here: this is the check of all arrays at once.
     strengths = plan.strengths()
     which = iter(plan.which)
-    _checks.check_call(
+    checks.check_call(
         outputs,
         plan.names,
         weights,
@@ -257,18 +263,18 @@ def _with_callables(
     ):
         if not is_fused:
             rule = plan.rules[name]
-            with _results.unrecorded():  # the gradient is asked for by name, not of autograd
+            with results.unrecorded():  # the gradient is asked for by name, not of autograd
                 value = called(rule, name, weight) if outputs & VALUE else 0.0
-            slope = _callables.slope_of(rule.gradient(weight), weight, name)
+            slope = callables.slope_of(rule.gradient(weight), weight, name)
             with Default(), np.errstate(all="ignore"):
                 called_values[name] = value * value_factor
                 numbers = slope * factor
             label, adds = f"grads[{name!r}]", bool(outputs & ADD)
-            copies.append((gradient, _results.rounded(gradient, numbers, label, adds)))
+            copies.append((gradient, results.rounded(gradient, numbers, label, adds)))
             labels.append(label)
     for (gradient, result), label in zip(copies, labels, strict=True):
-        _results.require_fitting(gradient, result, label)  # later rules may have changed it
-    fused_values = _backend.evaluate_many(
+        results.require_fitting(gradient, result, label)  # later rules may have changed it
+    fused_values = backend.evaluate_many(
         outputs,
         tuple(compress(plan.names, plan.fused)),
         tuple(compress(weights, plan.fused)),
@@ -292,7 +298,7 @@ def _require_gradients(plan: Plan) -> None:
         return
     for name, is_fused in zip(plan.names, plan.fused, strict=True):
         rule = plan.rules[name]
-        if not is_fused and not _callables.has_gradient(rule):
+        if not is_fused and not callables.has_gradient(rule):
             raise TypeError(
                 f"the rule of tensors[{name!r}], {rule_name(rule)}, offers no gradient(w); add "
                 "that method, or ask for value() only"

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from .. import _errors
+from .._base import errors
 
 Names = list[str]  # compared at every call: a list of a dict's names is made fastest
 
 
 def is_mapping(source: Any) -> bool:
-    """Say whether arrays are picked by name; objects that only act like mappings count."""
+    """Return whether arrays are picked by name; objects that only act like mappings count."""
     return isinstance(source, Mapping) or (
         hasattr(source, "keys") and hasattr(source, "__getitem__")
     )
 
 
 def names_of(source: Any, argument: str) -> Names:
-    """Give the names of a mapping's or sequence's arrays.
+    """Return the names of a mapping's or sequence's arrays.
 
     Raises
     ------
@@ -34,7 +34,7 @@ def names_of(source: Any, argument: str) -> Names:
     if isinstance(source, Iterator):
         raise TypeError(
             f"{argument} must be a mapping or sequence of arrays, not "
-            f"{_errors.described(source)}, which can be read only once; pass dict(...) or "
+            f"{errors.described(source)}, which can be read only once; pass dict(...) or "
             "list(...) of it"
         )
     if (
@@ -43,8 +43,8 @@ def names_of(source: Any, argument: str) -> Names:
         or not (hasattr(source, "__len__") and hasattr(source, "__getitem__"))
     ):
         raise TypeError(
-            f"{argument} must be a mapping or sequence of arrays, not {_errors.described(source)}; "
-            + (_errors.holder_remedy(source) or 'pass for example {"kernel": w}')
+            f"{argument} must be a mapping or sequence of arrays, not {errors.described(source)}; "
+            + (errors.holder_remedy(source) or 'pass for example {"kernel": w}')
         )
     return _numbered(len(source))
 
@@ -53,7 +53,7 @@ _numbers: Names = []
 
 
 def _numbered(count: int) -> Names:
-    """Give "0", "1", ..., the same strings at every call: comparing them is then quick."""
+    """Return "0", "1", ..., the same strings at every call: comparing them is then quick."""
     global _numbers
     if len(_numbers) < count:
         _numbers = [str(index) for index in range(count)]
@@ -64,7 +64,7 @@ def counted(names: Iterable[str], count: int, things: str) -> str:
     """Return how many of `count` things these are, and which, for a ``repr``."""
     names = list(names)
     colon = ": " if names else ""
-    return f"{len(names)} of {count} {things}{colon}{_errors.listed(names, 4)}"
+    return f"{len(names)} of {count} {things}{colon}{errors.listed(names, 4)}"
 
 
 def require_strings(names: Names, argument: str) -> None:
@@ -72,5 +72,5 @@ def require_strings(names: Names, argument: str) -> None:
     for name in names:
         if not isinstance(name, str):
             raise TypeError(
-                f"{argument} must have names (str) as keys, not {_errors.described(name)}"
+                f"{argument} must have names (str) as keys, not {errors.described(name)}"
             )

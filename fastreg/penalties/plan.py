@@ -15,8 +15,11 @@ from collections.abc import Callable, Mapping
 from itertools import compress
 from typing import Any
 
-from .. import _adapters, _backend, _device, _errors, _memory
-from .._frameworks import framework, has_dtensors, is_dtensor
+from .._arrays import cuda
+from .._arrays.libraries import framework, has_dtensors, is_dtensor
+from .._autodiff import dispatch
+from .._base import errors, memory
+from .._engine import backend
 from ..regularizers.elementwise import Elementwise, is_fused
 from .names import Names, is_mapping, names_of, require_strings
 from .rules import Rules, match, same_rule
@@ -127,7 +130,7 @@ class Plan:
         return weights if self._untied is None else self._untied(source)
 
     def still_tied(self, source: Any) -> bool:
-        """Say whether what was tied still is, by rules that are still the same."""
+        """Return whether what was tied still is, by rules that are still the same."""
         if not all(one is other or same_rule(one, other) for one, other in self._tied_rules):
             return False
         names = self.source.names
@@ -154,8 +157,8 @@ class Plan:
             if name not in known:
                 raise ValueError(
                     f"grads[{name!r}] is the gradient of no tensor"
-                    f"{_errors.suggestion(name, known)}; the tensors are "
-                    f"{_errors.listed(self.source.names)}"
+                    f"{errors.suggestion(name, known)}; the tensors are "
+                    f"{errors.listed(self.source.names)}"
                 )
         given = set(names)
         for name in self.names:
@@ -167,18 +170,18 @@ class Plan:
 
 
 class Planner:
-    """Gives the plan that fits names, ties and rules of each call; it is kept while they stay."""
+    """Return the plan that fits names, ties and rules of each call; it is kept while they stay."""
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
         self._plan: Plan | None = None
 
     def matched(self, names: Names, source: Any) -> tuple[dict[str, Any], dict[str, str]]:
-        """Give each name that has one its rule, and what messages call where the rule is from."""
+        """Return each name that has one its rule, and what messages call where the rule is from."""
         return match(names, self.rules)
 
     def ready(self, source: Any) -> tuple[Plan, Arrays]:
-        """Give a plan that fits this moment, and the penalised arrays."""
+        """Return a plan that fits this moment, and the penalised arrays."""
         names = names_of(source, "tensors")
         plan = self._plan
         if plan is None or plan.source.names != names:
@@ -225,7 +228,7 @@ def resolve(
             name: array
             for name, array in arrays.items()
             # What a callable or no rule takes need not be an array that fastreg can read.
-            if isinstance(rule_of[name], Elementwise) or _device.is_readable(array)
+            if isinstance(rule_of[name], Elementwise) or cuda.is_readable(array)
         }
     )
     for name, first in tied.items():
@@ -243,23 +246,23 @@ def resolve(
 
 
 def share_address(weights: Arrays) -> bool:
-    """Say whether two arrays start at one address; what is no array does not count."""
+    """Return whether two arrays start at one address; what is no array does not count."""
     if has_dtensors(weights):
-        sharding = _sharding()
-        if sharding.are_tied_while_empty(weights):
+        torch_shards = _sharding()
+        if torch_shards.are_tied_while_empty(weights):
             return True
         weights = tuple(
-            sharding.local_tensors((weight,))[0] if is_dtensor(weight) else weight
+            torch_shards.local_tensors((weight,))[0] if is_dtensor(weight) else weight
             for weight in weights
         )
     try:
-        return _backend.shares_address(weights) and _backend.shares_address(_with_memory(weights))
+        return backend.shares_address(weights) and backend.shares_address(_with_memory(weights))
     except (TypeError, ValueError, BufferError):
         # A callable may take it, and what nothing takes is refused by its name later.
         weights = _with_memory(weights)
-        readable = tuple(filter(_device.is_readable, weights))
-        traced = [id(weight) for weight in weights if _adapters.tracing(weight) is not None]
-        return _backend.shares_address(readable) or len(set(traced)) < len(traced)
+        readable = tuple(filter(cuda.is_readable, weights))
+        traced = [id(weight) for weight in weights if dispatch.tracing(weight) is not None]
+        return backend.shares_address(readable) or len(set(traced)) < len(traced)
 
 
 def _with_memory(weights: Arrays) -> Arrays:
@@ -269,7 +272,7 @@ def _with_memory(weights: Arrays) -> Arrays:
 
 
 def _ties(arrays: Mapping[str, Any]) -> dict[str, str]:
-    """Give each tensor that is the memory of an earlier one, and that one's name.
+    """Return each tensor that is the memory of an earlier one, and that one's name.
 
     Arrays of JAX are never: to a program that they are arguments of, one array twice is two.
     """
@@ -282,15 +285,15 @@ def _ties(arrays: Mapping[str, Any]) -> dict[str, str]:
         else:
             # No two devices have an address in common, nor have a device and the host.
             try:
-                view, dtype = _device.any_view(array, f"tensors[{name!r}]")
+                view, dtype = cuda.any_view(array, f"tensors[{name!r}]")
             except TypeError:
-                if _adapters.tracing(array) is None:
+                if dispatch.tracing(array) is None:
                     raise
                 place = id(array)  # what is traced has no address
             else:
                 if view.size == 0:
                     continue
-                place = dtype, _memory.elements(view)
+                place = dtype, memory.elements(view)
             kind, _, held = framework(array)
             if kind == "jax":
                 if held is array:
@@ -302,6 +305,6 @@ def _ties(arrays: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _sharding() -> Any:
-    from ..torch import sharding  # only where there are DTensors
+    from .._arrays import torch_shards  # only where there are DTensors
 
-    return sharding
+    return torch_shards

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import _arrays, _backend, _device
+from .._arrays import cuda, host
+from .._engine import backend
 from .plan import Plan, Selection
 from .rules import rule_name
 
@@ -60,11 +61,11 @@ def make_report(plan: Plan, values: list[float], zeros: list[float]) -> Report:
         )
         for name, share in zip(plan.source.names, zeros, strict=True)
     }
-    return Report(rows, _backend.canonical_sum(values))
+    return Report(rows, backend.canonical_sum(values))
 
 
 def shares_of_zeros(plan: Plan, source: Any) -> list[float]:
-    """Give the share of zeros of each tensor in `source`, whether it has a penalty or not."""
+    """Return the share of zeros of each tensor in `source`, whether it has a penalty or not."""
     names = plan.source.names
     arrays = Selection(names, names)(source)
     return [
@@ -74,13 +75,13 @@ def shares_of_zeros(plan: Plan, source: Any) -> list[float]:
 
 
 def share_of_zeros(x: Any, name: str) -> float:
-    """Give the share of elements that are 0 (of either sign), from 0 to 1; 0.0 when empty."""
+    """Return the share of elements that are 0 (of either sign), from 0 to 1; 0.0 when empty."""
     if "complex" in str(getattr(x, "dtype", "")):
         x = x != 0
-    if _device.is_on_cuda(x):
-        view, dtype = _device.host_copy(x, name)
+    if cuda.is_on_cuda(x):
+        view, dtype = cuda.host_copy(x, name)
     else:
-        view, dtype = _arrays.host_view(x, name, False)
+        view, dtype = host.host_view(x, name, False)
     if view.size == 0:
         return 0.0
     if dtype == "bf16":
@@ -90,6 +91,6 @@ def share_of_zeros(x: Any, name: str) -> float:
     return 1.0 - count / view.size
 
 
-def _parts(view: _arrays.Array) -> Iterator[Any]:
+def _parts(view: host.Array) -> Iterator[Any]:
     flat = view.flat
     return (flat[start : start + 65536] for start in range(0, view.size, 65536))

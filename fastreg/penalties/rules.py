@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from .. import _callables, _errors, regularizers
+from .. import regularizers
+from .._base import errors
 from ..regularizers.saved_forms import converted, warn_of_nothing
+from . import callables
 from .names import Names
 
 Takes = Callable[[str, str], bool]
@@ -39,7 +41,7 @@ def checked_rules(rules: Any, argument: str = "rules") -> Rules:
     for glob, rule in rules.items():
         if not isinstance(glob, str):
             raise TypeError(
-                f"{argument} must have globs (str) as keys, not {_errors.described(glob)}; for "
+                f"{argument} must have globs (str) as keys, not {errors.described(glob)}; for "
                 'example {"*kernel": "l2"}'
             )
         checked[glob] = checked_rule(rule, f"{argument}[{glob!r}]")
@@ -133,8 +135,8 @@ def _never_wins(
     if shadowed:
         earlier = list(dict.fromkeys(globs[name] for name in shadowed))
         return (
-            f"{label} never wins: all it matches ({_errors.listed(shadowed)}) is matched "
-            f"by {_errors.listed(earlier)} before it; put it first or remove it"
+            f"{label} never wins: all it matches ({errors.listed(shadowed)}) is matched "
+            f"by {errors.listed(earlier)} before it; put it first or remove it"
         )
     if not names:
         none = "tensors is empty" if thing == "tensor" else "there is none"
@@ -154,20 +156,20 @@ def _never_wins(
             f"write {literal!r}"
         )
     # A glob is near to a name when its letters are: "*" and "?" are no help in that.
-    near = _errors.suggestion(glob.strip("*?"), names) or _errors.suggestion(glob, names)
+    near = errors.suggestion(glob.strip("*?"), names) or errors.suggestion(glob, names)
     return (
-        f"{label} matches no {thing}{near}; the names are {_errors.listed(names)}, and a "
+        f"{label} matches no {thing}{near}; the names are {errors.listed(names)}, and a "
         "glob must match a whole name, as '*kernel' does"
     )
 
 
 def same_rule(one: Any, other: Any) -> bool:
-    """Say whether two rules are equal now; only regularizers are known to compare."""
+    """Return whether two rules are equal now; only regularizers are known to compare."""
     return isinstance(one, regularizers.Regularizer) and bool(one == other)
 
 
 def rule_name(rule: Any) -> str:
-    """Give what messages and reports call a rule."""
+    """Return what messages and reports call a rule."""
     if isinstance(rule, regularizers.Regularizer):
         return repr(rule)
     return str(getattr(rule, "__name__", None) or type(rule).__name__)
@@ -175,4 +177,4 @@ def rule_name(rule: Any) -> str:
 
 def called(rule: Any, name: str, weight: Any) -> float:
     """Call a rule that is a callable of one array."""
-    return _callables.number(rule(weight), _callables.penalty_label(name))
+    return callables.number(rule(weight), callables.penalty_label(name))

@@ -27,7 +27,7 @@ class Regularizer:
     __slots__ = ("__weakref__",)
 
     def __call__(self, w: Any) -> Any:
-        """Give the penalty of `w`; 0.0 in the base class."""
+        """Return the penalty of `w`; 0.0 in the base class."""
         return 0.0
 
     @classmethod
@@ -41,7 +41,7 @@ class Regularizer:
         return cls(**config)
 
     def get_config(self) -> dict[str, Any]:
-        """Give the arguments that make this regularizer, as plain Python objects.
+        """Return the arguments that make this regularizer, as plain Python objects.
 
         Raises
         ------

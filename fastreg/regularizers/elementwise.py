@@ -6,9 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import _adapters, _backend, _checks, _results
-from .._device.recording import claim, unclaimed
-from .._penalty import GRADIENT, VALUE, VALUE_AND_ADD, VALUE_AND_GRADIENT
+from .._arrays import results
+from .._autodiff import dispatch
+from .._base import arguments
+from .._base.penalty import GRADIENT, VALUE, VALUE_AND_ADD, VALUE_AND_GRADIENT
+from .._engine import backend
+from .._engine.recording import claim, unclaimed
 from .base import Configured
 
 _ndarray = np.ndarray
@@ -23,7 +26,7 @@ class Elementwise(Configured):
     _l2: float
 
     def __call__(self, w: Any, *, scale: float = 1.0) -> Any:
-        """Give the penalty ``scale * (l1 * sum(abs(w)) + l2 * sum(w**2))``.
+        """Return the penalty ``scale * (l1 * sum(abs(w)) + l2 * sum(w**2))``.
 
         Parameters
         ----------
@@ -59,19 +62,19 @@ class Elementwise(Configured):
         1.25
         """
         if type(w) is _ndarray:
-            return _backend.evaluate_one(VALUE, w, None, self._l1, self._l2, scale, 1.0)
-        adapter = _adapters.following(w) or _adapters.of_strengths(self._l1, self._l2, scale)
+            return backend.evaluate_one(VALUE, w, None, self._l1, self._l2, scale, 1.0)
+        adapter = dispatch.following(w) or dispatch.of_strengths(self._l1, self._l2, scale)
         if adapter is not None:
             return adapter.total((w,), self._strengths(), (0,), scale)
-        value = _backend.evaluate_one(VALUE, w, None, self._l1, self._l2, scale, 1.0)
+        value = backend.evaluate_one(VALUE, w, None, self._l1, self._l2, scale, 1.0)
         if unclaimed:
             claim(self._strengths)
-        return _results.wrap_value(value, w)
+        return results.wrap_value(value, w)
 
     def gradient(
         self, w: Any, out: Any = None, *, scale: float = 1.0, grad_scale: float = 1.0
     ) -> Any:
-        """Give the gradient ``scale * grad_scale * (l1 * sign(w) + 2 * l2 * w)``.
+        """Return the gradient ``scale * grad_scale * (l1 * sign(w) + 2 * l2 * w)``.
 
         Parameters
         ----------
@@ -100,19 +103,19 @@ class Elementwise(Configured):
         array([ 1. , -1.5,  0. ])
         """
         if type(w) is not _ndarray and out is None:
-            adapter = _adapters.tracing(w) or _adapters.of_strengths(
+            adapter = dispatch.tracing(w) or dispatch.of_strengths(
                 self._l1, self._l2, scale, grad_scale
             )
             if adapter is not None:
                 return self._traced_gradient(adapter, w, scale, grad_scale)
         result = out if type(out) is _ndarray else self._target(w, out)
-        _backend.evaluate_one(GRADIENT, w, result, self._l1, self._l2, scale, grad_scale)
+        backend.evaluate_one(GRADIENT, w, result, self._l1, self._l2, scale, grad_scale)
         return result if type(result) is type(w) is _ndarray else self._made(result, w, out)
 
     def value_and_grad(
         self, w: Any, out: Any = None, *, scale: float = 1.0, grad_scale: float = 1.0
     ) -> tuple[Any, Any]:
-        """Give the penalty and its gradient from one pass over `w`.
+        """Return the penalty and its gradient from one pass over `w`.
 
         Parameters are those of :meth:`gradient`; `grad_scale` does not change the penalty.
 
@@ -128,22 +131,22 @@ class Elementwise(Configured):
         (2.5, array([ 1., -2.]))
         """
         if type(w) is not _ndarray and out is None:
-            adapter = _adapters.tracing(w) or _adapters.of_strengths(
+            adapter = dispatch.tracing(w) or dispatch.of_strengths(
                 self._l1, self._l2, scale, grad_scale
             )
             if adapter is not None:
                 value = adapter.total((w,), self._strengths(), (0,), scale)
                 return value, self._traced_gradient(adapter, w, scale, grad_scale)
         result = out if type(out) is _ndarray else self._target(w, out)
-        value = _backend.evaluate_one(
+        value = backend.evaluate_one(
             VALUE_AND_GRADIENT, w, result, self._l1, self._l2, scale, grad_scale
         )
         if type(result) is type(w) is _ndarray:
             return value, result
-        return _results.wrap_value(value, w), self._made(result, w, out)
+        return results.wrap_value(value, w), self._made(result, w, out)
 
     def accumulate(self, w: Any, grad: Any, *, scale: float = 1.0, grad_scale: float = 1.0) -> Any:
-        """Add the gradient to `grad` in place, in one pass over both, and give the penalty.
+        """Add the gradient to `grad` in place, in one pass over both, and return the penalty.
 
         Parameters
         ----------
@@ -177,12 +180,12 @@ class Elementwise(Configured):
         """
         foreign = type(grad) is not _ndarray
         if foreign:
-            _results.checked_target(grad, "grad")
-        value = _backend.evaluate_one(VALUE_AND_ADD, w, grad, self._l1, self._l2, scale, grad_scale)
+            results.checked_target(grad, "grad")
+        value = backend.evaluate_one(VALUE_AND_ADD, w, grad, self._l1, self._l2, scale, grad_scale)
         if foreign:
             if unclaimed:
                 claim(self._strengths)
-            _results.written(grad)
+            results.written(grad)
         return value
 
     def _strengths(self) -> tuple[tuple[float, float], ...]:
@@ -193,28 +196,28 @@ class Elementwise(Configured):
         scale = adapter.factor(scale, "scale")
         return adapter.gradient(
             w,
-            _adapters.product(adapter, self._l1, scale),
-            _adapters.product(adapter, self._l2, scale),
+            dispatch.product(adapter, self._l1, scale),
+            dispatch.product(adapter, self._l2, scale),
             adapter.factor(grad_scale, "grad_scale"),
         )
 
     @staticmethod
     def _target(w: Any, out: Any) -> Any:
-        """Give the memory for a gradient of `w`: new, or an `out` that is no plain NumPy array."""
+        """Return the memory for a gradient of `w`: new, or an `out` that is no plain array."""
         if out is None:
-            return np.empty_like(w) if type(w) is _ndarray else _results.empty_like(w, "w")
-        return _results.checked_target(out, "out")
+            return np.empty_like(w) if type(w) is _ndarray else results.empty_like(w, "w")
+        return results.checked_target(out, "out")
 
     def _made(self, result: Any, w: Any, out: Any) -> Any:
-        """Give a gradient that was made, in the kind of `w` if it is new."""
+        """Return a gradient that was made, in the kind of `w` if it is new."""
         if unclaimed:
             claim(self._strengths)
-        return _results.wrap_gradient(result, w) if out is None else _results.written(out)
+        return results.wrap_gradient(result, w) if out is None else results.written(out)
 
 
 def _default(value: object, default: float, name: str) -> float:
     """Check a strength; None stands for the default, as in Keras."""
-    return default if value is None else _checks.strength(value, name)
+    return default if value is None else arguments.strength(value, name)
 
 
 class L1(Elementwise):
@@ -250,10 +253,10 @@ class L1(Elementwise):
 
     @l1.setter
     def l1(self, value: float) -> None:
-        self._l1 = _checks.strength(value, "l1")
+        self._l1 = arguments.strength(value, "l1")
 
     def get_config(self) -> dict[str, Any]:
-        """Give ``{"l1": ...}``."""
+        """Return ``{"l1": ...}``."""
         return {"l1": self._l1}
 
 
@@ -290,10 +293,10 @@ class L2(Elementwise):
 
     @l2.setter
     def l2(self, value: float) -> None:
-        self._l2 = _checks.strength(value, "l2")
+        self._l2 = arguments.strength(value, "l2")
 
     def get_config(self) -> dict[str, Any]:
-        """Give ``{"l2": ...}``."""
+        """Return ``{"l2": ...}``."""
         return {"l2": self._l2}
 
 
@@ -331,7 +334,7 @@ class L1L2(Elementwise):
 
     @l1.setter
     def l1(self, value: float) -> None:
-        self._l1 = _checks.strength(value, "l1")
+        self._l1 = arguments.strength(value, "l1")
 
     @property
     def l2(self) -> float:
@@ -340,10 +343,10 @@ class L1L2(Elementwise):
 
     @l2.setter
     def l2(self, value: float) -> None:
-        self._l2 = _checks.strength(value, "l2")
+        self._l2 = arguments.strength(value, "l2")
 
     def get_config(self) -> dict[str, Any]:
-        """Give ``{"l1": ..., "l2": ...}``."""
+        """Return ``{"l1": ..., "l2": ...}``."""
         return {"l1": self._l1, "l2": self._l2}
 
 
@@ -352,7 +355,7 @@ SAME_PENALTY: set[Any] = {Elementwise.__call__}
 
 
 def is_fused(rule: Any) -> bool:
-    """Say whether the core can evaluate a rule: it must not be a subclass with its own penalty."""
+    """Return whether the core can evaluate a rule: no subclass with its own penalty."""
     kind = type(rule)
     return (
         isinstance(rule, Elementwise)

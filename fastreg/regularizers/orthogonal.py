@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import _adapters, _checks, _dtypes, _errors, _results
-from .._float_environment import Default
-from .._penalty import VALUE, VALUE_AND_ADD, VALUE_AND_GRADIENT
+from .._arrays import results
+from .._autodiff import dispatch
+from .._base import arguments, dtypes, errors
+from .._base.float_environment import Default
+from .._base.penalty import VALUE, VALUE_AND_ADD, VALUE_AND_GRADIENT
+from .._engine import checks
 from .base import Configured
 
 
@@ -59,7 +62,7 @@ class OrthogonalRegularizer(Configured):
 
     @factor.setter
     def factor(self, value: float) -> None:
-        self._factor = _checks.strength(value, "factor")
+        self._factor = arguments.strength(value, "factor")
 
     @property
     def mode(self) -> str:
@@ -68,68 +71,64 @@ class OrthogonalRegularizer(Configured):
 
     @mode.setter
     def mode(self, value: str) -> None:
-        self._mode = _checks.choice(value, "mode", ("rows", "columns"))
+        self._mode = arguments.choice(value, "mode", ("rows", "columns"))
 
     def get_config(self) -> dict[str, Any]:
-        """Give ``{"factor": ..., "mode": ...}``."""
+        """Return ``{"factor": ..., "mode": ...}``."""
         return {"factor": self._factor, "mode": self._mode}
 
     def __call__(self, w: Any, *, scale: float = 1.0) -> Any:
-        """Give the penalty of a matrix; arguments and result are as for :class:`L1`."""
-        adapter = _adapters.following(w) or _adapters.of_strengths(self._factor, scale)
+        """Return the penalty of a matrix; arguments and result are as for :class:`L1`."""
+        adapter = dispatch.following(w) or dispatch.of_strengths(self._factor, scale)
         if adapter is not None:
             scale = adapter.factor(scale, "scale")
-            return adapter.orthogonal(
-                w, _adapters.product(adapter, self._factor, scale), self._mode
-            )
+            return adapter.orthogonal(w, dispatch.product(adapter, self._factor, scale), self._mode)
         value, _ = self._evaluate(VALUE, w, None, scale, 1.0)
-        return _results.wrap_value(value, w)
+        return results.wrap_value(value, w)
 
     def gradient(
         self, w: Any, out: Any = None, *, scale: float = 1.0, grad_scale: float = 1.0
     ) -> Any:
-        """Give the gradient; arguments and result are as for :class:`L1`."""
+        """Return the gradient; arguments and result are as for :class:`L1`."""
         return self.value_and_grad(w, out, scale=scale, grad_scale=grad_scale)[1]
 
     def value_and_grad(
         self, w: Any, out: Any = None, *, scale: float = 1.0, grad_scale: float = 1.0
     ) -> tuple[Any, Any]:
-        """Give the penalty and its gradient; arguments and result are as for :class:`L1`."""
+        """Return the penalty and its gradient; arguments and result are as for :class:`L1`."""
         if out is None:
-            adapter = _adapters.tracing(w) or _adapters.of_strengths(
-                self._factor, scale, grad_scale
-            )
+            adapter = dispatch.tracing(w) or dispatch.of_strengths(self._factor, scale, grad_scale)
             # Only JAX's has it.
             computed = getattr(adapter, "orthogonal_value_and_grad", None)
             if adapter is not None and computed is not None:
                 scale = adapter.factor(scale, "scale")
                 grad_scale = adapter.factor(grad_scale, "grad_scale")
                 pair: tuple[Any, Any] = computed(
-                    w, _adapters.product(adapter, self._factor, scale), self._mode, grad_scale
+                    w, dispatch.product(adapter, self._factor, scale), self._mode, grad_scale
                 )
                 return pair
-        result = _results.empty_like(w, "w") if out is None else _results.checked_target(out, "out")
+        result = results.empty_like(w, "w") if out is None else results.checked_target(out, "out")
         value, slope = self._evaluate(VALUE_AND_GRADIENT, w, result, scale, grad_scale)
-        _results.assign(result, slope, "out")
-        return _results.wrap_value(value, w), (
-            _results.wrap_gradient(result, w) if out is None else _results.written(out)
+        results.assign(result, slope, "out")
+        return results.wrap_value(value, w), (
+            results.wrap_gradient(result, w) if out is None else results.written(out)
         )
 
     def accumulate(
         self, w: Any, grad: Any, *, scale: float = 1.0, grad_scale: float = 1.0
     ) -> float:
-        """Add the gradient to `grad` and give the penalty; as for :class:`L1`."""
-        _results.checked_target(grad, "grad")
+        """Add the gradient to `grad` and return the penalty; as for :class:`L1`."""
+        results.checked_target(grad, "grad")
         value, slope = self._evaluate(VALUE_AND_ADD, w, grad, scale, grad_scale)
-        _results.assign(grad, slope, "grad", add=True)
-        _results.written(grad)
+        results.assign(grad, slope, "grad", add=True)
+        results.written(grad)
         return value
 
     def _evaluate(
         self, outputs: int, w: Any, target: Any, scale: float, grad_scale: float
     ) -> tuple[float, npt.NDArray[np.float64]]:
         """Check a call and compute it in float64; the gradient is empty for a value alone."""
-        views, _ = _checks.checked_views(
+        views, _ = checks.checked_views(
             outputs,
             None,
             (w,),
@@ -141,8 +140,8 @@ class OrthogonalRegularizer(Configured):
         )
         view, dtype = views[0]
         if view.ndim != 2:
-            raise _errors.matrix_error(view.shape)
-        matrix = _dtypes.to_float64(view, dtype)
+            raise errors.matrix_error(view.shape)
+        matrix = dtypes.to_float64(view, dtype)
         if self._mode == "columns":
             matrix = matrix.T
         pairs = len(matrix) * (len(matrix) - 1) / 2

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import _errors
-from .._warnings import warn
+from .._base import errors
+from .._base.warnings import warn
 from .base import Regularizer
 from .elementwise import L1, L1L2, L2, Elementwise
 from .orthogonal import OrthogonalRegularizer
@@ -38,7 +38,7 @@ def _by_name(name: str, argument: str) -> Regularizer:
         known = (*_CLASSES, "l1_l2")
         raise ValueError(
             f"{argument} must name a regularizer, not {name!r}"
-            f"{_errors.suggestion(name, known)}; the names are {_errors.listed(known, 20)}"
+            f"{errors.suggestion(name, known)}; the names are {errors.listed(known, 20)}"
         )
     return _CLASSES[name]()
 
@@ -87,8 +87,7 @@ def get(identifier: Any) -> Any:
             else "pass a name, a saved dict, a class, or a callable of one array"
         )
         raise TypeError(
-            f"identifier must stand for a regularizer, not {_errors.described(identifier)}; "
-            f"{remedy}"
+            f"identifier must stand for a regularizer, not {errors.described(identifier)}; {remedy}"
         )
     return result
 
@@ -119,7 +118,7 @@ def warn_of_nothing(given: Any, found: Any, label: str) -> None:
 
 
 def serialize(regularizer: Any) -> Any:
-    """Give the saved form of a regularizer: plain Python objects, those that Keras writes.
+    """Return the saved form of a regularizer: plain Python objects, those that Keras writes.
 
     Parameters
     ----------
@@ -175,7 +174,7 @@ def serialize(regularizer: Any) -> Any:
     if not hasattr(regularizer, "get_config"):
         raise TypeError(
             "regularizer must offer get_config() to be saved, not be "
-            f"{_errors.described(regularizer)}; derive its class from Regularizer"
+            f"{errors.described(regularizer)}; derive its class from Regularizer"
         )
     module: str | None = kind.__module__
     registered: str | None = _registered_name(kind) or kind.__name__
@@ -230,13 +229,13 @@ def deserialize(config: Any, custom_objects: Mapping[str, Any] | None = None) ->
         return custom[config] if config in custom else _by_name(config, "config")
     if not isinstance(config, Mapping):
         raise TypeError(
-            f"config must be a dict, a name or None, not {_errors.described(config)}; pass what "
+            f"config must be a dict, a name or None, not {errors.described(config)}; pass what "
             "serialize(...) gave"
         )
     name = config.get("class_name")
     if not isinstance(name, str):
         raise ValueError(
-            f"config must have a 'class_name', which is a string, not {_errors.described(name)}; "
+            f"config must have a 'class_name', which is a string, not {errors.described(name)}; "
             "pass what serialize(...) gave"
         )
     arguments = config.get("config")
@@ -265,7 +264,7 @@ def deserialize(config: Any, custom_objects: Mapping[str, Any] | None = None) ->
         arguments = {}
     if not isinstance(arguments, Mapping):
         raise TypeError(
-            f"config['config'] must be a dict of arguments, not {_errors.described(arguments)}"
+            f"config['config'] must be a dict of arguments, not {errors.described(arguments)}"
         )
     make: Callable[[Any], Any] | None = getattr(found, "from_config", None)
     return found(**arguments) if make is None else make(dict(arguments))
@@ -282,13 +281,13 @@ def _custom(name: Any, custom: Mapping[str, Any]) -> Any:
             return found
     raise ValueError(
         f"config names {name!r}, which is not a regularizer of fastreg"
-        f"{_errors.suggestion(str(name), (*_CLASSES, *custom))}; pass "
-        f"custom_objects={{{name!r}: ...}} or one of {_errors.listed(_CLASSES, 20)}"
+        f"{errors.suggestion(str(name), (*_CLASSES, *custom))}; pass "
+        f"custom_objects={{{name!r}: ...}} or one of {errors.listed(_CLASSES, 20)}"
     )
 
 
 def _keras_saving() -> Any:
-    """Give ``keras.saving`` where Keras is loaded: only then can something be registered."""
+    """Return ``keras.saving`` where Keras is loaded: only then can something be registered."""
     return getattr(sys.modules.get("keras"), "saving", None)
 
 

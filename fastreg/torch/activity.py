@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .. import _checks, _errors
-from .._warnings import warn
+from .._base import arguments, errors
+from .._base.warnings import warn
 from ..penalties.rules import Rules, checked_rules, match
 from . import outputs, replicas
 
@@ -47,7 +47,7 @@ class Activity:
         batch_axis: Any,
         allow_unmatched: bool = False,
     ) -> None:
-        self.divides = _checks.choice(reduction, "activity_reduction", REDUCTIONS) == "mean"
+        self.divides = arguments.choice(reduction, "activity_reduction", REDUCTIONS) == "mean"
         self.terms: list[_Term] = []
         self.rules: Rules | None = None
         self._module = module
@@ -60,7 +60,7 @@ class Activity:
         if not isinstance(rules, Mapping):
             raise TypeError(
                 "activity_regularizer must be a mapping of globs over module.named_modules() to "
-                f"regularizers, not {_errors.described(rules)}; for example {{'*relu': 'l1'}}"
+                f"regularizers, not {errors.described(rules)}; for example {{'*relu': 'l1'}}"
             )
         self.rules = checked_rules(rules, "activity_regularizer")._replace(
             allow_unmatched=allow_unmatched
@@ -92,7 +92,7 @@ class Activity:
             Without a scale, for sums over samples where nothing tells how gradients are averaged.
         """
         if scale is not None:
-            scale = _checks.multiplier(scale, "scale")
+            scale = arguments.multiplier(scale, "scale")
         self._warn_of_lost()
         total = None if self.terms else torch.zeros(())
         for penalty, processes, module in self.terms:
@@ -147,7 +147,7 @@ class Activity:
         if lost:
             warn(
                 f"modules that had an activity regularizer are no longer in the module: "
-                f"{_errors.listed(lost)}; attach anew to give what is there a regularizer"
+                f"{errors.listed(lost)}; attach anew to give what is there a regularizer"
             )
 
     def _lost(self, count: int) -> RuntimeError:
@@ -199,7 +199,7 @@ def _checked_batch_axis(batch_axis: Any) -> tuple[dict[str, Any], int]:
     if isinstance(batch_axis, bool) or not isinstance(batch_axis, int):
         raise TypeError(
             f"{label} must be an axis (int), or a mapping of globs over module.named_modules() to "
-            f"axes, not {_errors.described(batch_axis)}"
+            f"axes, not {errors.described(batch_axis)}"
         )
     return {}, batch_axis
 

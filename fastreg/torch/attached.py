@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from .._autodiff.torch import engines
 from ..penalties import Report
 from ..penalties.names import counted
-from . import engines, in_backward
+from . import in_backward
 from .activity import Activity
 from .evaluation import ModulePenalties, summed
 from .parameters import require_module
@@ -299,7 +300,7 @@ class Penalties:
         return self._penalties.value(scale, tensors)
 
     def report(self, *, scale: float = 1.0) -> Report:
-        """Give each parameter's penalty, share of zeros and rule, as ``fastreg.Penalties`` does.
+        """Return each parameter's penalty, share of zeros and rule, as ``fastreg.Penalties`` does.
 
         Examples
         --------

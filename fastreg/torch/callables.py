@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .. import _errors
+from .._base import errors
 from ..penalties.rules import rule_name
 
 
@@ -21,7 +21,7 @@ class ByAutograd:
         return self.rule(w)
 
     def gradient(self, w: Any) -> Any:
-        """Give the gradient of what the callable gives for `w`.
+        """Return the gradient of what the callable gives for `w`.
 
         Raises
         ------
@@ -34,7 +34,7 @@ class ByAutograd:
         if not isinstance(penalty, torch.Tensor) or penalty.ndim != 0:
             raise TypeError(
                 f"the rule {self.__name__} must give a 0-d tensor for its gradient to be taken by "
-                f"autograd, not {_errors.described(penalty)}; return a tensor, or offer gradient(w)"
+                f"autograd, not {errors.described(penalty)}; return a tensor, or offer gradient(w)"
             )
         if not penalty.requires_grad:
             raise TypeError(
@@ -72,7 +72,7 @@ class OfComplex:
         if not isinstance(found, torch.Tensor) or not found.is_complex():
             raise TypeError(
                 f"the gradient that the rule {self.__name__} gives must be a complex tensor, as "
-                f"the parameter is, not {_errors.described(found)}"
+                f"the parameter is, not {errors.described(found)}"
             )
         return torch.view_as_real(found.resolve_conj().resolve_neg())
 

@@ -18,17 +18,20 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .. import _backend, _errors, _results
-from .._device.recording import claim, unclaimed
-from .._frameworks import has_dtensors, is_dtensor
-from .._penalty import ADD, GRADIENT, VALUE, VALUE_AND_ADD
+from .._arrays import results, torch_agreement, torch_shards
+from .._arrays.libraries import has_dtensors, is_dtensor
+from .._arrays.torch_agreement import Terms
+from .._autodiff.torch import dtensors, engines
+from .._base import errors
+from .._base.penalty import ADD, GRADIENT, VALUE, VALUE_AND_ADD
+from .._engine import backend
+from .._engine.recording import claim, unclaimed
 from ..penalties import Report, evaluation
 from ..penalties.names import is_mapping
 from ..penalties.plan import Arrays, Plan
 from ..penalties.report import make_report, shares_of_zeros
 from ..penalties.rules import rule_name
-from . import agreement, dtensors, engines, in_backward, sharding
-from .agreement import Terms
+from . import in_backward
 from .callables import ByAutograd, OfComplex, as_real
 from .parameters import ParameterPlanner, Parameters
 from .steps import StepHandle
@@ -51,7 +54,7 @@ class _Sharded(NamedTuple):
 
     penalties: list[float]
     parameters: Arrays
-    together: sharding.Together
+    together: torch_shards.Together
 
 
 class ModulePenalties:
@@ -72,14 +75,14 @@ class ModulePenalties:
         self.current()
 
     def current(self) -> tuple[Plan, Arrays]:
-        """Give a plan that fits the module as it is now, and the parameters with a penalty."""
+        """Return a plan that fits the module as it is now, and the parameters with a penalty."""
         changed = self.parameters.read()
         by_name = self.parameters.by_name
         trained = [parameter.requires_grad for parameter in by_name.values()]
         if changed:
             everything = list(by_name.values())
             is_sharded = has_dtensors(everything)
-            self._groups = sharding.process_groups(everything) if is_sharded else None
+            self._groups = torch_shards.process_groups(everything) if is_sharded else None
         if changed or trained != self._trained:
             self.planner.forget()
             self._plain = None
@@ -104,7 +107,7 @@ class ModulePenalties:
             return None
         if not all(weight.is_leaf for weight in weights):  # of functional_call, for example
             return None
-        sharding.local_tensors(weights, plan.names)  # refuses the parameters of FSDP1
+        torch_shards.local_tensors(weights, plan.names)  # refuses the parameters of FSDP1
         return _PlainCall(plan, weights, others, frozen)
 
     def value(self, scale: float, tensors: Any = None) -> Any:
@@ -127,7 +130,7 @@ class ModulePenalties:
             return summed(_Sharded(evaluation.values(plan, local, scale), weights, together))
         if any(plan.fused):
             return evaluation.followed_value(dtensors.Followed(together), plan, weights, scale)
-        sharding.summed((), (), together)  # nothing to sum here, but others may have something
+        torch_shards.summed((), (), together)  # nothing to sum here, but others may have something
         return evaluation.value(plan, weights, scale)
 
     def _in_loss(self, scale: float) -> Any:
@@ -148,11 +151,11 @@ class ModulePenalties:
 
     def _together(
         self, plan: Plan, scale: float, grad_scale: float = 1.0
-    ) -> sharding.Together | None:
+    ) -> torch_shards.Together | None:
         """Return what the processes have to agree on; None where nothing is sharded."""
         if self._groups is None:
             return None
-        return sharding.Together(self.terms(plan, scale, grad_scale), self._groups)
+        return torch_shards.Together(self.terms(plan, scale, grad_scale), self._groups)
 
     def terms(
         self,
@@ -164,7 +167,7 @@ class ModulePenalties:
         """Return the names, rules, strengths, factors and parameters that make a penalty."""
         if self._settled is None or self._settled[0] is not plan:
             settled = self._described(plan, lambda rule: type(rule).__qualname__)
-            self._settled = plan, agreement.digest(repr((settled, plan.which)).encode())
+            self._settled = plan, torch_agreement.digest(repr((settled, plan.which)).encode())
         strengths = plan.strengths()
         content = repr((self._settled[1], strengths, scale, grad_scale, dict(values)))
 
@@ -189,7 +192,7 @@ class ModulePenalties:
             text = str(error)
             terms = Terms(text.encode(), lambda: {"attach": f"refused ({text})"})
         try:
-            agreement.require(terms, group)
+            torch_agreement.require(terms, group)
         except RuntimeError as error:
             raise error from failed
         if failed is not None:
@@ -205,7 +208,7 @@ class ModulePenalties:
         return {
             name: float(value)
             for name, value, weight in zip(plan.names, values, weights, strict=True)
-            if sharding.is_whole(weight)
+            if torch_shards.is_whole(weight)
         }
 
     def _described(self, plan: Plan, name_of: Callable[[Any], str]) -> dict[str, str]:
@@ -227,23 +230,23 @@ class ModulePenalties:
         return bool(weights) and self.last_added.is_unchanged(weights[0])
 
     def report(self, scale: float) -> Report:
-        """Give each parameter's penalty, share of zeros and rule."""
+        """Return each parameter's penalty, share of zeros and rule."""
         plan, weights = self.current()
         everything = self.parameters.by_name
         local = _local(weights, plan)
         with torch.no_grad():
             values = evaluation.values(plan, local, scale)
         parameters = tuple(everything.values())
-        parts = sharding.local_tensors(parameters)
+        parts = torch_shards.local_tensors(parameters)
         zeros = shares_of_zeros(plan, dict(zip(everything, parts, strict=True)))
         together = self._together(plan, scale)
         if together is not None:
-            values = sharding.summed(values, weights, together)
+            values = torch_shards.summed(values, weights, together)
             counts = [share * part.numel() for share, part in zip(zeros, parts, strict=True)]
             zeros = [
                 count / max(parameter.numel(), 1)
                 for count, parameter in zip(
-                    sharding.summed(counts, parameters, together), parameters, strict=True
+                    torch_shards.summed(counts, parameters, together), parameters, strict=True
                 )
             ]
         report = make_report(plan, values, zeros)
@@ -253,7 +256,7 @@ class ModulePenalties:
         return report
 
     def add(self, scale: float, grad_scale: float, value: bool, may_be_recorded: bool) -> Any:
-        """Add the gradients, and give the penalty or what :func:`summed` makes it of."""
+        """Add the gradients, and return the penalty or what :func:`summed` makes it of."""
         outputs = VALUE_AND_ADD if value else GRADIENT | ADD
         found = self._quick(outputs, scale, grad_scale, may_be_recorded)
         if found is not NotImplemented:
@@ -274,7 +277,7 @@ class ModulePenalties:
         else:
             engines.require_elements(plain.weights, engines.parameter_label(plan.names))
         try:
-            found = _backend.accumulate_parameters(
+            found = backend.accumulate_parameters(
                 outputs,
                 plan.names,
                 plain.weights,
@@ -323,9 +326,9 @@ class ModulePenalties:
         together = self._together(plan, scale, grad_scale)
         targets = tuple(gradients)
         if together is not None:
-            targets = sharding.local_gradients(targets, weights, plan.names)
+            targets = torch_shards.local_gradients(targets, weights, plan.names)
         if not may_be_recorded:
-            _results.check_targets(targets, plan.names)
+            results.check_targets(targets, plan.names)
         if plan.others:
             local, targets = as_real(local), as_real(targets)
         try:
@@ -341,7 +344,7 @@ class ModulePenalties:
         except BaseException:
             _take_away(made)
             raise
-        _results.torch_written(targets)
+        results.torch_written(targets)
         return found
 
 
@@ -356,12 +359,12 @@ def _given(plan: Plan, tensors: Any) -> Arrays:
     if not is_mapping(tensors):
         raise TypeError(
             "tensors must be a mapping of tensors by the names of the parameters, not "
-            f"{_errors.described(tensors)}; pass dict(module.named_parameters()) for example"
+            f"{errors.described(tensors)}; pass dict(module.named_parameters()) for example"
         )
     missing = [name for name in plan.names if name not in tensors]
     if missing:
         raise ValueError(
-            f"tensors has no {_errors.listed(missing)}, which have a penalty; its names must be "
+            f"tensors has no {errors.listed(missing)}, which have a penalty; its names must be "
             "those of module.named_parameters()"
         )
     return tuple(tensors[name] for name in plan.names)
@@ -379,15 +382,15 @@ def _take_away(made: list[tuple[Any, Any]]) -> None:
 def _local(parameters: Arrays, plan: Plan) -> Arrays:
     """Return the shards that this process holds."""
     evaluation.require_whole(plan, parameters)
-    return sharding.local_tensors(parameters, plan.names)
+    return torch_shards.local_tensors(parameters, plan.names)
 
 
 def summed(found: Any) -> Any:
-    """Give a penalty, summed over the processes where it is of sharded parameters."""
+    """Return a penalty, summed over the processes where it is of sharded parameters."""
     if not isinstance(found, _Sharded):
         return found
-    return _backend.canonical_sum(
-        sharding.summed(found.penalties, found.parameters, found.together)
+    return backend.canonical_sum(
+        torch_shards.summed(found.penalties, found.parameters, found.together)
     )
 
 

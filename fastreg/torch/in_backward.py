@@ -29,11 +29,12 @@ from typing import Any, NamedTuple
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from .. import _backend, _torch_memory
-from .._float_environment import products
-from .._penalty import ADD, GRADIENT
+from .._arrays import torch_memory
+from .._autodiff.torch import engines, functions, operators
+from .._base.float_environment import products
+from .._base.penalty import ADD, GRADIENT
+from .._engine import backend
 from ..penalties.plan import Arrays, Plan
-from . import differentiable, engines, operators
 
 _private: Any = torch._C
 _engine: Any = getattr(torch.autograd.Variable, "_execution_engine", None)
@@ -171,7 +172,7 @@ def _gradients(ctx: Any, upstream: torch.Tensor) -> Any:
             return (None,) * (3 + len(call.weights))
     if accumulates:
         _after_all_others(functools.partial(call.last_added.note, call.weights[0]))
-    made = differentiable.gradients(call.weights, upstream, call.numbers(), call.plan.which)
+    made = functions.gradients(call.weights, upstream, call.numbers(), call.plan.which)
     return (None, None, None, *made)
 
 
@@ -222,7 +223,7 @@ def _are_held(edges: Any) -> bool:
 def _add(call: _Call, factor: float) -> None:
     plan, weights = call.plan, call.weights
     try:
-        found = _backend.accumulate_parameters(
+        found = backend.accumulate_parameters(
             GRADIENT | ADD,
             plan.names,
             weights,
@@ -259,7 +260,7 @@ def _add_each(call: _Call, factor: float) -> None:
             elif weight.grad.layout is not torch.strided:
                 new.append((weight, gradient + weight.grad))
             else:
-                _torch_memory.require_memory(torch, weight.grad, f"grads[{name!r}]", False)
+                torch_memory.require_memory(torch, weight.grad, f"grads[{name!r}]", False)
                 present.append(weight.grad)
                 added.append(gradient)
         # A call each: what a Ctrl-C does comes before or after it.

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from .. import _errors
+from .._base import errors
 from ..penalties.rules import checked_rule
 
 KERNEL, EMBEDDING, OTHER = "kernel", "embedding", "other"
@@ -107,7 +107,7 @@ def kernels(regularizer: Any, *, embeddings: bool = False) -> Kernels:
             "None itself"
         )
     if not isinstance(embeddings, bool):
-        raise TypeError(f"embeddings must be True or False, not {_errors.described(embeddings)}")
+        raise TypeError(f"embeddings must be True or False, not {errors.described(embeddings)}")
     return Kernels(found, embeddings)
 
 

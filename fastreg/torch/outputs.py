@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import _errors
+from .._base import errors
 
 ARGUMENT = "activity_batch_axis"
 
@@ -69,12 +69,12 @@ def checked_axes(axes: Any, label: str) -> Any:
         return {key: checked_axes(part, f"{label}[{key!r}]") for key, part in axes.items()}
     raise TypeError(
         f"{label} must be the batch axis (int) of what the module gives, None for what does not "
-        f"count, or a tuple or dict of those, not {_errors.described(axes)}"
+        f"count, or a tuple or dict of those, not {errors.described(axes)}"
     )
 
 
 def activations(module: Any, output: Any, axes: Any, default: int, label: str) -> Iterator[Any]:
-    """Give the tensors whose penalties count, each with its batch size.
+    """Return the tensors whose penalties count, each with its batch size.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def activations(module: Any, output: Any, axes: Any, default: int, label: str) -
         return
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(
-            f"{label} has an activity regularizer and gives {_errors.described(output)}, of which "
+            f"{label} has an activity regularizer and gives {errors.described(output)}, of which "
             f"fastreg does not know what counts; say it in {ARGUMENT}={{...}}, by a glob and the "
             "batch axes of the parts as they are nested, None for those that do not count, or put "
             "the regularizer on another module"
@@ -167,7 +167,7 @@ def _batch_size(tensor: Any, axis: int | None, label: str) -> int:
 
 
 def _chosen(output: Any, axes: Any, label: str) -> Iterator[Any]:
-    """Give the tensors that the caller asked for, as they are nested."""
+    """Return the tensors that the caller asked for, as they are nested."""
     if axes is None:
         return
     if isinstance(axes, int):
@@ -189,6 +189,6 @@ def _chosen(output: Any, axes: Any, label: str) -> Iterator[Any]:
             yield from _chosen(output[at], part, f"{label}[{at}]")
         return
     raise TypeError(
-        f"{label} is {_errors.described(output)}, which does not fit {axes!r} in {ARGUMENT}; give "
+        f"{label} is {errors.described(output)}, which does not fit {axes!r} in {ARGUMENT}; give "
         "the batch axes of what the module gives, as it is nested"
     )

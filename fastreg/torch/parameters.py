@@ -18,8 +18,11 @@ from typing import Any
 import torch
 from torch.nn.parameter import is_lazy
 
-from .. import _backend, _callables, _errors, regularizers
-from .._warnings import warn
+from .. import regularizers
+from .._base import errors
+from .._base.warnings import warn
+from .._engine import backend
+from ..penalties import callables
 from ..penalties.names import Names
 from ..penalties.plan import Planner
 from ..penalties.rules import checked_rule, checked_rules, match, matcher, rule_name
@@ -42,10 +45,10 @@ class Parameters:
         self._keys: list[str] | None = None
 
     def are_same(self) -> bool:
-        """Say whether the module has the parameters that :meth:`read` found last."""
+        """Return whether the module has the parameters that :meth:`read` found last."""
         return (
             self._dicts is not None
-            and _backend.have_members(self._dicts, self._members)
+            and backend.have_members(self._dicts, self._members)
             and all(map(is_lazy, self._lazy))
             and (self._keys is None or self._keys == [*chain.from_iterable(self._dicts)])
         )
@@ -150,7 +153,7 @@ class ParameterPlanner(Planner):
             ):
                 raise ValueError(
                     f"rules[{glob!r}], which is for kernels, matches none: "
-                    f"{_errors.listed(candidates)} are no weights that multiply activations, as "
+                    f"{errors.listed(candidates)} are no weights that multiply activations, as "
                     "fastreg.torch.kernels tells; give the glob the regularizer itself"
                 )
         rule_of, globs = match(names, self.rules, takes, self._parameters.aliases)
@@ -171,7 +174,7 @@ class ParameterPlanner(Planner):
         for name, parameter in gone.items():
             heirs = [tied_to[name]] if name in tied_to else _heirs(name, parameter, source)
             if not any(heir in self._ruled for heir in heirs):
-                became = f" (now {_errors.listed(heirs)}, without a rule)" if heirs else ""
+                became = f" (now {errors.listed(heirs)}, without a rule)" if heirs else ""
                 lost.append(f"{name!r}{became}")
         if lost:
             warn(
@@ -187,11 +190,11 @@ class ParameterPlanner(Planner):
                 "it a function as its rule, lambda w: regularizer(torch.view_as_real(w)) for "
                 "example, or None"
             )
-        if rule is None or (_callables.has_gradient(rule) and not is_complex):
+        if rule is None or (callables.has_gradient(rule) and not is_complex):
             return rule
         found = self._wrapped.get((id(rule), is_complex))
         if found is None:
-            found = rule if _callables.has_gradient(rule) else ByAutograd(rule)
+            found = rule if callables.has_gradient(rule) else ByAutograd(rule)
             found = OfComplex(found, rule) if is_complex else found
             self._wrapped[id(rule), is_complex] = found
         return found
@@ -209,7 +212,7 @@ def _heirs(name: str, parameter: Any, source: Mapping[str, Any]) -> list[str]:
 
 
 def is_predicate(rules: Any) -> bool:
-    """Say whether `rules` is a function of name and parameter, and no regularizer of one tensor."""
+    """Return whether `rules` is a function of name and parameter, no regularizer of a tensor."""
     if isinstance(rules, (Mapping, str, regularizers.Regularizer)) or not callable(rules):
         return False
     try:
@@ -242,7 +245,7 @@ def _asked(predicate: Predicate, names: Names, source: Any, allow_none: bool) ->
     if names and not found and not allow_none and not any(map(is_lazy, source.values())):
         raise ValueError(
             "rules(name, parameter) gave None for all parameters, so nothing would have a penalty; "
-            f"the names are {_errors.listed(names)}"
+            f"the names are {errors.listed(names)}"
         )
     return found
 
@@ -257,6 +260,6 @@ def require_module(module: Any) -> None:
     """
     if not isinstance(module, torch.nn.Module):
         raise TypeError(
-            f"module must be a torch.nn.Module, not {_errors.described(module)}; for a mapping or "
+            f"module must be a torch.nn.Module, not {errors.described(module)}; for a mapping or "
             "sequence of tensors use fastreg.attach"
         )

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import distributed
 
-from .._frameworks import is_dtensor
+from .._arrays.libraries import is_dtensor
 
 
 def are_many() -> bool:
@@ -111,7 +111,7 @@ def _running_parameters(module: Any) -> Iterator[Any]:
 
 
 def _units(enclosing: Sequence[Any]) -> Iterator[Any]:
-    """Give the states of the FSDP2 units among modules."""
+    """Return the states of the FSDP2 units among modules."""
     for module in enclosing:
         if hasattr(module, "_get_fsdp_state"):
             yield module._get_fsdp_state()

@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from .. import _checks, _errors
-from .._float_environment import product
+from .._base import arguments, errors
+from .._base.float_environment import product
 
 UNSAID: Any = object()
 """What stands for a max_norm that was not given."""
@@ -72,7 +72,7 @@ class StepHandle:
         self._watch = _Watch(name, parameter, type(self._optimizer).__name__)
 
     def holds(self, parameters: Sequence[Any]) -> bool:
-        """Say whether the optimizer updates all of these parameters.
+        """Return whether the optimizer updates all of these parameters.
 
         Between forward and backward, FSDP2 has others in a root module, which none updates.
         """
@@ -89,7 +89,7 @@ class StepHandle:
         missing = [names[place] for place in self._missing(parameters)]
         if missing:
             raise ValueError(
-                f"the parameters {_errors.listed(missing)} have a penalty, but optimizer does not "
+                f"the parameters {errors.listed(missing)} have a penalty, but optimizer does not "
                 "hold them; make the optimizer of the module's parameters as they are now, or "
                 "attach the part of the module that it trains"
             )
@@ -174,7 +174,7 @@ class _Watch:
 
 
 def _loss_scale(optimizer: Any) -> float:
-    """Give what the gradients are still multiplied by when step() runs."""
+    """Return what the gradients are still multiplied by when step() runs."""
     # GradScaler sets it for the time of a step, on optimizers whose kernels unscale.  None: the
     # caller has unscaled.
     scale = getattr(optimizer, "grad_scale", None)
@@ -198,7 +198,7 @@ def unwrapped(optimizer: Any) -> Any:
         inner = getattr(inner, "optimizer", None)
     if found is None:
         raise TypeError(
-            f"optimizer must be a torch.optim.Optimizer, not {_errors.described(optimizer)}"
+            f"optimizer must be a torch.optim.Optimizer, not {errors.described(optimizer)}"
         )
     return found
 
@@ -220,9 +220,9 @@ def checked_max_norm(max_norm: Any) -> float | None:
         )
     if max_norm is None:
         return None
-    number = _checks.multiplier(max_norm, "max_norm")
+    number = arguments.multiplier(max_norm, "max_norm")
     if number <= 0.0:
-        raise ValueError(f"max_norm must be a number > 0, or None, not {_errors.described(number)}")
+        raise ValueError(f"max_norm must be a number > 0, or None, not {errors.described(number)}")
     return number
 
 
@@ -243,7 +243,7 @@ def warn_of_weight_decay(
     ]
     if both:
         warnings.warn(
-            f"the parameters {_errors.listed(both)} have an L2 penalty and the weight_decay of the "
+            f"the parameters {errors.listed(both)} have an L2 penalty and the weight_decay of the "
             "optimizer, so they shrink twice; set weight_decay=0, or use L1 for them",
             UserWarning,
             stacklevel=3,

@@ -93,7 +93,7 @@ class Memory:
         self.address = self.low + numbers.__array_interface__["data"][0] - low
 
     def host(self) -> bytearray:
-        """Give a copy of the whole memory, once all work is done."""
+        """Return a copy of the whole memory, once all work is done."""
         self.runtime.call("cudaDeviceSynchronize")
         return bytearray(ctypes.string_at(self.low, self.size))
 
@@ -127,7 +127,7 @@ class DeviceArray:
         )
 
     def host(self) -> np.ndarray:
-        """Give the numbers, once all work is done."""
+        """Return the numbers, once all work is done."""
         kind, copy = self.numbers.dtype, self.memory.host()
         start = self.address - self.memory.low
         return np.ndarray(self.numbers.shape, kind, copy, start, self.numbers.strides)
@@ -427,5 +427,5 @@ def fake_jax(runtime: Runtime) -> dict[str, types.ModuleType]:
 
 
 def numbers(shape: Any, dtype: Any, seed: int = 0) -> np.ndarray:
-    """Give numbers of both signs; integers too."""
+    """Return numbers of both signs; integers too."""
     return (3 * np.random.default_rng(seed).standard_normal(shape)).astype(dtype)

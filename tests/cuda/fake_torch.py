@@ -132,7 +132,7 @@ def install(*, has_table: bool) -> Any:
             return Tensor(self.host().astype(dtype.name), self.device.index)
 
         def host(self) -> np.ndarray:
-            """Give the numbers, once all work is done."""
+            """Return the numbers, once all work is done."""
             copy = self.memory.host()
             start = self.place - self.memory.low
             return np.ndarray(self.shape, self.numbers.dtype, copy, start, self.numbers.strides)

@@ -188,7 +188,7 @@ class DLPackArray(DeviceMemory):
     """An array that is got by DLPack alone; bfloat16 has no other way."""
 
     def __dlpack__(self, *, stream: int | None = None, max_version: Any = None, **_: Any) -> Any:
-        """Give a versioned capsule, for use on `stream`; the array must outlive it."""
+        """Return a versioned capsule, for use on `stream`; the array must outlive it."""
         if stream != -1 and self.stream is not None:
             consumer = LEGACY_STREAM if stream is None else stream
             self.runtime.wait(consumer, self.stream, self.device_index)

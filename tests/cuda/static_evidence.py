@@ -90,12 +90,12 @@ def tool(name: str) -> str:
 
 
 def output_of(*command: str | Path, folder: str | Path | None = None) -> str:
-    """Run a tool, which must succeed, and give what it prints."""
+    """Run a tool, which must succeed, and return what it prints."""
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=folder).stdout
 
 
 def read_library(library: Path) -> dict[str, list[Kernel]]:
-    """Give the kernels of each architecture that the library has machine code for."""
+    """Return the kernels of each architecture that the library has machine code for."""
     with tempfile.TemporaryDirectory() as folder:
         output_of(tool("cuobjdump"), "-xelf", "all", library.resolve(), folder=folder)
         return {

@@ -27,9 +27,10 @@ from device_fakes import (
 from stand_in_arrays import LIBRARY
 
 import fastreg
-from fastreg import _backend, _device
-from fastreg._device import library, results
-from fastreg._device import recording as recording_module
+from fastreg._arrays import cuda, cuda_results, device_array
+from fastreg._base import core
+from fastreg._engine import backend
+from fastreg._engine import recording as recording_module
 from fastreg.regularizers import L1, L1L2, L2, OrthogonalRegularizer
 
 pytestmark = pytest.mark.skipif(not LIBRARY, reason="FASTREG_CUDA_LIBRARY names no stand-in")
@@ -42,7 +43,7 @@ def runtime() -> Iterator[Runtime]:
     runtime = Runtime()
     yield runtime
     runtime.drain()
-    results.held.clear()
+    cuda_results.held.clear()
     gc.collect()
     runtime.drain()
     runtime.free_dropped()
@@ -64,7 +65,7 @@ def jax(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 
 def test_info_finds_the_device() -> None:
-    assert library.core().cuda_state() == (True, "", 2)
+    assert core.core().cuda_state() == (True, "", 2)
 
 
 # ------------------------------------------------------------------------------------- bits
@@ -79,7 +80,7 @@ def test_bits_are_those_of_the_host(runtime: Runtime, dtype: Any, rule: Any, siz
     weight = DeviceArray(runtime, w, stream=stream)
     grad = DeviceArray(runtime, g, stream=stream)
     value = rule.accumulate(weight, grad, scale=0.5, grad_scale=3.0)
-    assert isinstance(value, _device.DeviceValue)
+    assert isinstance(value, device_array.DeviceValue)
     expected = rule.accumulate(w, g, scale=0.5, grad_scale=3.0)
     assert float(value) == expected
     assert grad.host().tobytes() == g.tobytes()
@@ -212,7 +213,7 @@ def test_the_device_is_found_by_the_address(runtime: Runtime) -> None:
     weight = DeviceArray(runtime, numbers(10, np.float32), device=1)
     assert not hasattr(weight, "__dlpack_device__")
     assert not hasattr(weight, "device")
-    assert _device.arrays.describe(weight, "w", False, None).device == 1
+    assert cuda.describe(weight, "w", False, None).device == 1
     empty = DeviceArray(runtime, numbers((3, 0), np.float32))
     assert float(RULE(empty)) == 0.0
 
@@ -361,15 +362,15 @@ def test_what_only_the_host_can_do_is_refused(runtime: Runtime) -> None:
     for call in (OrthogonalRegularizer(), OrthogonalRegularizer().value_and_grad):
         with pytest.raises(TypeError, match=r"^w is (on CUDA|a DeviceArray on CUDA)"):
             call(weight)
-    before = _backend.name
-    _backend.select("numpy")
+    before = backend.name
+    backend.select("numpy")
     try:
         with pytest.raises(TypeError, match=r"^w is on CUDA .*the NumPy backend is in use"):
             RULE(weight)
         with pytest.raises(TypeError, match=r"^tensors\['a'\] is on CUDA .*the NumPy backend"):
             fastreg.attach({"a": weight}, "l2")
     finally:
-        _backend.select(before)
+        backend.select(before)
 
 
 def test_callables_give_values_and_no_gradients(runtime: Runtime) -> None:
@@ -417,9 +418,9 @@ def test_ties(runtime: Runtime) -> None:
 def test_shares_address(runtime: Runtime) -> None:
     w = numbers(10, np.float32)
     a, b = DeviceArray(runtime, w), DeviceArray(runtime, w, device=1)
-    assert not _backend.shares_address((w, a, b, Producer(runtime, w)))
-    assert _backend.shares_address((w, a, b, a))
-    assert _backend.shares_address((a, w, w[:3]))
+    assert not backend.shares_address((w, a, b, Producer(runtime, w)))
+    assert backend.shares_address((w, a, b, a))
+    assert backend.shares_address((a, w, w[:3]))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int8])
@@ -556,7 +557,7 @@ def test_capsules_are_taken_by_real_libraries(
     module = importlib.import_module("jax.dlpack" if consumer == "jax" else consumer)
     runtime.drain()
     before = runtime.allocations
-    array = _device.DeviceArray(library.core().DeviceMemory(0, 1, 120), (3, 5), "f64")
+    array = device_array.DeviceArray(core.core().DeviceMemory(0, 1, 120), (3, 5), "f64")
     ctypes.memmove(array.memory.address, np.arange(15.0).ctypes.data, 120)
     assert runtime.allocations == before + 1
     taken = module.from_dlpack(CpuView(array, versioned))
@@ -577,11 +578,11 @@ def test_memory_of_the_real_jax() -> None:
     with jax.ensure_compile_time_eval():
         owner = jax.numpy.zeros(15 * 8, "uint8", device=w.sharding)
     capsule = owner.__dlpack__()
-    description, has_version, _ = library.core().describe_capsule(capsule)
+    description, has_version, _ = core.core().describe_capsule(capsule)
     assert description[1:] == ((120,), description[2], 1, 8, 1, 0)
     assert not has_version
-    memory = library.core().DeviceMemory(0, 1, description[0], (owner, capsule))
-    array = _device.DeviceArray(memory, (3, 5), "f64")
+    memory = core.core().DeviceMemory(0, 1, description[0], (owner, capsule))
+    array = device_array.DeviceArray(memory, (3, 5), "f64")
     ctypes.memmove(array.memory.address, np.arange(15.0).ctypes.data, 120)
     with jax.enable_x64(True):
         taken = dlpack.from_dlpack(CpuView(array, False))
@@ -770,7 +771,7 @@ def test_what_jax_gets_is_memory_of_its_own(runtime: Runtime, jax: Any) -> None:
         assert float(value) == np.float32(RULE(w))
         del value
         runtime.drain()
-        results.hold(library.core().StreamMark(0, 1), None)
+        cuda_results.hold(core.core().StreamMark(0, 1), None)
         assert not jax.buffers
     assert was_kept > 0
 

@@ -20,9 +20,8 @@ HAS_TABLE = os.environ["FAKE_TORCH_TABLE"] == "1"
 torch: Any = install(has_table=HAS_TABLE)
 
 import fastreg  # noqa: E402
-from fastreg import _backend  # noqa: E402
-from fastreg._device import evaluation  # noqa: E402
-from fastreg._penalty import VALUE  # noqa: E402
+from fastreg._base.penalty import VALUE  # noqa: E402
+from fastreg._engine import backend, cuda  # noqa: E402
 from fastreg.regularizers import L1L2, L2  # noqa: E402
 
 RULE = L1L2(0.01, 0.3)
@@ -41,15 +40,15 @@ def runtime() -> Iterator[Runtime]:
 
 @pytest.fixture
 def judged(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Give the sizes of the calls that were judged in Python, tensor by tensor."""
+    """Return the sizes of the calls that were judged in Python, tensor by tensor."""
     sizes: list[int] = []
-    inner = evaluation._Operands
+    inner = cuda._Operands
 
     def counted(outputs: int, names: Any, weights: Any, gradients: Any) -> Any:
         sizes.append(len(weights))
         return inner(outputs, names, weights, gradients)
 
-    monkeypatch.setattr(evaluation, "_Operands", counted)
+    monkeypatch.setattr(cuda, "_Operands", counted)
     return sizes
 
 
@@ -189,7 +188,7 @@ def test_values_that_stay_on_the_device(runtime: Runtime) -> None:
     weights = tuple(torch.Tensor(w) for w in arrays)
     into = torch.empty(3, dtype=torch.float64, device=weights[0].device)
     strengths, which = ((0.25, 0.5), (0.0, 1.0)), (0, 1, 0)
-    values = evaluation.evaluate_many(
+    values = cuda.evaluate_many(
         VALUE, ("a", "b", "c"), weights, None, strengths, which, 2.0, 1.0, True, into=into
     )
     assert values is into
@@ -270,7 +269,7 @@ def test_out_of_memory(runtime: Runtime) -> None:
     grads = dict(zip(weights, parts(2).values(), strict=True))
     penalties = fastreg.attach(weights, RULE)
     with runtime.memory_limit(0), pytest.raises(MemoryError, match="out of memory"):
-        _backend.evaluate_many(
+        backend.evaluate_many(
             6, tuple(weights), tuple(weights.values()), tuple(grads.values()),
             ((0.1, 0.2),), (0,) * len(weights), 1.0, 1.0, False,
         )  # fmt: skip

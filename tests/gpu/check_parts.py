@@ -143,8 +143,9 @@ def build(bench: Bench, part: Part) -> None:
     if done.succeeded or bench.runner.dry_run:
         # What was built must find the device: everything else would test something else.
         code = (
-            "from fastreg import _backend, _info; facts = _info.gather(); "
-            "print(_info.render(facts)); assert _backend.name == 'native'; "
+            "from fastreg import _info; from fastreg._engine import backend; "
+            "facts = _info.gather(); "
+            "print(_info.render(facts)); assert backend.name == 'native'; "
             "assert facts['cuda']['available'], facts['cuda']['reason']"
         )
         settings = {"FASTREG_CUDA_LIBRARY": bench.library} if bench.library else {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fastreg import _backend
+from fastreg._engine import backend
 from fastreg.bench.cases import OUTPUTS, Case
 from fastreg.regularizers import L1L2
 
@@ -63,7 +63,7 @@ def fastreg_variant(workload: Workload) -> Variant:
     mask, (l1, l2) = OUTPUTS[outputs].mask, workload.case.strengths
 
     def add() -> tuple[None, Any]:
-        _backend.evaluate_one(mask, w, g, l1, l2, 1.0, 1.0)
+        backend.evaluate_one(mask, w, g, l1, l2, 1.0, 1.0)
         return None, g
 
     return add

@@ -84,11 +84,11 @@ def test_penalties_are_differentiable(maker: Any, dtype: str) -> None:
 
 
 def test_penalties_of_a_list_stay_on_the_device(maker: Any) -> None:
-    from fastreg.torch import differentiable
+    from fastreg._autodiff.torch import functions
 
     arrays = [numbers(n, "f32", n) for n in (1, 5000, 70)]
     weights = [maker.torch.nn.Parameter(maker.make(w)) for w in arrays]
-    values = differentiable.values(weights, ((0.25, 0.5), (0.0, 1.0)), (0, 1, 0), 1.0)
+    values = functions.values(weights, ((0.25, 0.5), (0.0, 1.0)), (0, 1, 0), 1.0)
     rules = L1L2(0.25, 0.5), L2(1.0), L1L2(0.25, 0.5)
     for value, rule, w in zip(values, rules, arrays, strict=True):
         assert value.device == weights[0].device

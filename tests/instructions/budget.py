@@ -61,7 +61,7 @@ class Finding:
     budget: int | None
 
     def verdict(self, tolerance: float) -> str:
-        """Give "within", "over", "under", or, where one side is missing, "new" or "gone"."""
+        """Return "within", "over", "under", or, where one side is missing, "new" or "gone"."""
         if self.budget is None:
             return "new"
         if self.counted is None:
@@ -120,7 +120,7 @@ def callgrind(command: Sequence[str], *options: str, **environment: str) -> list
 
 
 def read_dumps(text: str) -> list[tuple[str, int]]:
-    """Give the name and the total of every dump that was asked for, in a file of callgrind's.
+    """Return the name and the total of every dump that was asked for, in a file of callgrind's.
 
     >>> read_dumps("part: 1\\ndesc: Trigger: Client Request: here\\nfn=(1)\\n5 7\\ntotals: 7\\n")
     [('here', 7)]
@@ -195,7 +195,7 @@ class Group:
 
 
 def count_all(build: Path, python: str) -> tuple[dict[str, Group], dict[str, str]]:
-    """Give the groups by name, and why each of those that are missing is missing."""
+    """Return the groups by name, and why each of those that are missing is missing."""
     program = build / "tests/instructions/fastreg_instructions"
     facts = dict(line.split(": ", 1) for line in run([str(program)]).splitlines())
     if facts["build type"] != "Release":
@@ -231,7 +231,7 @@ def count_all(build: Path, python: str) -> tuple[dict[str, Group], dict[str, str
 
 
 def unit(work: str) -> tuple[str, float]:
-    """Say what the instructions of a kind of work are divided by, and by how much.
+    """Return what the instructions of a kind of work are divided by, and by how much.
 
     >>> unit("64 elements"), unit("65536 elements, streaming"), unit("400 tensors")
     (('a call of 64 elements', 1), ('32 elements, streaming', 2048.0), ('a tensor of 64', 400))

@@ -18,7 +18,7 @@ VALUE, VALUE_AND_ADD = 1, 7
 
 
 def calls(core: Any) -> dict[str, Callable[[], object]]:
-    """Give what is called, by name. What it needs is made before: only the core is counted."""
+    """Return what is called, by name. What it needs is made before: only the core is counted."""
     weights = tuple(np.full(ELEMENTS, 0.5, np.float32) for _ in range(TENSORS))
     gradients = tuple(np.zeros(ELEMENTS, np.float32) for _ in range(TENSORS))
     names = tuple(f"layer{i}" for i in range(TENSORS))

@@ -1,4 +1,4 @@
-"""Say what kinds of instructions a kernel's loops are made of, as a table in Markdown.
+"""Return what kinds of instructions a kernel's loops are made of, as a table in Markdown.
 
     python tests/instructions/kinds.py avx512 'f32 L1L2 V' 'f32 L1L2 VGA'
 
@@ -41,7 +41,7 @@ KINDS = (
 
 
 def kind(name: str, operands: str) -> str:
-    """Give the kind of one instruction, in the notation of objdump.
+    """Return the kind of one instruction, in the notation of objdump.
 
     >>> kind("vmovups", "(%rax),%zmm0"), kind("vmovups", "%zmm0,0x40(%rax)")
     ('load', 'store')
@@ -69,7 +69,7 @@ SLOTS = {"vcvtps2pd": 2, "vcvtph2ps": 2, "vcvtps2ph": 2, "vpermw": 2, "vpermt2w"
 
 
 def slots(name: str, operands: str) -> int:
-    """Say how often an instruction needs one of the ports that compute on 512 bits.
+    """Return how often an instruction needs one of the ports that compute on 512 bits.
 
     Loads, stores and moves between registers do not.
 
@@ -84,7 +84,7 @@ def slots(name: str, operands: str) -> int:
 
 
 def disassemble(program: Path) -> dict[int, tuple[str, str]]:
-    """Give name and operands of every instruction by its address."""
+    """Return name and operands of every instruction by its address."""
     text = run(["objdump", "-d", "--no-show-raw-insn", str(program)])
     lines = re.findall(r"^\s*([0-9a-f]+):\t(\S+)[ \t]*([^#<\n]*)", text, re.MULTILINE)
     return {int(address, 16): (name, operands.strip()) for address, name, operands in lines}

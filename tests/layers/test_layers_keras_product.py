@@ -47,7 +47,7 @@ def described(geometry):
 
 
 def placements(use_bias, turn):
-    """Give rules for kernel, bias and activity; any four turns in a row give all of them."""
+    """Return rules for kernel, bias and activity; any four turns in a row give all of them."""
     count = len(RULES)
     for kernel, activity in product(range(count), repeat=2):
         bias = RULES[(kernel + activity + turn) % count] if use_bias else None

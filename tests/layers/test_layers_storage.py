@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastreg import _files
-from fastreg.layers import Conv2D, Dense, Flatten, Sequential, storage
+from fastreg.layers import Conv2D, Dense, Flatten, Sequential, files, storage
 
 X = np.random.default_rng(0).standard_normal((3, 5, 5, 2), dtype=np.float32)
 
@@ -350,9 +349,9 @@ def test_temporary_files_of_killed_processes(tmp_path, monkeypatch):
     model = model_of()
     model.save(path)  # it is new: its process may be about to lock it
     assert old.exists()
-    monkeypatch.setattr(_files, "GRACE", -1.0)
+    monkeypatch.setattr(files, "GRACE", -1.0)
     with open(old, "rb") as file:
-        assert _files._lock(file)
+        assert files._lock(file)
         model.save(path)  # it is in use
         assert old.exists()
     model.save(path)

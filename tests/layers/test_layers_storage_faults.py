@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from interpreter import runs
 
-from fastreg import _files
-from fastreg.layers import Dense, Sequential, storage, two_files
+from fastreg.layers import Dense, Sequential, files, storage, two_files
 
 TWO_FILES = Path(__file__).parent / "two_files"
-TRACED = {module.__file__ for module in (storage, two_files, _files)}
+TRACED = {module.__file__ for module in (storage, two_files, files)}
 
 
 def model_of(number):
@@ -129,7 +128,7 @@ def test_errors_of_the_system(tmp_path, monkeypatch, exists, error, function):
     def failing(*arguments, **others):
         raise OSError(error, os.strerror(error))
 
-    monkeypatch.setattr(_files.os, function, failing)
+    monkeypatch.setattr(files.os, function, failing)
     with pytest.raises(OSError, match="nothing has been replaced") as raised:
         model_of(2.0).save(path)
     monkeypatch.undo()
@@ -149,7 +148,7 @@ def test_a_directory_that_cannot_be_brought_to_the_disk(tmp_path, monkeypatch):
             raise OSError(error, os.strerror(error))
         genuine(descriptor)
 
-    monkeypatch.setattr(_files.os, "fsync", fsync)
+    monkeypatch.setattr(files.os, "fsync", fsync)
     model_of(1.0).save(path)  # the file system has no such thing
     error = errno.EIO
     with pytest.raises(OSError, match="Input/output error"):

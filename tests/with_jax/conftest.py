@@ -2,30 +2,30 @@
 
 import pytest
 
-from fastreg import _backend
+from fastreg._engine import backend
 
 collect_ignore_glob = ["*conftest.py"]
 
 
 def _engines():
-    before = _backend.name
-    _backend.select("native")
+    before = backend.name
+    backend.select("native")
     try:
-        _backend.instruction_sets()
+        backend.instruction_sets()
         return ["native", "numpy"]
     except RuntimeError:  # no compiled core in this installation
         return ["numpy"]
     finally:
-        _backend.select(before)
+        backend.select(before)
 
 
 @pytest.fixture(params=_engines())
 def engine(request):
     """Who computes values in programs: "native" for the compiled core, "numpy" for XLA."""
-    before = _backend.name
-    _backend.select(request.param)
+    before = backend.name
+    backend.select(request.param)
     yield request.param
-    _backend.select(before)
+    backend.select(before)
 
 
 @pytest.fixture
@@ -33,10 +33,10 @@ def core():
     """The compiled core in use."""
     if "native" not in _engines():
         pytest.skip("no compiled core in this installation")
-    before = _backend.name
-    _backend.select("native")
+    before = backend.name
+    backend.select("native")
     yield
-    _backend.select(before)
+    backend.select(before)
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def make_params(host, mesh):
 
 
 def keeps_bits(gradient, host):
-    """Say whether the shards of this process have the bits of the core."""
+    """Return whether the shards of this process have the bits of the core."""
     expected = BOTH.gradient(host)
     return all(
         np.asarray(shard.data).tobytes() == expected[shard.index].tobytes()

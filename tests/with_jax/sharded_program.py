@@ -9,8 +9,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
+from fastreg._autodiff.jax.sharding import shard_map
 from fastreg.jax import attach, sharded_penalty
-from fastreg.jax.sharding import shard_map
 from fastreg.regularizers import L1L2, OrthogonalRegularizer
 
 BOTH = L1L2(0.3, 0.7)
@@ -20,7 +20,7 @@ COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "
 
 
 def gradients_inside(mesh, penalties_of):
-    """Give gradients by weights and strengths, of which the devices hold parts and the same."""
+    """Return gradients by weights and strengths, of which the devices hold parts and the same."""
 
     def local(weights, regularizer):
         return jax.grad(penalties_of, (0, 1))(weights, regularizer)

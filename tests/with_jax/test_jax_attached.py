@@ -314,15 +314,15 @@ def test_without_jax_the_import_says_what_to_install(monkeypatch):
     import importlib
     import sys
 
-    from fastreg.jax import _require
+    from fastreg._autodiff.jax import require
 
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "jax", None)
         with pytest.raises(ImportError, match=r"install fastreg-kernels\[jax\]"):
-            importlib.reload(_require)
+            importlib.reload(require)
     with monkeypatch.context() as patch:
         patch.setattr(jax, "__version_info__", (0, 4, 38))
         with pytest.raises(ImportError, match=r"JAX 0\.5 or later"):
-            importlib.reload(_require)
-    importlib.reload(_require)
+            importlib.reload(require)
+    importlib.reload(require)
     assert fastreg.jax.attach is attach

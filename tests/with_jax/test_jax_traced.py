@@ -13,7 +13,9 @@ import pytest
 import fastreg
 import fastreg.jax
 from fastreg import regularizers
-from fastreg.jax import evaluated, handler, penalty, slope
+from fastreg._autodiff.jax import derivatives, ffi
+from fastreg._autodiff.jax import gradient as _gradient
+from fastreg.jax import penalty
 from fastreg.regularizers import L1, L1L2, L2, OrthogonalRegularizer
 
 BOTH = L1L2(0.3, 0.7)
@@ -202,7 +204,7 @@ def both_gradients(regularizer, w, scale):
 
 
 def same_bits(found, expected):
-    """Say whether all bits are equal, but for those of NaN."""
+    """Return whether all bits are equal, but for those of NaN."""
     found, missing = np.asarray(found), np.isnan(expected)
     return (
         found.dtype == expected.dtype
@@ -410,11 +412,13 @@ def test_a_strength_that_a_function_closes_over_is_a_constant(engine):
 def test_gradients_without_jit_compile_once_for_all_strengths(engine):
     w, regularizer = normal((100,)), L1(0.5)
     jax.grad(regularizer)(w)
-    sizes = [program._cache_size() for program in (evaluated._compiled, slope.compiled)]
+    sizes = [program._cache_size() for program in (derivatives._compiled, _gradient.compiled)]
     for l1 in (0.25, 0.125):
         regularizer.l1 = l1
         jax.grad(regularizer)(w)
-    assert [program._cache_size() for program in (evaluated._compiled, slope.compiled)] == sizes
+    assert [
+        program._cache_size() for program in (derivatives._compiled, _gradient.compiled)
+    ] == sizes
 
 
 def test_regularizers_are_pytrees():
@@ -444,8 +448,8 @@ def test_a_value_is_one_call_and_donated_parameters_are_not_copied(core):
     kept = np.asarray(w).copy()
 
     def step(w, g):
-        value, slope = jax.value_and_grad(BOTH)(w)
-        return w - 0.1 * (g + slope), value
+        value, _gradient = jax.value_and_grad(BOTH)(w)
+        return w - 0.1 * (g + _gradient), value
 
     program = jax.jit(step, donate_argnums=0)
     text = program.lower(w, g).compile().as_text()
@@ -544,12 +548,12 @@ def test_numbers_that_do_not_fit_are_refused(engine):
 
 
 def test_a_wrong_call_is_an_error_of_xla(core):
-    assert handler.platforms() == ("cpu",)
+    assert ffi.platforms() == ("cpu",)
     w = jnp.ones(3)
     with pytest.raises(Exception, match="fastreg: a rule must have two strengths"):
-        jax.block_until_ready(handler.call("cpu", (w,), (w,), (0,), (), np.dtype(np.float32)))
+        jax.block_until_ready(ffi.call("cpu", (w,), (w,), (0,), (), np.dtype(np.float32)))
     with pytest.raises(Exception, match="fastreg: which must hold indices of rules"):
-        jax.block_until_ready(handler.call("cpu", (w,), (w[:2],), (1,), (), np.dtype(np.float32)))
+        jax.block_until_ready(ffi.call("cpu", (w,), (w[:2],), (1,), (), np.dtype(np.float32)))
 
 
 def test_without_the_handler_xla_computes_and_the_reason_is_kept(core, monkeypatch):
@@ -557,16 +561,16 @@ def test_without_the_handler_xla_computes_and_the_reason_is_kept(core, monkeypat
         raise ValueError("another version")
 
     monkeypatch.setattr(jax.ffi, "register_ffi_target", refuse)
-    monkeypatch.setattr(handler, "reason", None)
-    handler._registered.cache_clear()
-    handler.register.cache_clear()
+    monkeypatch.setattr(ffi, "reason", None)
+    ffi._registered.cache_clear()
+    ffi.register.cache_clear()
     try:
         text = compiled(BOTH).lower(jnp.ones(3)).as_text()
         assert "custom_call" not in text
-        assert handler.reason == "ValueError: another version"
+        assert ffi.reason == "ValueError: another version"
     finally:
-        handler._registered.cache_clear()
-        handler.register.cache_clear()
+        ffi._registered.cache_clear()
+        ffi.register.cache_clear()
 
 
 def test_a_process_that_loads_a_program_has_the_handler(core):
@@ -589,11 +593,11 @@ def test_bits_of_float64_become_float32():
             [2.0**128 - 2.0**103, 2.0**-126],
         ]
     )
-    rounded = jax.jit(handler.to_float32)(jnp.asarray(numbers.view(np.uint32).reshape(-1, 2)))
+    rounded = jax.jit(ffi.to_float32)(jnp.asarray(numbers.view(np.uint32).reshape(-1, 2)))
     with np.errstate(over="ignore"):
         assert bits(rounded) == bits(numbers.astype(np.float32))
     missing = np.asarray([math.nan]).view(np.uint32).reshape(-1, 2)
-    assert np.isnan(handler.to_float32(jnp.asarray(missing))).all()
+    assert np.isnan(ffi.to_float32(jnp.asarray(missing))).all()
 
 
 def test_regularizers_by_name_work_inside(engine):

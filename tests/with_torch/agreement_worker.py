@@ -20,8 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fastreg
 from fastreg import regularizers
-from fastreg.torch import attach, sharding
-from fastreg.torch.sharding import summed
+from fastreg._arrays import torch_shards
+from fastreg._arrays.torch_shards import summed
+from fastreg.torch import attach
 
 
 def rank():
@@ -40,7 +41,7 @@ def refused(call, *texts):
 
 
 def ways(penalties):
-    """Give each way to ask for a value."""
+    """Return each way to ask for a value."""
 
     def without_gradients():
         with torch.no_grad():
@@ -130,7 +131,7 @@ def more_tensors_than_fit():
 
 def a_device_that_nothing_waits_for():
     """What a CUDA device gives is NaN in every process, where the host does not look."""
-    may_wait, sharding._may_wait = sharding._may_wait, lambda tensor: False
+    may_wait, torch_shards._may_wait = torch_shards._may_wait, lambda tensor: False
     try:
         model = sharded(seeded(Net), line())
         rule = regularizers.L2(0.5)
@@ -140,7 +141,7 @@ def a_device_that_nothing_waits_for():
         assert penalties.value().isnan()
         refused(lambda: value_of(penalties), "L2(l2=0.5)")
     finally:
-        sharding._may_wait = may_wait
+        torch_shards._may_wait = may_wait
 
 
 def replicas():

@@ -39,8 +39,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fastreg
 from fastreg import regularizers
+from fastreg._arrays.torch_shards import local_gradients, local_tensors, summed
 from fastreg.torch import attach, kernels
-from fastreg.torch.sharding import local_gradients, local_tensors, summed
 
 STEPS = 20
 SECONDS = datetime.timedelta(seconds=60)
@@ -101,7 +101,7 @@ def data():
 
 
 def mine(x):
-    """Give the rows of this process."""
+    """Return the rows of this process."""
     return x.chunk(dist.get_world_size())[dist.get_rank()]
 
 
@@ -123,7 +123,7 @@ def gathered(model):
 
 
 def expected_values(tensors, rules=RULES):
-    """Give each tensor's penalty, and the total, from one process that has all elements."""
+    """Return each tensor's penalty, and the total, from one process that has all elements."""
     penalties = fastreg.attach(tensors, rules)
     return {name: row.penalty for name, row in penalties.report().items()}, penalties.value()
 
@@ -140,7 +140,7 @@ def same_weights(model, reference):
 
 
 def plain_penalty(model):
-    """Give the penalties of RULES as a loss would have them."""
+    """Return the penalties of RULES as a loss would have them."""
     total = 0.0
     for name, weight in model.named_parameters():
         if weight.requires_grad and "norm" not in name:
@@ -156,7 +156,7 @@ def optimizer_of(model, kind):
 
 
 def trained_alone(kind, freeze=()):
-    """Give the weights after the same steps in one process, by the plain expression."""
+    """Return the weights after the same steps in one process, by the plain expression."""
     model = seeded(Net)
     for name in freeze:
         model.get_parameter(name).requires_grad_(False)

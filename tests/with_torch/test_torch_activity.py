@@ -129,7 +129,7 @@ def test_the_gradient_is_that_of_the_penalty():
 
 
 class Gives(nn.Module):
-    """Gives what it was made with, times its input."""
+    """Return what it was made with, times its input."""
 
     def __init__(self, make, **attributes):
         super().__init__()

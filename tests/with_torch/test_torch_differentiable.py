@@ -10,8 +10,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import fastreg  # noqa: E402
+from fastreg._autodiff.torch import functions  # noqa: E402
 from fastreg.regularizers import L1, L1L2, L2, OrthogonalRegularizer  # noqa: E402
-from fastreg.torch import differentiable  # noqa: E402
 
 RULE = L1L2(0.03, 0.2)
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -24,7 +24,7 @@ def leaf(shape, dtype=torch.float32, seed=0):
 
 
 def same(one, other):
-    """Say whether two tensors have the same bits, whatever the payload of a NaN."""
+    """Return whether two tensors have the same bits, whatever the payload of a NaN."""
     return (
         one.dtype == other.dtype
         and one.shape == other.shape
@@ -114,7 +114,7 @@ def test_half_precision_keeps_small_gradients_of_a_scaled_loss():
 def test_values_beyond_float32():
     w = leaf(3)
     assert L1(1e39)(w).item() == float("inf")
-    values = differentiable.values((w, w), ((1e39, 0.0), (1.0, 0.0)), (0, 1), 1.0)
+    values = functions.values((w, w), ((1e39, 0.0), (1.0, 0.0)), (0, 1), 1.0)
     assert [value.isinf().item() for value in values] == [True, False]
 
 
@@ -226,19 +226,19 @@ STRENGTHS, WHICH = ((0.25, 0.5), (0.0, 1.0)), (0, 1, 1, 0, 0)
 def test_values_of_a_list():
     weights = mixed()
     rules = [L1L2(*STRENGTHS[i]) for i in WHICH]
-    values = differentiable.values(weights, STRENGTHS, WHICH, 2.0)
+    values = functions.values(weights, STRENGTHS, WHICH, 2.0)
     for value, rule, w in zip(values, rules, weights, strict=True):
         assert same(value.detach(), rule(w.detach(), scale=2.0))
     (values[3] * 3.0).backward()
     assert same(weights[3].grad, rules[3].gradient(weights[3], scale=2.0, grad_scale=3.0))
     assert not weights[0].grad.any()
-    assert differentiable.values([], (), (), 1.0) == []
+    assert functions.values([], (), (), 1.0) == []
 
 
 def test_the_total_of_a_list():
     weights = mixed()
     weights[0].requires_grad_(False)
-    total = differentiable.total(weights, STRENGTHS, WHICH, 2.0)
+    total = functions.total(weights, STRENGTHS, WHICH, 2.0)
     names = [str(i) for i in range(5)]
     rules = dict(zip(names, (L1L2(*STRENGTHS[i]) for i in WHICH), strict=True))
     penalties = fastreg.attach(dict(zip(names, weights, strict=True)), rules)

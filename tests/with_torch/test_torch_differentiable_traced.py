@@ -10,8 +10,8 @@ from torch._dynamo.testing import CompileCounterWithBackend  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
 import fastreg  # noqa: E402
+from fastreg._autodiff.torch import functions  # noqa: E402
 from fastreg.regularizers import L1, L1L2, OrthogonalRegularizer  # noqa: E402
-from fastreg.torch import differentiable  # noqa: E402
 
 # torch.compile warns of torch's own code
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -92,7 +92,7 @@ def test_compiled_orthogonal_and_lists():
     w.requires_grad_()
 
     def function(w, v):
-        values = differentiable.values((w, v), ((0.5, 0.25),), (0, 0), 2.0)
+        values = functions.values((w, v), ((0.5, 0.25),), (0, 0), 2.0)
         return rule(w) + values[0] * values[1]
 
     made, counter = compiled(function)
@@ -156,10 +156,10 @@ def test_transforms_of_lists():
     a, b = torch.randn(3, 5), torch.randn(7)
 
     def total(a, b):
-        return differentiable.total((a, b), ((0.5, 0.25), (0.0, 1.0)), (0, 1), 2.0)
+        return functions.total((a, b), ((0.5, 0.25), (0.0, 1.0)), (0, 1), 2.0)
 
     def weighted(a, b):
-        one, other = differentiable.values((a, b), ((0.5, 0.25), (0.0, 1.0)), (0, 1), 2.0)
+        one, other = functions.values((a, b), ((0.5, 0.25), (0.0, 1.0)), (0, 1), 2.0)
         return one + 3.0 * other
 
     for function in (total, weighted):

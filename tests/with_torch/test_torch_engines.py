@@ -14,12 +14,13 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import fastreg  # noqa: E402
+from fastreg._autodiff.torch import engines  # noqa: E402
 from fastreg.regularizers import L1, L2  # noqa: E402
-from fastreg.torch import attach, engines  # noqa: E402
+from fastreg.torch import attach  # noqa: E402
 
 
 def network(**mark):
-    """Give a module whose parameters carry what an engine gives them."""
+    """Return a module whose parameters carry what an engine gives them."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Linear(7, 3))
     for parameter in model.parameters():
@@ -87,7 +88,7 @@ def test_one_of_many_is_seen_where_the_engine_is_loaded(monkeypatch):
 
 
 def partition(model):
-    """Take the elements away, as ZeRO-3 does between passes, and give a way back."""
+    """Take the elements away, as ZeRO-3 does between passes, and return a way back."""
     kept = []
     for parameter in model.parameters():
         kept.append((parameter, parameter.data))

@@ -14,7 +14,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import fastreg.torch  # noqa: E402
-from fastreg import _backend, _torch_memory, attach  # noqa: E402
+from fastreg import attach  # noqa: E402
+from fastreg._arrays import torch_memory  # noqa: E402
+from fastreg._engine import backend as _backend  # noqa: E402
 from fastreg.regularizers import L1, L1L2, OrthogonalRegularizer  # noqa: E402
 
 REG = L1L2(0.5, 0.25)
@@ -119,7 +121,7 @@ def cut(x, count):
 def test_freed_weights_are_refused(backend, entry_point, left, layout):
     w, g = LAYOUTS[layout](torch.float32), LAYOUTS[layout](torch.float32)
     before = g.clone()
-    left = 0 if left == "nothing" else _torch_memory.needed_bytes(w) - 1
+    left = 0 if left == "nothing" else torch_memory.needed_bytes(w) - 1
     with pytest.raises(ValueError, match=f"freed or cut: its storage has {left} bytes"):
         ENTRY_POINTS[entry_point](cut(w, left), g)
     if entry_point != "attach":
@@ -242,10 +244,10 @@ def test_a_lazy_clone_is_written_alone(backend):
 def test_what_the_core_is_told_of_a_tensor():
     with torch.inference_mode():
         inference = torch.ones(3)
-    assert _torch_memory.flags(torch.ones(3)) == (True, True)
-    assert _torch_memory.flags(inference) == (True, False)
-    assert _torch_memory.flags(cut(torch.ones(3), 11)) == (False, False)
-    assert _torch_memory.flags(negated(True)) == (False, False)
+    assert torch_memory.flags(torch.ones(3)) == (True, True)
+    assert torch_memory.flags(inference) == (True, False)
+    assert torch_memory.flags(cut(torch.ones(3), 11)) == (False, False)
+    assert torch_memory.flags(negated(True)) == (False, False)
 
 
 @pytest.mark.skipif("native" not in BACKENDS, reason="the core is not there")
@@ -254,16 +256,18 @@ def test_the_core_asks_where_it_does_not_know_how_torch_keeps_tensors(found):
     """Both ways see the same, and the first asks nobody."""
     script = f"""
         import torch
-        from fastreg import _torch_memory, _backend, regularizers
-        assert _backend.name == "native"
-        samples, flags, asked = _torch_memory.samples, _torch_memory.flags, []
+        from fastreg import regularizers
+        from fastreg._arrays import torch_memory
+        from fastreg._engine import backend
+        assert backend.name == "native"
+        samples, flags, asked = torch_memory.samples, torch_memory.flags, []
         def without(): raise AttributeError("another release")
         def counted(x):
             asked.append(x)
             return flags(x)
         if not {found}:
-            _torch_memory.samples = without
-        _torch_memory.flags = counted
+            torch_memory.samples = without
+        torch_memory.flags = counted
         reg = regularizers.L1L2(0.5, 0.25)
         w, g = torch.ones(64), torch.zeros(64)
         for _ in range(20):

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 import fastreg
-from fastreg import _backend
 from fastreg._info import native_core
 from fastreg.bench.cases import OUTPUTS
 from fastreg.bench.peers.base import Peer, Prepared
 from fastreg.bench.row import FLOOR, OWN
 from fastreg.bench.workloads import Array, Workload
 from fastreg.regularizers import L1L2
+
+from ..._engine import backend
 
 
 class Fastreg(Peer):
@@ -49,7 +50,7 @@ class Fastreg(Peer):
                 return partial(regularizer.accumulate, w, g)
             case outputs:
                 mask = OUTPUTS[outputs].mask
-                return partial(_backend.evaluate_one, mask, w, g, l1, l2, 1.0, 1.0)
+                return partial(backend.evaluate_one, mask, w, g, l1, l2, 1.0, 1.0)
 
     @staticmethod
     def _many(workload: Workload) -> Any:
@@ -63,7 +64,7 @@ class Fastreg(Peer):
                 return partial(fastreg.attach(weights, L1L2(*strengths)).accumulate, gradients)
             case outputs:
                 return partial(
-                    _backend.evaluate_many,
+                    backend.evaluate_many,
                     OUTPUTS[outputs].mask,
                     tuple(weights),
                     tuple(weights.values()),
@@ -87,7 +88,7 @@ class Floor(Peer):
     summary = "a bare loop over the same bytes"
 
     def make(self, workload: Workload) -> Prepared:
-        loops: Any = native_core() if _backend.name == "native" else _NumpyLoops
+        loops: Any = native_core() if backend.name == "native" else _NumpyLoops
         kind = workload.case.floor
         (weights,) = workload.as_one.weights
         source, destination = (

@@ -1,0 +1,179 @@
+"""Results in the kind of their input: torch tensors for torch, JAX arrays for JAX, else NumPy's.
+
+Contract
+--------
+- No framework is imported: an object of a framework exists only where its module is loaded.
+- A gradient is written into memory that this module has made, or that a check let through.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .._base import dtypes, errors
+from .._base.float_environment import Default
+from . import cuda, cuda_results, device_array, host
+from .libraries import framework
+
+
+def torch_is_loaded() -> bool:
+    """Return whether there can be torch tensors at all."""
+    return "torch" in sys.modules
+
+
+def check_targets(targets: Sequence[Any], names: Sequence[str]) -> None:
+    """Do what :func:`checked_target` does for the gradients of many names."""
+    torch: Any = sys.modules["torch"]
+    if torch.is_grad_enabled():
+        for target, name in zip(targets, names, strict=True):
+            if getattr(target, "requires_grad", False):  # the name is made only where it is needed
+                checked_target(target, f"grads[{name!r}]")
+
+
+def checked_target(target: Any, name: str) -> Any:
+    """Return what will be written in place, unless autograd is following it.
+
+    Raises
+    ------
+    TypeError
+        For a torch tensor that requires a gradient while torch records gradients.
+    """
+    if not getattr(target, "requires_grad", False):
+        return target
+    torch: Any = sys.modules.get("torch")
+    tensor: Any = getattr(torch, "Tensor", ())
+    if (
+        isinstance(target, tensor)
+        and torch.is_grad_enabled()
+        # A lazy parameter is refused later, for having no elements.
+        and not isinstance(target, torch.nn.parameter.UninitializedTensorMixin)
+    ):
+        raise errors.recorded_target_error(name)
+    return target
+
+
+def written(target: Any) -> Any:
+    """Return what was written, and tell torch, so that autograd notices what it had saved."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(target, getattr(torch, "Tensor", ())):
+        torch.autograd.graph.increment_version(target)
+    return target
+
+
+def all_written(targets: Sequence[Any]) -> None:
+    """Do what :func:`written` does for many."""
+    torch: Any = sys.modules["torch"]
+    torch_written([target for target in targets if isinstance(target, torch.Tensor)])
+
+
+def torch_written(tensors: Sequence[Any]) -> None:
+    """Do what :func:`written` does for many tensors of torch."""
+    torch: Any = sys.modules["torch"]
+    try:
+        torch.autograd.graph.increment_version(tensors)
+    except TypeError:  # an older torch, which takes one at a time
+        for tensor in tensors:
+            written(tensor)
+
+
+def unrecorded() -> AbstractContextManager[Any]:
+    """Return a context in which torch records no gradients; nothing where torch is not loaded."""
+    torch = sys.modules.get("torch")
+    return nullcontext() if torch is None else torch.no_grad()
+
+
+def wrap_value(value: Any, w: Any) -> Any:
+    """Return a penalty in the kind of `w`: a 0-d torch tensor or JAX array, else the float itself.
+
+    Its dtype is float64 for float64 input and float32 for all others, whatever the half
+    precision of `w`, so that the value neither overflows nor loses digits.  What is on a device
+    already stays there.
+    """
+    kind, module, x = framework(w)
+    if kind == "torch":
+        dtype = module.float64 if x.dtype == module.float64 else module.float32
+        if isinstance(value, module.Tensor):
+            return value.to(dtype)
+        return module.tensor(value, dtype=dtype, device=x.device)
+    if kind == "jax":
+        double = np.dtype(x.dtype) == np.float64
+        if isinstance(value, module.Array):
+            return value if double else value.astype(np.float32)
+        with np.errstate(over="ignore"):  # what float32 has not is an infinity
+            number = np.asarray(value, np.float64 if double else np.float32)
+        return module.device_put(number, x.sharding)
+    return value
+
+
+def empty_like(w: Any, name: str) -> Any:
+    """Make a writable array for the gradient of `w`, of its kind where that kind can be written.
+
+    For a JAX array this is an array of another kind, which :func:`wrap_gradient` turns into one.
+    """
+    kind, module, x = framework(w)
+    if isinstance(x, np.ndarray):
+        return np.empty_like(x)
+    if cuda.is_on_cuda(x):
+        return cuda_results.empty_like(x, name)
+    view, _ = host.host_view(x, name, False)  # refuses before anything is allocated
+    if kind == "torch":
+        return module.empty_like(x.detach())
+    if kind == "jax" or isinstance(x, np.generic):
+        return np.empty_like(np.asarray(x))
+    return np.empty_like(view)
+
+
+def wrap_gradient(gradient: Any, w: Any) -> Any:
+    """Turn what :func:`empty_like` gave into the kind of `w`."""
+    kind, module, x = framework(w)
+    if kind != "jax":
+        return gradient
+    if isinstance(gradient, device_array.DeviceArray):
+        return cuda_results.to_jax(gradient)
+    return module.device_put(gradient, x.sharding)
+
+
+def rounded(target: Any, numbers: npt.NDArray[np.float64], name: str, add: bool = False) -> Any:
+    """Return what float64 numbers make of a checked gradient, rounded to its dtype at the end.
+
+    It is a NumPy array to be copied into `target`, of bits where that is bfloat16.
+
+    Raises
+    ------
+    RuntimeError
+        When `target` no longer has the shape of `numbers`, or elements that have a gradient.
+    """
+    view, dtype = host.host_view(target, name, True)
+    if view.shape != numbers.shape or dtype not in dtypes.FLOATS:
+        raise errors.changed_error(name)
+    with Default(), np.errstate(all="ignore"):
+        if add:
+            numbers = numbers + dtypes.to_float64(view, dtype)
+        if dtype == "bf16":
+            return dtypes.to_bfloat16(numbers.astype(np.float32))
+        return numbers.astype(view.dtype)
+
+
+def require_fitting(target: Any, result: npt.NDArray[Any], name: str) -> None:
+    """Refuse a gradient that is not what :func:`rounded` made `result` for, or not any longer.
+
+    Raises
+    ------
+    RuntimeError
+        When it has another shape or dtype.
+    """
+    view, dtype = host.host_view(target, name, True)
+    if view.shape != result.shape or dtypes.stored(dtype) != result.dtype:
+        raise errors.changed_error(name)
+
+
+def assign(target: Any, numbers: npt.NDArray[np.float64], name: str, add: bool = False) -> None:
+    """Write or add float64 numbers to a checked gradient, rounded to its dtype at the end."""
+    result = rounded(target, numbers, name, add)
+    host.host_view(target, name, True)[0][...] = result

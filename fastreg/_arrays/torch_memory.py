@@ -1,0 +1,138 @@
+"""What torch knows of a tensor's memory, and neither DLPack nor the tensor's shape tells.
+
+Contract
+--------
+- The elements of a strided tensor need not be there: the storage can be freed or cut under it
+  (``storage.resize_(0)``, which is how FSDP2 frees gathered parameters).
+- Nor need they be what memory holds: ``conj()``, its imaginary part, and the zero tensors of
+  autograd are flags on other numbers.
+- An inference tensor may be written in inference mode alone.
+- Nothing here changes the tensor: ``numpy()`` would make its storage one that cannot be resized.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from .._base import errors
+
+
+def needed_bytes(x: Any) -> int:
+    """Return how many bytes the storage of a strided tensor must have."""
+    if x.numel() == 0:
+        return 0
+    last = sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
+    needed: int = (x.storage_offset() + last + 1) * x.element_size()
+    return needed
+
+
+def is_at(x: Any, view: Any) -> bool:
+    """Return whether the elements of a tensor lie where a NumPy view of them does."""
+    torch: Any = sys.modules["torch"]
+    with torch._C.DisableTorchFunctionSubclass():
+        size = x.element_size()
+        return (
+            x.data_ptr() == view.__array_interface__["data"][0]
+            and tuple(x.shape) == view.shape
+            and all(
+                step * size == stride or extent == 1
+                for extent, step, stride in zip(x.shape, x.stride(), view.strides, strict=True)
+            )
+            and x.untyped_storage().nbytes() >= needed_bytes(x)
+        )
+
+
+def is_writable(torch: Any, x: Any) -> bool:
+    """Return whether torch would write `x` now."""
+    return not x.is_inference() or bool(torch.is_inference_mode_enabled())
+
+
+def require_memory(torch: Any, x: Any, name: str, writable: bool) -> None:
+    """Refuse a strided tensor whose memory does not hold its elements, or may not be written.
+
+    Raises
+    ------
+    TypeError
+        For numbers that are flags on other numbers.
+    ValueError
+        When the storage has too few bytes.
+    BufferError
+        When `writable`, for an inference tensor outside of inference mode.
+    """
+    if x.is_neg():
+        raise errors.special_array_error(
+            name, "a torch tensor with the negative bit", f"pass {name}.resolve_neg()"
+        )
+    if x._is_zerotensor():
+        raise errors.special_array_error(
+            name, "a torch zero tensor without memory", f"pass {name}.clone()"
+        )
+    needed, there = needed_bytes(x), x.untyped_storage().nbytes()
+    if there < needed:
+        raise ValueError(
+            f"{name} is a torch tensor whose memory was freed or cut: its storage has {there} "
+            f"bytes, its elements need {needed}; pass it while they are there (FSDP frees gathered "
+            "parameters after their use)"
+        )
+    if writable and not is_writable(torch, x):
+        raise errors.read_only_error(
+            name,
+            "an inference tensor outside of inference mode, where torch writes none",
+            f"pass {name}.clone(), or call this under torch.inference_mode()",
+        )
+
+
+def flags(x: Any) -> tuple[bool, bool]:
+    """Return whether a plain tensor's elements lie in its memory, and whether they may be written.
+
+    The core asks where it does not find them out by itself.
+    """
+    torch: Any = sys.modules["torch"]
+    try:
+        require_memory(torch, x, "", False)
+    except (TypeError, ValueError):
+        return False, False
+    return True, is_writable(torch, x)
+
+
+def samples() -> tuple[list[tuple[Any, int, int, int, int, int]], int, int]:
+    """Return tensors that differ in all that the core looks for, to find where torch keeps it.
+
+    Returns
+    -------
+    list of tuple
+        Tensors; of each the addresses of torch's objects for it and its storage, its dispatch
+        keys, its offset in the storage and the bytes of that.
+    int, int
+        The dispatch keys that say that numbers are not those in memory, and the one that inference
+        tensors lack.
+    """
+    torch: Any = sys.modules["torch"]
+    keys, kinds = torch._C._dispatch_keys, torch._C.DispatchKey
+    made = [
+        torch.empty(1003, device="cpu")[17:41],
+        torch._neg_view(torch.empty(217, device="cpu")[5:]),
+    ]
+    with torch.inference_mode():
+        made.append(torch.empty(709, dtype=torch.float64, device="cpu")[29:31])
+    made.append(torch.empty(311, dtype=torch.complex64, device="cpu")[3:].conj())
+    made.append(torch.nn.Parameter(torch.empty(1301, device="cpu")[11:], requires_grad=False))
+    described = [
+        (
+            x,
+            x._cdata,
+            x.untyped_storage()._cdata,
+            keys(x).raw_repr(),
+            x.storage_offset(),
+            x.untyped_storage().nbytes(),
+        )
+        for x in made
+    ]
+
+    def bit(kind: Any) -> int:
+        number: int = torch._C.DispatchKeySet(kind).raw_repr()
+        return number
+
+    other_numbers = bit(kinds.Negative) | bit(kinds.Conjugate) | bit(kinds.ZeroTensor)
+    return described, other_numbers, bit(kinds.ADInplaceOrView)

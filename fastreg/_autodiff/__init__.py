@@ -1,0 +1,1 @@
+"""Ports: penalties that a framework differentiates or traces, and which of them an array needs."""

@@ -1,0 +1,169 @@
+"""What ``fastreg._autodiff.dispatch`` asks of JAX: penalties of arrays that a trace follows.
+
+Contract
+--------
+- The functions of ``dispatch.Adapter``; they can be traced, differentiated in reverse and mapped by
+  ``vmap``.
+- Concrete arrays that are sharded over several devices are computed where their shards are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..._arrays.libraries import framework, is_jax_tracer
+from ..._base import dtypes as _dtypes
+from ..._base import errors
+from . import ffi
+from . import gradient as _gradient
+from . import orthogonal as _orthogonal
+from . import strengths as _strengths
+from .derivatives import after, evaluated
+from .program import Form
+
+
+def total(
+    weights: Sequence[Any],
+    strengths: Sequence[tuple[Any, Any]],
+    which: Sequence[int],
+    scale: Any,
+    *,
+    mesh: Any = None,
+    specs: Sequence[Any] = (),
+    names: Sequence[str] = (),
+) -> jax.Array:
+    """Return the penalty of all tensors, 0-d; float64 if one of them is, else float32.
+
+    `names` are what messages call the tensors; without them, one tensor's penalty is no sum, which
+    would begin at +0 where the penalty is -0.
+    """
+    each, result = _evaluate(weights, strengths, which, scale, mesh, specs, names)
+    alone: jax.Array = each.reshape(()) if len(weights) == 1 and not names else result
+    return alone
+
+
+def values(
+    weights: Sequence[Any],
+    strengths: Sequence[tuple[Any, Any]],
+    which: Sequence[int],
+    scale: Any,
+    *,
+    mesh: Any = None,
+    specs: Sequence[Any] = (),
+) -> tuple[jax.Array, ...]:
+    """Return the penalty of each tensor, 0-d each, from one call of the core."""
+    result, _ = _evaluate(weights, strengths, which, scale, mesh, specs)
+    dtypes = [np.float64 if w.dtype == np.float64 else np.float32 for w in map(_array, weights)]
+    return tuple(result[index].astype(dtype) for index, dtype in enumerate(dtypes))
+
+
+def gradient(w: Any, l1: Any, l2: Any, factor: Any, value: Any = None) -> jax.Array:
+    """Return ``factor * (l1 * sign(w) + 2 * l2 * w)`` as a new array, in the dtype of `w`.
+
+    A program computes it after the `value` that it gives as well: see ``evaluated.after``.
+    """
+    w = _array(w)
+    dtype = _require_floating(w)
+    rule = _strengths.make_rule(l1, l2, factor, (dtype,))
+    both = _strengths.coefficients(rule.operand, rule.slopes)
+    one = jnp.ones((), w.dtype)
+    # A value that varies over more axes of a shard_map than `w` would make its gradient vary, too.
+    if is_jax_tracer(value) and ffi.alike((w, value))[0] is w:
+        one = after(*ffi.alike((jnp.ones((), value.dtype), value)))
+    result: jax.Array = _gradient.compiled(w, rule.terms, both, one)
+    return result
+
+
+def factor(number: Any, name: str) -> Any:
+    """Return a scale, as ``dispatch.Adapter`` says."""
+    return _strengths.factor(number, name)
+
+
+def orthogonal(w: Any, factor: Any, mode: str) -> jax.Array:
+    """Return the penalty of ``OrthogonalRegularizer``, 0-d."""
+    w = _strong(_array(w))
+    _dtype_of(w, "w")
+    result: jax.Array = _orthogonal.penalty(w, factor, mode)
+    return result
+
+
+def orthogonal_value_and_grad(
+    w: Any, factor: Any, mode: str, grad_scale: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Return what :func:`orthogonal` gives, and its gradient times `grad_scale`."""
+    w = _strong(_array(w))
+    _require_floating(w)
+    value, pull_back = jax.vjp(lambda w: _orthogonal.penalty(w, factor, mode), w)
+    upstream = jnp.asarray(grad_scale, value.dtype)
+    (_gradient,) = pull_back(ffi.alike((upstream, value))[0])
+    return value, _gradient
+
+
+def _array(w: Any) -> Any:
+    return framework(w)[2]
+
+
+def _require_floating(w: Any) -> str:
+    """Return the short name of an array's dtype; TypeError where it has no gradient."""
+    dtype = _dtype_of(w, "w")
+    if dtype not in _dtypes.FLOATS:
+        raise TypeError(
+            f"w has dtype {w.dtype}, for which there is no gradient; pass for example "
+            "w.astype(numpy.float32)"
+        )
+    return dtype
+
+
+def _strong(w: Any) -> Any:
+    # ``jnp.asarray`` of what ``grad`` follows outside of a program copies all of it.
+    return w if isinstance(w, jax.Array) and not w.weak_type else jnp.asarray(w)
+
+
+def _dtype_of(w: Any, name: str) -> str:
+    """Return the short name of an array's dtype; TypeError where it has no penalty."""
+    if w.dtype == jnp.bfloat16:
+        return "bf16"
+    known = _dtypes.NAMES.get(w.dtype)
+    if known is None:
+        is_complex = jnp.issubdtype(w.dtype, jnp.complexfloating)
+        remedy = f"pass jax.numpy.abs({name}) or its real parts" if is_complex else ""
+        raise errors.dtype_error(name, w.dtype, remedy)
+    return known
+
+
+def _evaluate(
+    weights: Sequence[Any],
+    strengths: Sequence[tuple[Any, Any]],
+    which: Sequence[int],
+    scale: Any,
+    mesh: Any,
+    specs: Sequence[Any],
+    names: Sequence[str] = (),
+) -> Any:
+    arrays = tuple(_strong(_array(w)) for w in weights)
+    dtypes = [
+        _dtype_of(w, name) for w, name in zip(arrays, names or ["w"] * len(arrays), strict=True)
+    ]
+    dtype = np.dtype(np.float64 if "f64" in dtypes else np.float32)
+    if not arrays:
+        return jnp.zeros((0,), dtype), jnp.zeros((), dtype)
+    # A coefficient too large for float32 is refused where a gradient is asked for by name; a
+    # gradient that JAX takes is infinite then.
+    rules = [_strengths.make_rule(l1, l2, scale, ()) for l1, l2 in strengths]
+    platforms = ffi.platforms()
+    form = Form(
+        tuple(which),
+        tuple(rule.terms for rule in rules),
+        tuple(x for rule in rules for x in rule.constants) if "cuda" in platforms else (),
+        dtype,
+        platforms,
+        mesh,
+        tuple(specs),
+    )
+    operands = tuple(rule.operand for rule in rules)
+    return evaluated(form, arrays, operands, tuple(rule.slopes for rule in rules))

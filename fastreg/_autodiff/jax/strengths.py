@@ -1,0 +1,112 @@
+"""Strengths and scales: numbers of the host, which are exact, and numbers that a trace follows.
+
+Contract
+--------
+- A rule whose numbers are all the host's goes into a program as the bits of two float64, scaled and
+  checked as the core does: its values have the core's bits even where JAX has no float64.
+- As soon as one of its numbers is a JAX array, a rule is computed in JAX's default float: float32,
+  or float64 where JAX has it enabled.  It is not checked: what is not finite goes through.
+- What the gradient multiplies with is ``[l1, 2 * l2]``, scaled, in JAX's default float.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..._base import arguments, errors
+from ..._base.float_environment import Default
+from ..._engine import checks
+
+TERM_L1, TERM_L2 = 1, 2
+
+
+class Rule(NamedTuple):
+    """One rule of a call, as a program takes it."""
+
+    operand: Any
+    """uint32[2, 2], the bits of the strengths; or the strengths as JAX computes them."""
+    slopes: Any
+    """[l1, 2 * l2]; None where they follow from the operand."""
+    terms: int | None
+    """Which of the two are present, as bits; None where only the device knows."""
+    constants: tuple[float, float]
+    """The strengths; NaN where only the device knows."""
+
+
+def real() -> Any:
+    """Return JAX's default float: float32, or float64 where it is enabled."""
+    return jnp.result_type(float)
+
+
+def is_followed(number: Any) -> bool:
+    """Return whether a number is JAX's, and so may be unknown now."""
+    return isinstance(number, jax.Array)
+
+
+def factor(number: Any, name: str) -> Any:
+    """Return a scale of the host as a float, and one of JAX as it is.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no single real number, or one of the host that is not finite.
+    """
+    if not is_followed(number):
+        return arguments.multiplier(number, name)
+    if number.shape != () or not jnp.issubdtype(number.dtype, jnp.number):
+        raise TypeError(
+            f"{name} must be one number, not {errors.described(number)} of shape "
+            f"{tuple(number.shape)} and dtype {number.dtype}"
+        )
+    if jnp.issubdtype(number.dtype, jnp.complexfloating):
+        raise TypeError(f"{name} must be a real number, not of dtype {number.dtype}")
+    return number
+
+
+def make_rule(l1: Any, l2: Any, scale: Any, slope_dtypes: Sequence[str]) -> Rule:
+    """Make a rule of two strengths and a factor.
+
+    Parameters
+    ----------
+    l1, l2, scale
+        Host numbers or 0-d JAX arrays.
+    slope_dtypes
+        Short names of the floating tensors whose gradients use it: its coefficients must be finite
+        there.  Empty where no gradient can be asked for.
+    """
+    if any(map(is_followed, (l1, l2, scale))):
+        numbers = (_real(x, name) for x, name in ((l1, "l1"), (l2, "l2"), (scale, "scale")))
+        l1, l2, scale = numbers
+        return Rule(jnp.stack([l1 * scale, l2 * scale]), None, None, (math.nan, math.nan))
+    scale = arguments.multiplier(scale, "scale")
+    l1, l2 = float(l1), float(l2)
+    checks.check_coefficients(
+        ((l1, l2),), (0,) * len(slope_dtypes), slope_dtypes, scale, 1.0, bool(slope_dtypes)
+    )
+    with Default(), np.errstate(over="ignore", under="ignore"):
+        scaled = l1 * scale, l2 * scale
+        slopes = np.asarray((scaled[0], 2.0 * scaled[1]), real())
+        terms = (TERM_L1 if scaled[0] != 0.0 else 0) | (TERM_L2 if scaled[1] != 0.0 else 0)
+    bits = np.asarray(scaled, np.float64).view(np.uint32).reshape(2, 2)
+    return Rule(bits, slopes, terms, scaled)
+
+
+def as_reals(operand: Any, slopes: Any) -> Any:
+    """Return the two strengths of a rule in JAX's default float."""
+    return operand if slopes is None else slopes * np.asarray((1.0, 0.5), real())
+
+
+def coefficients(operand: Any, slopes: Any) -> Any:
+    """Return ``[l1, 2 * l2]`` of a rule in JAX's default float."""
+    return operand * np.asarray((1.0, 2.0), real()) if slopes is None else slopes
+
+
+def _real(number: Any, name: str) -> Any:
+    # A strength was checked where it was set, and a scale may have any sign.
+    return jnp.asarray(factor(number, name), real())

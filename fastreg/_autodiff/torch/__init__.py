@@ -1,0 +1,1 @@
+"""Penalties that torch differentiates, compiles and transforms."""

@@ -1,0 +1,201 @@
+"""The adapter of DTensors: penalties of a whole tensor from its shards, differentiable.
+
+Contract
+--------
+- A penalty is a plain 0-d tensor with the same bits in every process.  It can be added to a plain
+  loss (FSDP2, DDP) and to one that is a DTensor (tensor parallel), as torch takes a plain 0-d
+  tensor for a replicated one.
+- Its gradient is a DTensor with the placements of the weight, from the local shard alone; only the
+  value communicates (``sharding.summed``).
+- Local shards are evaluated by the adapter of plain tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from ..._arrays.libraries import is_dtensor
+from ..._arrays.torch_agreement import Terms
+from ..._arrays.torch_shards import Together, is_pending, local_tensors, summed
+from ..._base import errors
+
+if TYPE_CHECKING:
+    pass
+
+
+class Followed:
+    """The functions of this adapter for the penalties of a module, on which processes agree."""
+
+    def __init__(self, together: Together) -> None:
+        self._together = together
+
+    def total(
+        self,
+        weights: Sequence[Any],
+        strengths: Sequence[tuple[Any, Any]],
+        which: Sequence[int],
+        scale: Any,
+    ) -> torch.Tensor:
+        """Return the penalty of all tensors, as :func:`total` does."""
+        vector, dtype = _values(weights, strengths, which, scale, self._together)
+        return vector.sum().to(dtype)
+
+    def factor(self, number: Any, name: str) -> Any:
+        """Return a scale, as :func:`factor` does."""
+        return factor(number, name)
+
+
+def total(
+    weights: Sequence[Any],
+    strengths: Sequence[tuple[Any, Any]],
+    which: Sequence[int],
+    scale: Any,
+) -> torch.Tensor:
+    """Return the penalty of all tensors, 0-d, as ``dispatch.Adapter`` says."""
+    vector, dtype = _values(weights, strengths, which, scale)
+    return vector.sum().to(dtype)
+
+
+def values(
+    weights: Sequence[Any],
+    strengths: Sequence[tuple[Any, Any]],
+    which: Sequence[int],
+    scale: Any,
+) -> list[torch.Tensor]:
+    """Return the penalty of each tensor, 0-d each, as ``dispatch.Adapter`` says."""
+    vector, dtype = _values(weights, strengths, which, scale)
+    return list(vector.to(dtype).unbind())
+
+
+def gradient(w: Any, l1: Any, l2: Any, factor: Any) -> Any:
+    """Return the gradient as a DTensor that lies as `w` does, as ``dispatch.Adapter`` says."""
+    from torch.distributed.tensor import DTensor
+
+    local = _plain().gradient(_followed(w), l1, l2, factor)
+    return DTensor.from_local(
+        local, w.device_mesh, w.placements, run_check=False, shape=w.shape, stride=w.stride()
+    )
+
+
+def factor(number: Any, name: str) -> Any:
+    """Return a scale, as ``dispatch.Adapter`` says."""
+    return _plain().factor(number, name)
+
+
+def product(first: Any, *others: Any) -> Any:
+    """Return the product of strengths and scales, as ``dispatch.product`` says."""
+    return _plain().product(first, *others)
+
+
+def orthogonal(w: Any, factor: Any, mode: str) -> torch.Tensor:
+    """Return the penalty of ``OrthogonalRegularizer`` for a tensor that no mesh dimension shards.
+
+    Raises
+    ------
+    TypeError
+        When `w` is sharded: the penalty of whole rows is no sum over shards.
+    """
+    if not all(placement.is_replicate() for placement in w.placements):
+        raise errors.special_array_error(
+            "w",
+            f"a DTensor with the placements {w.placements}, and a penalty of angles between rows "
+            "is no sum over shards",
+            "pass w.full_tensor(), which gathers it in every process",
+        )
+    return cast(torch.Tensor, _plain().orthogonal(_followed(w), factor, mode))
+
+
+def _values(
+    weights: Sequence[Any],
+    strengths: Sequence[tuple[Any, Any]],
+    which: Sequence[int],
+    scale: Any,
+    together: Together | None = None,
+) -> tuple[torch.Tensor, torch.dtype]:
+    """Return the global penalties as a float64 vector, and the dtype that results have."""
+    # A scale that is differentiable meets the global values: here it would have the gradient of
+    # this process' shards alone.
+    inner, outer = (1.0, scale) if isinstance(scale, torch.Tensor) else (scale, None)
+    local = _plain().values([_followed(weight) for weight in weights], strengths, which, inner)
+    wide = torch.float64
+    dtype = wide if any(value.dtype == wide for value in local) else torch.float32
+    if together is None and not torch.compiler.is_compiling():
+        together = _together(weights, strengths, which, inner)
+    vector = summed(torch.stack([value.to(wide) for value in local]), weights, together)
+    vector = _Told.apply(vector)
+    return (vector if outer is None else vector * outer), dtype
+
+
+def _together(
+    weights: Sequence[Any],
+    strengths: Sequence[tuple[Any, Any]],
+    which: Sequence[int],
+    scale: float,
+) -> Together:
+    """Return what processes have to agree on of tensors that have no names."""
+    shapes = tuple([weight.shape for weight in weights])
+
+    def describe() -> dict[str, str]:
+        return {
+            f"tensors[{place}]": f"of the shape {tuple(shape)}, with l1={strengths[rule][0]}, "
+            f"l2={strengths[rule][1]} and scale={scale}"
+            for place, (shape, rule) in enumerate(zip(shapes, which, strict=True))
+        }
+
+    # Hashes of whole numbers are the same in all processes, those of strings are not.
+    content = hash(shapes), tuple(map(tuple, strengths)), tuple(which), scale
+    return Together(Terms(repr(content).encode(), describe), ())
+
+
+def _followed(weight: Any) -> Any:
+    """Return the local shard, from which autograd goes on to the DTensor."""
+    local = local_tensors([weight])[0]
+    if not is_dtensor(weight) or not (weight.requires_grad and torch.is_grad_enabled()):
+        return local
+    followed = weight.to_local()
+    if not is_pending(followed):
+        return followed
+    # What was still on its way is there in `local`, which autograd does not know.
+    return _Arrived.apply(followed, local)
+
+
+class _Arrived(torch.autograd.Function):  # type: ignore[misc]
+    """What a pending tensor is once it is there."""
+
+    @staticmethod
+    def forward(pending: torch.Tensor, arrived: torch.Tensor) -> torch.Tensor:
+        return arrived.view_as(arrived)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient, None
+
+
+class _Told(torch.autograd.Function):  # type: ignore[misc]
+    """Values whose gradient is plain, also where a loss is a DTensor and gives a DTensor."""
+
+    @staticmethod
+    def forward(values: torch.Tensor) -> torch.Tensor:
+        return values.view_as(values)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Any) -> torch.Tensor:
+        # It is replicated, as the values are: there is nothing to gather.
+        return cast(torch.Tensor, gradient.full_tensor() if is_dtensor(gradient) else gradient)
+
+
+def _plain() -> Any:
+    from . import functions
+
+    return functions

@@ -1,0 +1,368 @@
+"""Penalties that torch can differentiate, compile and transform; an ``dispatch.Adapter``.
+
+Contract
+--------
+- A penalty is float32, or float64 for float64 tensors, on the device of its tensor.  A list of
+  tensors is one call of the core forward, and one backward for all gradients that are needed.
+- A gradient has the weight's dtype and the bits of ``Regularizer.gradient`` with the upstream
+  gradient as `grad_scale`.  It can be differentiated again, as often as wanted.
+- The functions are of the new style and around the operators, not inside of them: so they can be
+  traced by torch.compile, and transformed by torch.func.
+- Nothing here may branch on a strength or scale while torch compiles: they are symbols then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+
+from ..._arrays import host, torch_memory
+from ..._arrays.libraries import framework
+from ..._base import arguments, errors, float_environment
+from ..._engine import checks
+from . import engines, operators
+
+_Strengths = Sequence[tuple[Any, Any]]
+_Numbers: TypeAlias = tuple[float, ...] | torch.Tensor
+"""Strengths as the operators take them: numbers, or a tensor of them while torch compiles."""
+
+
+def total(weights: Sequence[Any], strengths: _Strengths, which: Sequence[int], scale: Any) -> Any:
+    """Return the penalty of all tensors, 0-d: the canonical sum of their values."""
+    return _penalty(weights, strengths, which, scale, False)
+
+
+def values(
+    weights: Sequence[Any], strengths: _Strengths, which: Sequence[int], scale: Any
+) -> list[Any]:
+    """Return the penalty of each tensor, 0-d each, from one pass over all."""
+    if not weights:
+        return []
+    each = _penalty(weights, strengths, which, scale, True).unbind()
+    return [
+        value.to(operators.value_dtype((_tensor(weight),)))
+        for value, weight in zip(each, weights, strict=True)
+    ]
+
+
+def gradient(w: Any, l1: Any, l2: Any, factor: Any) -> Any:
+    """Return ``factor * (l1 * sign(w) + 2 * l2 * w)`` as a new tensor."""
+    w = _tensor(w)
+    upstream = factor if isinstance(factor, torch.Tensor) else float64((factor,))[0]
+    return _apply_gradient(upstream, _scaled(((l1, l2),), 1.0), (0,), w)[0]
+
+
+def gradients(
+    weights: Sequence[torch.Tensor],
+    upstream: torch.Tensor,
+    strengths: _Numbers,
+    which: tuple[int, ...],
+) -> Sequence[torch.Tensor]:
+    """Return each tensor's gradient in a backward pass, times the upstream gradient.
+
+    `strengths` are scaled, l1 and l2 of each rule in turn.
+    """
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        recorded: Sequence[torch.Tensor] = _apply_gradient(upstream, strengths, which, *weights)
+        return recorded
+    if not torch._C._has_storage(upstream):  # is_grads_batched
+        one = torch.ones((), dtype=upstream.dtype, device=upstream.device)
+        slopes = operators.penalty_gradient(weights, one, *_as_arguments(strengths), which)
+        factors = upstream.expand(len(weights)).unbind()
+        return [(f * slope).to(slope.dtype) for f, slope in zip(factors, slopes, strict=True)]
+    return operators.penalty_gradient(weights, upstream, *_as_arguments(strengths), which)
+
+
+def orthogonal(w: Any, factor: Any, mode: str) -> Any:
+    """Return the penalty of ``OrthogonalRegularizer``, 0-d: `factor` times the mean of abs(cos).
+
+    It is computed in float64, by operators of torch.
+
+    Raises
+    ------
+    TypeError
+        For a sparse, nested or complex tensor.
+    ValueError
+        When `w` is no matrix, or `factor` is not finite.
+    """
+    w = _tensor(w)
+    if w.dim() != 2:
+        raise errors.matrix_error(tuple(w.shape))
+    if w.dtype.is_complex:
+        raise errors.dtype_error("w", w.dtype, "pass w.abs() or torch.view_as_real")
+    if not torch.compiler.is_compiling() and operators.are_plain((w,)):
+        torch_memory.require_memory(torch, w, "w", False)
+    if not isinstance(factor, torch.Tensor):
+        if not torch.compiler.is_compiling():
+            factor = arguments.multiplier(factor, "factor")
+        factor = float64((factor,)).to(w.device)[0]
+    matrix = w.to(torch.float64)
+    if mode == "columns":
+        matrix = matrix.T
+    rows = matrix.shape[0]
+    strength = factor / max(rows * (rows - 1) / 2, 1)
+    # A strength of zero switches the penalty off, NaN or not, like a term of L1L2.
+    matrix = torch.where(strength != 0.0, matrix, 0.0)
+    # The largest of a row is no part of its angles; without it, squares could overflow.
+    largest = matrix.detach().abs().amax(dim=1, keepdim=True) if w.numel() else matrix
+    scaled = matrix / torch.where(largest == 0.0, 1.0, largest)
+    squares = scaled.square().sum(dim=1, keepdim=True)
+    is_zero = squares == 0.0
+    # The root's slope at 0 is infinite, and would make NaN of the zeros that come back.
+    units = torch.where(is_zero, 0.0, scaled / torch.where(is_zero, 1.0, squares).sqrt())
+    diagonal = torch.eye(rows, dtype=torch.bool, device=w.device)
+    cosines = (units @ units.T).masked_fill(diagonal, 0.0)
+    return (strength * (0.5 * cosines.abs().sum())).to(operators.value_dtype((w,)))
+
+
+# ------------------------------------------------------------------------------------- arguments
+
+
+def _penalty(
+    weights: Sequence[Any],
+    strengths: _Strengths,
+    which: Sequence[int],
+    scale: Any,
+    per_tensor: bool,
+) -> Any:
+    tensors = [_tensor(weight) for weight in weights]
+    if not torch.compiler.is_compiling():
+        engines.require_elements(tensors, _label)
+    if isinstance(scale, torch.Tensor):  # it may be what is differentiated
+        return _apply(_scaled(strengths, 1.0), tuple(which), per_tensor, *tensors) * scale
+    return _apply(_scaled(strengths, scale), tuple(which), per_tensor, *tensors)
+
+
+def _tensor(weight: Any) -> torch.Tensor:
+    """Return the tensor that a keras.Variable wraps, or the tensor itself.
+
+    Raises
+    ------
+    TypeError
+        For a sparse or nested tensor.
+    """
+    tensor: torch.Tensor = weight if isinstance(weight, torch.Tensor) else framework(weight)[2]
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        host.require_plain_torch(torch, tensor, "w")
+    return tensor
+
+
+def _label(place: int) -> str:
+    return f"tensors[{place}]" if place else "w"
+
+
+def _scaled(strengths: _Strengths, scale: Any) -> _Numbers:
+    if torch.compiler.is_compiling():
+        return torch.stack([product(number, scale) for pair in strengths for number in pair])
+    scale = arguments.multiplier(scale, "scale")
+    return checks.check_coefficients(strengths, (), (), scale, 1.0, False)
+
+
+def factor(number: Any, name: str) -> Any:
+    """Return a scale as ``dispatch.Adapter`` says; a tensor may be what is differentiated."""
+    if torch.compiler.is_compiling() or isinstance(number, torch.Tensor):
+        return number
+    return arguments.multiplier(number, name)
+
+
+def product(first: Any, *others: Any) -> Any:
+    """Return the product of strengths and scales; a 0-d tensor where they are symbols.
+
+    torch.compile makes one graph for all values of a number that only multiplies a tensor; any
+    other use, before torch 2.12 a product with another number too, makes it a constant, and each
+    value a compilation.
+    """
+    if not torch.compiler.is_compiling():
+        return float_environment.product(first, *others)
+    result = torch.ones((), dtype=torch.float64, device="cpu") * first
+    for other in others:
+        result = result * other
+    return result
+
+
+def float64(numbers: Sequence[Any]) -> torch.Tensor:
+    """Return numbers as a tensor in host memory, by operators where they are symbols."""
+    if not torch.compiler.is_compiling():
+        return torch.tensor(numbers, dtype=torch.float64, device="cpu")
+    return torch.stack([product(number) for number in numbers])
+
+
+# ---------------------------------------------------------------------------- what autograd is told
+
+
+def _apply(
+    strengths: _Numbers, which: tuple[int, ...], per_tensor: bool, *weights: torch.Tensor
+) -> Any:
+    """Apply :class:`_Penalty`: for torch.compile one node, which it traces for autograd later.
+
+    Left to itself it would trace the function to the operator, and forget that this has a gradient
+    where torch.func transforms it.
+    """
+    kind: Any = _Transformed if torch._C._are_functorch_transforms_active() else _Penalty
+    return kind.apply(strengths, which, per_tensor, *weights)
+
+
+def _apply_gradient(
+    upstream: torch.Tensor, strengths: _Numbers, which: tuple[int, ...], *weights: torch.Tensor
+) -> Any:
+    """Apply :class:`_Gradient`, as :func:`_apply` does."""
+    kind: Any = _Gradient
+    return kind.apply(upstream, strengths, which, *weights)
+
+
+_one_node: Any = torch.compiler.allow_in_graph
+_one_node(_apply)
+_one_node(_apply_gradient)
+
+
+def _keep(
+    ctx: Any, tensors: Sequence[torch.Tensor], strengths: _Numbers, which: tuple[int, ...]
+) -> None:
+    """Keep for the backward pass what it needs, each tensor as autograd wants it kept."""
+    ctx.which = which
+    if isinstance(strengths, torch.Tensor):
+        ctx.numbers = None
+        ctx.save_for_backward(*tensors, strengths)
+    else:
+        ctx.numbers = strengths
+        ctx.save_for_backward(*tensors)
+
+
+def _kept(ctx: Any) -> tuple[Sequence[torch.Tensor], _Numbers]:
+    """Return the tensors and strengths of :func:`_keep`."""
+    kept = ctx.saved_tensors
+    return (kept[:-1], kept[-1]) if ctx.numbers is None else (kept, ctx.numbers)
+
+
+def _as_arguments(strengths: _Numbers) -> tuple[tuple[float, ...], torch.Tensor | None]:
+    return ((), strengths) if isinstance(strengths, torch.Tensor) else (strengths, None)
+
+
+class _Penalty(torch.autograd.Function):  # type: ignore[misc]
+    """``operators.penalty``, whose gradient is computed from the weights again.
+
+    It has the context in ``forward``, which torch.func does not take: of the other kind torch
+    inspects the signature at every call, which takes longer than all the rest.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        strengths: _Numbers,
+        which: tuple[int, ...],
+        per_tensor: bool,
+        *weights: torch.Tensor,
+    ) -> Any:
+        _keep(ctx, weights, strengths, which)
+        return operators.penalty(weights, *_as_arguments(strengths), which, per_tensor)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> Any:
+        weights, strengths = _kept(ctx)
+        which, needs = ctx.which, ctx.needs_input_grad[3:]
+        needed = [place for place, need in enumerate(needs) if need]
+        if len(needed) < len(weights):
+            weights, which = [weights[i] for i in needed], tuple([which[i] for i in needed])
+            upstream = upstream[needed] if upstream.dim() else upstream
+        made = iter(gradients(weights, upstream, strengths, which))
+        return (None, None, None, *[next(made) if need else None for need in needs])
+
+
+class _Transformed(torch.autograd.Function):  # type: ignore[misc]
+    """:class:`_Penalty` as torch.func takes it."""
+
+    @staticmethod
+    def forward(
+        strengths: _Numbers, which: tuple[int, ...], per_tensor: bool, *weights: torch.Tensor
+    ) -> Any:
+        return operators.penalty(weights, *_as_arguments(strengths), which, per_tensor)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        strengths, which, _, *weights = inputs
+        _keep(ctx, weights, strengths, which)
+
+    backward = _Penalty.backward
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: Any,
+        strengths: _Numbers,
+        which: tuple[int, ...],
+        per_tensor: bool,
+        *weights: torch.Tensor,
+    ) -> Any:
+        size = info.batch_size
+        samples = _samples(size, weights, in_dims[3:])
+        if not per_tensor and len(weights) > 1:
+            return torch.stack([_apply(strengths, which, False, *each) for each in samples]), 0
+        # The total of a list of one is its only value, so that all samples are one call.
+        flat = [weight for each in samples for weight in each]
+        values = _apply(strengths, which * size, True, *flat)
+        return values.reshape((size, len(weights)) if per_tensor else (size,)), 0
+
+
+class _Gradient(torch.autograd.Function):  # type: ignore[misc]
+    """``operators.penalty_gradient``, to be differentiated again."""
+
+    @staticmethod
+    def forward(
+        upstream: torch.Tensor, strengths: _Numbers, which: tuple[int, ...], *weights: torch.Tensor
+    ) -> Any:
+        numbers = _as_arguments(strengths)
+        return tuple(operators.penalty_gradient(weights, upstream, *numbers, which))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        upstream, strengths, which, *weights = inputs
+        _keep(ctx, (upstream, *weights), strengths, which)
+
+    @staticmethod
+    def backward(ctx: Any, *seeds: torch.Tensor) -> Any:
+        (upstream, *weights), strengths = _kept(ctx)
+        factors = upstream.expand(len(weights)).unbind()
+        by_weights = [
+            (seed * (2.0 * strengths[2 * i + 1] * factor)).to(w.dtype)
+            for seed, i, factor, w in zip(seeds, ctx.which, factors, weights, strict=True)
+        ]
+        if not ctx.needs_input_grad[0]:
+            return (None, None, None, *by_weights)
+        kind = upstream.dtype
+        one = torch.ones((), dtype=kind, device=upstream.device)
+        slopes = _apply_gradient(one, strengths, ctx.which, *weights)
+        by_upstream = torch.stack(
+            [
+                (seed.to(kind) * slope.to(kind)).sum()
+                for seed, slope in zip(seeds, slopes, strict=True)
+            ]
+        )
+        return (by_upstream if upstream.dim() else by_upstream.sum(), None, None, *by_weights)
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: Any,
+        upstream: torch.Tensor,
+        strengths: _Numbers,
+        which: tuple[int, ...],
+        *weights: torch.Tensor,
+    ) -> Any:
+        size, count = info.batch_size, len(weights)
+        flat = [weight for each in _samples(size, weights, in_dims[3:]) for weight in each]
+        factors = [each.expand(count) for (each,) in _samples(size, (upstream,), in_dims[:1])]
+        made = _apply_gradient(torch.cat(factors), strengths, which * size, *flat)
+        return tuple([torch.stack(made[i::count]) for i in range(count)]), (0,) * count
+
+
+def _samples(
+    size: int, tensors: Sequence[torch.Tensor], dims: Sequence[int | None]
+) -> list[tuple[torch.Tensor, ...]]:
+    """Return the tensors of each sample of a batch."""
+    unbound = [
+        (tensor,) * size if dim is None else tensor.unbind(dim)
+        for tensor, dim in zip(tensors, dims, strict=True)
+    ]
+    return list(zip(*unbound, strict=True))

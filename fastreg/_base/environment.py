@@ -1,0 +1,35 @@
+"""Environment variables, read and checked; the package sets none."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from . import arguments
+
+
+def choice(name: str, choices: Sequence[str]) -> str | None:
+    """Read an environment variable which takes one of `choices`; unset or empty gives None."""
+    value = os.environ.get(name)
+    return arguments.choice(value, f"the environment variable {name}", choices) if value else None
+
+
+def thread_count(name: str) -> int | None:
+    """Read an environment variable which takes a number of threads; unset or empty gives None."""
+    value = os.environ.get(name)
+    if not value:
+        return None
+    digits = value.lstrip("0") if value.isascii() and value.isdigit() else ""
+    if not digits or len(digits) > 9 or int(digits) > arguments.MOST_THREADS:
+        raise ValueError(
+            f"the environment variable {name} must be a positive integer up to "
+            f"{arguments.MOST_THREADS}, not {value!r}"
+        )
+    return int(digits)
+
+
+def runs_the_command() -> bool:
+    """Return whether it is for ``python -m fastreg`` that the package is being imported."""
+    # While Python looks for the module to run, and imports its package, its path stands as "-m".
+    return sys.argv[:1] == ["-m"] and "fastreg" in sys.orig_argv

@@ -1,0 +1,229 @@
+"""Checks of whole calls: the arrays, what they have in common, and the coefficients.
+
+Contract
+--------
+- Nothing is written by any function here, so a call that is refused has changed nothing.
+- The native core decides only "certainly fine" or "not sure" and asks :func:`check_call` in the
+  second case: an error has one text, whichever backend found it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy.typing as npt
+
+from .._arrays import host
+from .._base import dtypes as _dtypes
+from .._base import errors, memory, penalty
+from .._base.arguments import multiplier
+from .._base.float_environment import products
+from .._base.penalty import ADD, GRADIENT
+
+Array = npt.NDArray[Any]
+View = Callable[[Any, str, bool], tuple[Array, str]]
+
+
+def weight_label(names: Sequence[str] | None, index: int) -> str:
+    return "w" if names is None else f"tensors[{names[index]!r}]"
+
+
+def gradient_label(outputs: int, names: Sequence[str] | None, index: int) -> str:
+    if names is None:
+        return "grad" if outputs & ADD else "out"
+    return f"grads[{names[index]!r}]"
+
+
+def check_call(
+    outputs: int,
+    names: Sequence[str] | None,
+    weights: Sequence[Any],
+    gradients: Sequence[Any] | None,
+    strengths: Sequence[tuple[float, float]],
+    which: Sequence[int],
+    scale: Any,
+    grad_scale: Any,
+) -> None:
+    """Raise the error that a call deserves, or return when it is legal after all.
+
+    The arguments are those of ``evaluate_many``; `names` is None for ``evaluate_one``, whose
+    arguments are called "w" and "grad" or "out" in messages.
+    """
+    checked_views(outputs, names, weights, gradients, strengths, which, scale, grad_scale)
+
+
+def checked_views(
+    outputs: int,
+    names: Sequence[str] | None,
+    weights: Sequence[Any],
+    gradients: Sequence[Any] | None,
+    strengths: Sequence[tuple[float, float]],
+    which: Sequence[int],
+    scale: Any,
+    grad_scale: Any,
+    view_of: View = host.host_view,
+) -> tuple[list[tuple[Array, str]], list[Array]]:
+    """Do what :func:`check_call` does; return (view, dtype name) pairs and gradient views.
+
+    `view_of` describes an array; nothing here reads the elements of what it gives.
+    """
+    scale = multiplier(scale, "scale")
+    grad_scale = multiplier(grad_scale, "grad_scale")
+    views: list[tuple[Array, str]] = []
+    seen: list[Seen] = []
+    for index, weight in enumerate(weights):
+        label = weight_label(names, index)
+        views.append(view_of(weight, label, False))
+        seen.append(Seen(label, views[-1], False))
+    wants_gradient = bool(outputs & (GRADIENT | ADD))
+    dtypes = [dtype for _, dtype in views]
+    check_coefficients(strengths, which, dtypes, scale, grad_scale, wants_gradient)
+    if not wants_gradient:
+        require_current(seen)
+        return views, []
+    if gradients is None:  # not reachable through the public functions
+        raise TypeError("gradients must be given when a gradient is asked for, not None")
+    targets: list[Array] = []
+    for index, ((view, dtype), gradient) in enumerate(zip(views, gradients, strict=True)):
+        weight_name = weight_label(names, index)
+        label = gradient_label(outputs, names, index)
+        if dtype not in _dtypes.FLOATS:
+            raise TypeError(
+                f"{weight_name} has dtype {view.dtype}: there is no gradient for integer or bool "
+                f"elements; pass for example {weight_name}.astype(numpy.float32)"
+            )
+        if gradient is None:
+            raise ValueError(
+                f"{label} is missing (None), but {weight_name} has a penalty; pass an array of "
+                f"shape {view.shape}"
+            )
+        target, target_dtype = view_of(gradient, label, True)
+        seen.append(Seen(label, (target, target_dtype), True))
+        if target_dtype != dtype:
+            raise TypeError(
+                f"{label} has dtype {_dtypes.spoken(target_dtype)}, but {weight_name} has "
+                f"{_dtypes.spoken(dtype)}; a gradient has the dtype of its weight"
+            )
+        if target.shape != view.shape:
+            raise ValueError(
+                f"{label} has shape {target.shape}, but {weight_name} has {view.shape}; a "
+                "gradient has the shape of its weight"
+            )
+        targets.append(target)
+    require_current(seen)
+    _check_overlaps(outputs, names, [view for view, _ in views], targets)
+    return views, targets
+
+
+class Seen:
+    """A view as it was made: a plain array is its own view, and may be another one by now."""
+
+    def __init__(self, label: str, view: tuple[Array, str], writable: bool) -> None:
+        self.label = label
+        self._view = view
+        self._writable = writable
+        self._form = self._form_now()
+
+    def is_current(self) -> bool:
+        """Return whether the view is as it was made, and still the memory of its array."""
+        return self._form_now() == self._form and host.is_current(self._view)
+
+    def _form_now(self) -> Any:
+        array = self._view[0]
+        writable = self._writable and array.flags.writeable
+        return array.shape, array.strides, array.dtype, writable
+
+
+def require_current(seen: Sequence[Seen]) -> None:
+    """Refuse views that are no longer their arrays' memory: looking at others ran their code."""
+    for one in seen:
+        if not one.is_current():
+            raise errors.changed_error(one.label)
+
+
+def check_coefficients(
+    strengths: Sequence[tuple[float, float]],
+    which: Sequence[int],
+    dtypes: Sequence[str],
+    scale: float,
+    grad_scale: float,
+    wants_gradient: bool,
+) -> tuple[float, ...]:
+    """Return strengths times scale, l1 and l2 of each rule in turn.
+
+    Raises
+    ------
+    ValueError
+        For coefficients that are not finite in the type they are used in.
+    """
+    numbers = [number for pair in strengths for number in pair]
+    scaled = products(numbers, scale)
+    if not all(map(math.isfinite, scaled)):
+        place = list(map(math.isfinite, scaled)).index(False)
+        raise ValueError(
+            f"{('l1', 'l2')[place % 2]} * scale must be finite, not {numbers[place]!r} * "
+            f"{scale!r}; use smaller values"
+        )
+    if not wants_gradient:
+        return scaled
+    for index, dtype in set(zip(which, dtypes, strict=True)):
+        factors = penalty.coefficients(strengths[index], scale, grad_scale)
+        for name, coefficient in zip(("l1", "2 * l2"), factors, strict=True):
+            if not math.isfinite(penalty.rounded(coefficient, dtype)):
+                raise ValueError(
+                    f"{name} * scale * grad_scale must be finite in "
+                    f"{'float64' if dtype == 'f64' else 'float32'}, the type of the gradient's "
+                    f"arithmetic, not {coefficient!r}; use a smaller strength, scale or grad_scale"
+                )
+    return scaled
+
+
+def _check_overlaps(
+    outputs: int, names: Sequence[str] | None, weights: Sequence[Array], targets: Sequence[Array]
+) -> None:
+    """Refuse every overlap that involves an output, but for "the gradient is the weight"."""
+    spans: list[tuple[int, int, bool, int]] = []
+    for index, (weight, target) in enumerate(zip(weights, targets, strict=True)):
+        if weight.size == 0:
+            continue
+        if memory.overlaps_itself(target):
+            raise ValueError(
+                f"{gradient_label(outputs, names, index)} overlaps itself (strides "
+                f"{target.strides} for shape {target.shape}): one element has several places; "
+                "pass a copy"
+            )
+        spans.append((*memory.byte_bounds(weight), False, index))
+        spans.append((*memory.byte_bounds(target), True, index))
+    spans.sort()
+    open_spans: list[tuple[int, int, bool, int]] = []
+    for span in spans:
+        low, _, written, index = span
+        open_spans = [other for other in open_spans if other[1] > low]
+        for _, _, other_written, other in open_spans:
+            if not (written or other_written):
+                continue
+            mine = targets[index] if written else weights[index]
+            others = targets[other] if other_written else weights[other]
+            if index == other and memory.same_elements_in_order(mine, others):
+                continue
+            if not memory.share_memory(mine, others):
+                continue
+            label = gradient_label(outputs, names, index if written else other)
+            partner_index = other if written else index
+            partner = (
+                gradient_label(outputs, names, partner_index)
+                if written and other_written
+                else weight_label(names, partner_index)
+            )
+            if memory.same_elements_in_order(mine, others):
+                raise ValueError(
+                    f"{label} overlaps {partner} in memory, being the same array; pass an array "
+                    "of its own, a copy for example"
+                )
+            raise ValueError(
+                f"{label} overlaps {partner} in memory without being the same array; pass a copy "
+                "of one of them"
+            )
+        open_spans.append(span)

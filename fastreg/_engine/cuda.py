@@ -1,0 +1,229 @@
+"""The entry points of the core, for tensors on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .._arrays import cuda, cuda_results
+from .._arrays.cuda import Array, View
+from .._base import dtypes, memory
+from .._base.core import DEFAULT_STREAM, core
+from .._base.penalty import GRADIENT, VALUE
+from . import checks, recording
+
+
+def evaluate_one(
+    outputs: int, weight: Any, gradient: Any, l1: float, l2: float, scale: Any, grad_scale: Any
+) -> Any:
+    """Do on the device what the entry point of the same name does on the host."""
+    gradients = (gradient,) if outputs & GRADIENT else None
+    return evaluate_many(
+        outputs, None, (weight,), gradients, ((l1, l2),), (0,), scale, grad_scale, False
+    )
+
+
+def evaluate_many(
+    outputs: int,
+    names: Sequence[str] | None,
+    weights: Sequence[Any],
+    gradients: Sequence[Any] | None,
+    strengths: Sequence[tuple[float, float]],
+    which: Sequence[int],
+    scale: Any,
+    grad_scale: Any,
+    per_tensor: bool,
+    *,
+    into: Any = None,
+) -> Any:
+    """Do on the device what the entry point of the same name does on the host.
+
+    The total stays on the device.  With `per_tensor` the values are copied to the host, or stay on
+    the device in `into`, a torch tensor of float64.
+    """
+    operands = _Operands(outputs, names, weights, gradients)
+    views, targets = checks.checked_views(
+        outputs, names, weights, gradients, strengths, which, scale, grad_scale, operands.view
+    )
+    tensors = [
+        _tensor(view, targets[index] if targets else None, dtype, which[index])
+        for index, (view, dtype) in enumerate(views)
+    ]
+    device = 0 if operands.device is None else operands.device
+    capsules = [view.capsule for view in operands.views if view.capsule is not None]
+    others = {
+        stream: label for stream, label in operands.streams.items() if stream != operands.stream
+    }
+    for stream, label in others.items():
+        _wait(device, operands.stream, stream, label)
+    try:
+        described = core().DeviceTensors(device, operands.stream, tensors)
+        result = evaluate_described(
+            outputs,
+            described,
+            weights,
+            strengths,
+            scale,
+            grad_scale,
+            per_tensor,
+            gradients,
+            capsules,
+            into,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"{operands.streams.get(operands.stream, operands.first)}: {error}"
+        ) from None
+    for stream, label in others.items():
+        _wait(device, stream, operands.stream, label)
+    return result
+
+
+def _wait(device: int, stream: int, producer: int, label: str) -> None:
+    try:
+        core().cuda_wait(device, stream, producer)
+    except ValueError as error:
+        raise ValueError(f"{label}: {error}") from None
+
+
+def evaluate_described(
+    outputs: int,
+    tensors: Any,
+    weights: Sequence[Any],
+    strengths: Sequence[tuple[float, float]],
+    scale: Any,
+    grad_scale: Any,
+    per_tensor: bool,
+    gradients: Sequence[Any] | None,
+    capsules: Sequence[Any] = (),
+    into: Any = None,
+) -> Any:
+    """Make a call of tensors that have been described and judged."""
+    scale, grad_scale = float(scale), float(grad_scale)
+    device, stream = tensors.device, tensors.stream
+    values = total = None
+    if into is not None:
+        values = core().DeviceMemory(device, stream, into.data_ptr(), into)
+    elif outputs & VALUE and per_tensor:
+        values = core().DeviceMemory(device, stream, 8 * max(len(tensors), 1))
+    elif outputs & VALUE:
+        total = cuda_results.new_total(weights[0], device, stream)
+    captured = core().cuda_evaluate(
+        tensors,
+        outputs,
+        strengths,
+        scale,
+        grad_scale,
+        0 if values is None else values.address,
+        0 if total is None else total.address,
+    )
+    if captured:
+        recording.captured(
+            recording.CapturedCall(
+                captured,
+                device,
+                lambda: strengths,
+                scale,
+                grad_scale,
+                tensors.coefficient_types if outputs & GRADIENT else [],
+                weights[0],
+                [weights, gradients, capsules, values, total and total.memory],
+            )
+        )
+    elif capsules:
+        cuda_results.hold(core().StreamMark(device, stream), capsules)
+    if into is not None:
+        return into
+    if values is not None:
+        copied = core().cuda_copy(device, stream, values.address, 8 * len(tensors))
+        return np.frombuffer(copied).tolist()
+    return None if total is None else total.finish(bool(captured))
+
+
+def shares_address(weights: Sequence[Any]) -> bool:
+    """Return whether two of the arrays, on the host or a device, have the same lowest address."""
+    views = [cuda.any_view(weight, "w")[0] for weight in weights]
+    lowest = [memory.byte_bounds(view)[0] for view in views if view.size]
+    return len(set(lowest)) < len(lowest)
+
+
+class _Operands:
+    """The arrays of a call: one device, and streams of which one makes the call."""
+
+    def __init__(
+        self,
+        outputs: int,
+        names: Sequence[str] | None,
+        weights: Sequence[Any],
+        gradients: Sequence[Any] | None,
+    ) -> None:
+        labelled = [(checks.weight_label(names, i), w) for i, w in enumerate(weights)]
+        if outputs & GRADIENT and gradients is not None:
+            labelled += [
+                (checks.gradient_label(outputs, names, i), g) for i, g in enumerate(gradients)
+            ]
+        self.views: list[View] = []
+        self.device: int | None = None
+        self.streams: dict[int, str] = {}
+        """The streams that arrays name, and the first array that names each."""
+        self._on_cuda = {label for label, x in labelled if cuda.is_on_cuda(x)}
+        self.first = next(label for label, _ in labelled if label in self._on_cuda)
+        """The first array on a device, with which the others are compared."""
+        for label, x in labelled:
+            stream = cuda.named_stream(x) if label in self._on_cuda else None
+            if stream is not None:
+                self.streams.setdefault(stream, label)
+        self.stream = next(iter(self.streams), DEFAULT_STREAM)
+
+    def view(self, x: Any, name: str, writable: bool) -> tuple[Array, str]:
+        """Do what ``host.host_view`` does on the host; the array is not to be read."""
+        if name not in self._on_cuda:
+            cuda.any_view(x, name)
+            raise TypeError(
+                f"{name} is in host memory, but {self.first} is on CUDA; pass both on one device"
+            )
+        view = cuda.describe(x, name, writable, self.stream)
+        if self.device is None:
+            self.device = view.device
+        elif view.device not in (None, self.device):
+            raise ValueError(
+                f"{name} is on CUDA device {view.device}, but {self.first} on device "
+                f"{self.device}; make one call for each device"
+            )
+        self.views.append(view)
+        return view.shadow, view.dtype
+
+
+def _tensor(view: Array, target: Array | None, dtype: str, which: int) -> tuple[Any, ...]:
+    """Put one tensor as the core takes it: addresses of the elements of index 0.
+
+    The layout is None where weight and gradient are without gaps and in one order.
+    """
+    size = view.itemsize
+    layout = None
+    if view.size and (memory.dense_order(view) is None or not _lies_as(target, view)):
+        strides = [[s // size for s in x.strides] for x in (view, target) if x is not None]
+        layout = (view.shape, strides[0], strides[1] if target is not None else ())
+    return (
+        _address(view),
+        0 if target is None else _address(target),
+        view.size,
+        dtypes.NUMBERS[dtype],
+        which,
+        layout,
+    )
+
+
+def _lies_as(target: Array | None, view: Array) -> bool:
+    """Return whether a gradient, if there is one, has the strides of its weight."""
+    return target is None or all(
+        extent == 1 or one == other
+        for extent, one, other in zip(view.shape, target.strides, view.strides, strict=True)
+    )
+
+
+def _address(shadow: Array) -> int:
+    address: int = shadow.__array_interface__["data"][0]
+    return address

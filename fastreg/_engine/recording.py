@@ -1,0 +1,195 @@
+"""What calls that were captured into a CUDA graph need until its last replay.
+
+Contract
+--------
+- A captured call's memory and arrays are kept: by the recording that was open on its thread, until
+  that is closed, else for good.
+- Strengths are read from the regularizers again at :meth:`Recording.update`; ``claim`` says which
+  regularizers they are, right after the call that was captured.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from .._arrays import cuda
+from .._base import arguments, dtypes, errors
+from .._base.core import DEFAULT_STREAM, core, stream_number
+from . import checks
+
+Strengths = Sequence[tuple[float, float]]
+
+
+@dataclass
+class CapturedCall:
+    """One call in a graph."""
+
+    handle: int
+    device: int
+    strengths: Callable[[], Strengths]
+    scale: float
+    grad_scale: float
+    coefficient_types: Sequence[tuple[int, int]]
+    """The index into the strengths and the dtype's number of each gradient."""
+    weight: Any
+    """An array of the call: its current stream is where strengths are sent."""
+    kept: list[Any]
+    """Weights and gradients, then what the backend or another library would give back."""
+
+
+unclaimed: list[tuple[int, CapturedCall]] = []
+"""Calls that a recording has just got, by thread, and whose regularizers are not known yet."""
+
+_open = threading.local()
+_kept_for_good: list[Any] = []  # what was captured without a recording
+_not_closed: list[list[CapturedCall]] = []  # a graph may outlive the recording of its calls
+
+
+def captured(call: CapturedCall) -> None:
+    """Keep a call that was captured on this thread."""
+    recording: Recording | None = getattr(_open, "recording", None)
+    if recording is None:
+        _kept_for_good.append(call.kept[2:])
+        return
+    if not recording._calls:
+        _not_closed.append(recording._calls)
+    recording._calls.append(call)
+    unclaimed.append((threading.get_ident(), call))
+
+
+def claim(strengths: Callable[[], Strengths] | None) -> None:
+    """Return where the strengths of the calls that were just captured on this thread come from.
+
+    None leaves them as they were captured.
+    """
+    thread = threading.get_ident()
+    for entry in [entry for entry in unclaimed if entry[0] == thread]:
+        if strengths is not None:
+            entry[1].strengths = strengths
+        unclaimed.remove(entry)
+
+
+class Recording:
+    """The calls that were captured into a CUDA graph; made by :func:`fastreg.cuda.recording`."""
+
+    def __init__(self) -> None:
+        self._calls: list[CapturedCall] = []
+        self._state = "new"
+
+    def __enter__(self) -> Recording:
+        if self._state != "new":
+            raise RuntimeError(f"the recording is {self._state}; make a new one for each capture")
+        if getattr(_open, "recording", None) is not None:
+            raise RuntimeError("another recording is open on this thread; leave it first")
+        _open.recording = self
+        self._state = "open"
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        _open.recording = None
+        self._state = "ready"
+        claim(None)
+
+    def __len__(self) -> int:
+        """Return the number of calls that were captured."""
+        return len(self._calls)
+
+    def __repr__(self) -> str:
+        return f"<a recording of {len(self)} calls, {self._state}>"
+
+    def update(
+        self,
+        *,
+        scale: float | None = None,
+        grad_scale: float | None = None,
+        stream: Any = None,
+    ) -> None:
+        """Read the strengths again, for the replays that are queued on the stream after this.
+
+        Parameters
+        ----------
+        scale, grad_scale : float, optional
+            Factors for all calls of the recording; None for those that each was captured with.
+        stream : int or stream object, optional
+            Where the graph will be replayed; None for the current stream of each call's first
+            array, which is torch's or CuPy's current stream.
+
+        Raises
+        ------
+        RuntimeError
+            When the recording is open or closed, or when nothing was captured in it.
+        TypeError, ValueError
+            For a scale that is no finite number, a strength that is not finite with it, and on a
+            stream that is being captured.
+        """
+        if self._state == "closed":
+            raise RuntimeError("the recording is closed; make a new one, and capture again")
+        if self._state != "ready":
+            raise RuntimeError("update() comes after the with block, before a replay")
+        if not self._calls:
+            raise RuntimeError(
+                "nothing was captured: no call inside `with recording` was on a stream that was "
+                "being captured"
+            )
+        wanted_scale = None if scale is None else arguments.multiplier(scale, "scale")
+        wanted_grad = None if grad_scale is None else arguments.multiplier(grad_scale, "grad_scale")
+        wanted_stream = None if stream is None else _number_of(stream)
+        orders = []
+        for call in self._calls:
+            factor = call.scale if wanted_scale is None else wanted_scale
+            grad_factor = call.grad_scale if wanted_grad is None else wanted_grad
+            strengths = call.strengths()
+            checks.check_coefficients(
+                strengths,
+                [which for which, _ in call.coefficient_types],
+                [dtypes.BY_NUMBER[number] for _, number in call.coefficient_types],
+                factor,
+                grad_factor,
+                bool(call.coefficient_types),
+            )
+            on = _current_stream(call) if wanted_stream is None else wanted_stream
+            orders.append((call.handle, strengths, factor, grad_factor, on))
+        for order in orders:
+            core().cuda_set_strengths(*order)
+
+    def close(self) -> None:
+        """Return what the captured calls need, and wait for the device.
+
+        The graph must not be replayed after this.  A recording that is never closed keeps its
+        memory and its arrays until the process ends.
+        """
+        if self._state == "open":
+            raise RuntimeError("close() comes after the last replay, not inside the with block")
+        self._state = "closed"
+        _not_closed[:] = [calls for calls in _not_closed if calls is not self._calls]
+        while self._calls:
+            core().cuda_forget(self._calls.pop().handle)
+
+
+def _current_stream(call: CapturedCall) -> int:
+    stream = cuda.named_stream(call.weight)
+    return DEFAULT_STREAM if stream is None else stream
+
+
+def _number_of(stream: Any) -> int:
+    """Read a stream: a number, or an object of torch, CuPy or another CUDA library."""
+    if isinstance(stream, int) and not isinstance(stream, bool):
+        return stream_number(stream)
+    if hasattr(stream, "__cuda_stream__"):
+        return stream_number(int(stream.__cuda_stream__()[1]))
+    for attribute in ("cuda_stream", "ptr"):  # torch's, CuPy's
+        if hasattr(stream, attribute):
+            return stream_number(int(getattr(stream, attribute)))
+    raise TypeError(
+        f"stream must be a CUDA stream, not {errors.described(stream)}; pass its number, or an "
+        "object of torch or CuPy"
+    )
