@@ -39,8 +39,8 @@ double to_scale(PyObject* number, const char* name) {
       return value;
     }
   }
-  return py::cast<double>(
-      py::module_::import("fastreg._base.arguments").attr("multiplier")(py::reinterpret_borrow<py::object>(number), name));
+  return py::cast<double>(py::module_::import("fastreg._base.arguments")
+                              .attr("multiplier")(py::reinterpret_borrow<py::object>(number), name));
 }
 
 void check(const Call& call, unsigned outputs, const py::object& names, const py::tuple& weights,

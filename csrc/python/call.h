@@ -55,8 +55,8 @@ class Call {
   // Raises fastreg._base.errors.changed_error where this call has not found what the other one has.
   void require_same(const Call& other) const;
 
-  // False when anything is not plainly right. Then fastreg._engine.checks.check_call decides: it raises the error, or finds
-  // that memory only seemed to overlap.
+  // False when anything is not plainly right. Then fastreg._engine.checks.check_call decides: it raises the error, or
+  // finds that memory only seemed to overlap.
   bool is_plainly_right() const;
 
   // Throws std::logic_error if what remains is a matter on which check_call cannot overrule is_plainly_right.
