@@ -21,7 +21,7 @@ from fastreg.bench.options import UsageError
 from fastreg.bench.row import OWN, Row, Work
 from fastreg.bench.spread import Spread
 
-from ..layers import files
+from .._base import files
 
 #: Circumstances that two records should share.
 SHARED = ("threads", "backend", "instruction_set", "machine", "memory", "gpus", "versions")

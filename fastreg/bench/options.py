@@ -20,8 +20,8 @@ from fastreg.bench.frameworks.sizes import SIZES as FRAMEWORK_SIZES
 from fastreg.bench.peers import PEERS, installed
 from fastreg.bench.shapes import MODELS, parameters
 
+from .._base import files
 from .._base.arguments import MOST_THREADS
-from ..layers import files
 
 SIZES = (64, 1_000, 65_536, 1_048_576, 16_777_216)
 QUICK_SIZES = (64, 65_536, 1_048_576)

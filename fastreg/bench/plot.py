@@ -20,7 +20,7 @@ from fastreg.bench.circumstances import Circumstances
 from fastreg.bench.peers import PEERS
 from fastreg.bench.row import FLOOR, ONE_TENSOR, OWN, Row
 
-from ..layers import files
+from .._base import files
 
 #: How many sizes get a map of their shares: the largest.
 MAPS = 2

@@ -33,7 +33,7 @@ from fastreg.bench.circumstances import Circumstances
 from fastreg.bench.row import COPY, Row, Work
 from fastreg.bench.spread import Spread
 
-from ..layers import files
+from .._base import files
 
 SCHEMA = 2
 

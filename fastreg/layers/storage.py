@@ -29,8 +29,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._base import errors
-from . import files, two_files
+from .._base import errors, files, two_files
 from .base import Form
 
 Array = npt.NDArray[Any]

@@ -10,10 +10,10 @@ import pytest
 from interpreter import runs
 
 from fastreg.__main__ import main
+from fastreg._base import files as _files
 from fastreg.bench import compare, plot
 from fastreg.bench.record import WORK_COLUMNS, read_json, write_csv, write_json
 from fastreg.bench.row import Row
-from fastreg.layers import files as _files
 
 pytest.importorskip("rich")
 
