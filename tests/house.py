@@ -3,7 +3,7 @@
 - **Modules** are the Python files of ``fastreg``; a **unit** is a folder or a file directly in it.
 - An **import** counts once for a pair of modules, wherever it is written: at the top, in a function
   (then it is lazy), or as a string that names a module ("fastreg.jax.functions", with or without
-  ":name" at its end). What stands under ``if TYPE_CHECKING:`` does not count: it never runs.
+  ":name" at its end; the plain value of a name is none). What stands under ``if TYPE_CHECKING:`` does not count: it never runs.
 - A **circle** is a set of modules each of which imports the others in the end. An import from
   another folder runs that folder's ``__init__`` too, which counts here ("by files" it does not).
 - **Floors** are an order of units from low to high. Those that are wanted are ``FLOORS``; an import
@@ -127,6 +127,10 @@ class _Reader(ast.NodeVisitor):
 
     def visit_Expr(self, node: ast.Expr) -> None:
         if not isinstance(node.value, ast.Constant):  # a docstring imports nothing
+            self.generic_visit(node)
+
+    def visit_Assign(self, node: ast.Assign) -> None:
+        if not isinstance(node.value, ast.Constant):  # a name of a format, say, imports nothing
             self.generic_visit(node)
 
     def visit_Constant(self, node: ast.Constant) -> None:

@@ -29,8 +29,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._base import errors, files, two_files
+from .._base import errors, files
 from .base import Form
+from .two_files import read as read_two_files
+from .two_files import weights_of_one
 
 Array = npt.NDArray[Any]
 FORMAT = "fastreg.layers"
@@ -88,7 +90,7 @@ def save(
     target = _json_path(path)
     record = {"format": FORMAT, "version": VERSION, "class_name": "Sequential", "config": config}
     head = json.dumps(record, indent=1, allow_nan=False)
-    before = two_files.weights_of_one(Path(os.path.realpath(target)))
+    before = weights_of_one(Path(os.path.realpath(target)))
     files.replace(target, lambda file: file.writelines(_pieces(head, weights)))
     if before is not None:
         before.unlink(missing_ok=True)
@@ -252,7 +254,7 @@ def _shape(shape: Any, where: str) -> tuple[int, ...]:
 
 
 def _read_two_files(target: Path, record: dict[str, Any]) -> Saved:
-    weights, members = two_files.read(target, record)
+    weights, members = read_two_files(target, record)
     spoken = {np.dtype(form): name for name, form in STORED.items()}
     forms: dict[str, Form] = {}
     for name, (shape, dtype, _) in members.items():

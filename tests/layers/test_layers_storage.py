@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastreg.layers import Conv2D, Dense, Flatten, Sequential, files, storage
+from fastreg._base import files
+from fastreg.layers import Conv2D, Dense, Flatten, Sequential, storage
 
 X = np.random.default_rng(0).standard_normal((3, 5, 5, 2), dtype=np.float32)
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from interpreter import runs
 
-from fastreg.layers import Dense, Sequential, files, storage, two_files
+from fastreg._base import files
+from fastreg.layers import Dense, Sequential, storage, two_files
 
 TWO_FILES = Path(__file__).parent / "two_files"
 TRACED = {module.__file__ for module in (storage, two_files, files)}
