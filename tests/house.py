@@ -3,7 +3,8 @@
 - **Modules** are the Python files of ``fastreg``; a **unit** is a folder or a file directly in it.
 - An **import** counts once for a pair of modules, wherever it is written: at the top, in a function
   (then it is lazy), or as a string that names a module ("fastreg.jax.functions", with or without
-  ":name" at its end; the plain value of a name is none). What stands under ``if TYPE_CHECKING:`` does not count: it never runs.
+  ":name" at its end; the plain value of a name is none). What stands under ``if TYPE_CHECKING:``
+  does not count: it never runs.
 - A **circle** is a set of modules each of which imports the others in the end. An import from
   another folder runs that folder's ``__init__`` too, which counts here ("by files" it does not).
 - **Floors** are an order of units from low to high. Those that are wanted are ``FLOORS``; an import

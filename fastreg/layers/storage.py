@@ -30,9 +30,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .._base import errors, files
+from . import two_files
 from .base import Form
-from .two_files import read as read_two_files
-from .two_files import weights_of_one
 
 Array = npt.NDArray[Any]
 FORMAT = "fastreg.layers"
@@ -90,7 +89,7 @@ def save(
     target = _json_path(path)
     record = {"format": FORMAT, "version": VERSION, "class_name": "Sequential", "config": config}
     head = json.dumps(record, indent=1, allow_nan=False)
-    before = weights_of_one(Path(os.path.realpath(target)))
+    before = two_files.weights_of_one(Path(os.path.realpath(target)))
     files.replace(target, lambda file: file.writelines(_pieces(head, weights)))
     if before is not None:
         before.unlink(missing_ok=True)
@@ -108,7 +107,7 @@ def load(path: str | os.PathLike[str]) -> Saved:
         if record["version"] == VERSION:
             return _read(target, record)
         try:
-            return _read_two_files(target, record)
+            return _two_files.read(target, record)
         except FileNotFoundError as error:  # a save has replaced the model since, if it is another
             lost = content, error
 
@@ -253,8 +252,8 @@ def _shape(shape: Any, where: str) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _read_two_files(target: Path, record: dict[str, Any]) -> Saved:
-    weights, members = read_two_files(target, record)
+def _two_files.read(target: Path, record: dict[str, Any]) -> Saved:
+    weights, members = two_files.read(target, record)
     spoken = {np.dtype(form): name for name, form in STORED.items()}
     forms: dict[str, Form] = {}
     for name, (shape, dtype, _) in members.items():
