@@ -107,7 +107,7 @@ def load(path: str | os.PathLike[str]) -> Saved:
         if record["version"] == VERSION:
             return _read(target, record)
         try:
-            return _two_files.read(target, record)
+            return _read_two_files(target, record)
         except FileNotFoundError as error:  # a save has replaced the model since, if it is another
             lost = content, error
 
@@ -252,7 +252,7 @@ def _shape(shape: Any, where: str) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _two_files.read(target: Path, record: dict[str, Any]) -> Saved:
+def _read_two_files(target: Path, record: dict[str, Any]) -> Saved:
     weights, members = two_files.read(target, record)
     spoken = {np.dtype(form): name for name, form in STORED.items()}
     forms: dict[str, Form] = {}
