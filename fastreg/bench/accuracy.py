@@ -52,7 +52,7 @@ def errors(
         limit = max(SAMPLE // len(tensors.weights), SAMPLE_PER_TENSOR)
         difference = largest = 0.0
         for weights, gradient in zip(tensors.weights, gradients, strict=True):
-            w, found = (_sample(array, limit) for array in (weights, gradient))
+            w, found = (tensors.sample(array, limit) for array in (weights, gradient))
             expected = start + l1 * np.sign(w) + 2 * l2 * w
             finite = bool(np.isfinite(found).all())
             off = _largest(found - expected) if finite else float("inf")
@@ -66,12 +66,6 @@ def _relative(value: float, exact: float) -> float:
     if not np.isfinite(value):
         return float("inf")
     return abs(value - exact) / exact if exact else abs(value)
-
-
-def _sample(array: Array, limit: int) -> Array:
-    """Up to ``limit`` elements at an odd stride, which meets every lane, as float64."""
-    flat = array.reshape(-1)
-    return flat[:: flat.size // limit | 1].astype(np.float64)
 
 
 def _largest(array: Array) -> float:

@@ -91,16 +91,16 @@ def add_cases(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose cases and how they are measured."""
     parser.add_argument(
         "--sizes",
-        type=_sizes,
+        type=sizes,
         metavar="N,N",
         help=f"elements of one tensor (default: {_joined(SIZES)}, or none with --models)",
     )
-    sizes = ", ".join(f"{name}: {parameters(name):,}" for name in MODELS)
+    counts = ", ".join(f"{name}: {parameters(name):,}" for name in MODELS)
     parser.add_argument(
         "--models",
         type=names(MODELS),
         metavar="A,B",
-        help=f"whole models, all tensors in one call (parameters: {sizes}); default: none",
+        help=f"whole models, all tensors in one call (parameters: {counts}); default: none",
     )
     for name, known in (("dtypes", DTYPES), ("terms", TERMS), ("outputs", OUTPUTS)):
         parser.add_argument(
@@ -309,9 +309,9 @@ def _joined(names: Iterable[object]) -> str:
     return ",".join(str(name) for name in names)
 
 
-def _sizes(text: str) -> list[int]:
+def sizes(text: str) -> list[int]:
     """Sizes in elements: ``1000``, ``1_000`` or ``1e3``."""
-    sizes = []
+    found = []
     for part in text.split(","):
         try:
             size = float(part)
@@ -321,16 +321,16 @@ def _sizes(text: str) -> list[int]:
             raise argparse.ArgumentTypeError(f"{part!r} is not a whole number of 1 or more")
         if size > MOST:
             raise argparse.ArgumentTypeError(f"{part!r} is more than an array can have, {MOST:,}")
-        sizes.append(int(size))
-    return sizes
+        found.append(int(size))
+    return found
 
 
 def positive(text: str) -> int:
     """A parser of a whole number of 1 or more."""
-    sizes = _sizes(text)
-    if len(sizes) != 1:
+    numbers = sizes(text)
+    if len(numbers) != 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not one number")
-    return sizes[0]
+    return numbers[0]
 
 
 def _threads(text: str) -> int:

@@ -79,8 +79,29 @@ def write_json(
     files.replace_text(path, json.dumps(document) + "\n")
 
 
+def write_stage(path: Path, name: str, document: Mapping[str, Any]) -> None:
+    """Write a run that is a stage of a longer one beside the other stages that a file has."""
+    stages: dict[str, Any] = {}
+    if path.exists():
+        stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
+    whole = {"schema": SCHEMA, "stages": {**stages, name: document}}
+    files.replace_text(path, json.dumps(whole, indent=1) + "\n")
+
+
+def from_json(document: Mapping[str, Any]) -> Record:
+    """Return the run that ``as_json`` told.
+
+    Raises
+    ------
+    ValueError, LookupError, TypeError, AttributeError
+        It is no such run.
+    """
+    known = {f.name: document[f.name] for f in fields(Circumstances) if f.name in document}
+    return Record(Circumstances(**known), [row_from_json(row) for row in document["rows"]])
+
+
 def read_json(path: Path) -> Record:
-    """Return what ``write_json`` wrote, the training step aside.
+    """Return what ``write_json`` wrote, the training step aside, or the rows of all stages.
 
     Raises
     ------
@@ -91,9 +112,10 @@ def read_json(path: Path) -> Record:
         document = json.loads(path.read_text(encoding="utf-8"))
         schema = document["schema"]
         if schema == SCHEMA:
-            known = {f.name: document[f.name] for f in fields(Circumstances) if f.name in document}
-            rows = [row_from_json(row) for row in document["rows"]]
-            return Record(Circumstances(**known), rows)
+            stages = [from_json(stage) for stage in document.get("stages", {}).values()]
+            if not stages:
+                return from_json(document)
+            return Record(stages[0].circumstances, [row for stage in stages for row in stage.rows])
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError("it is no record of `python -m fastreg bench --json`") from error
     raise ValueError(f"its schema is {schema}, this version reads {SCHEMA}; measure again")

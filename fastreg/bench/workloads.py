@@ -10,7 +10,7 @@ bytes would leave NaN and infinity in a gradient of half precision.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastreg.bench.cases import Case
-from fastreg.bench.shapes import MODELS
+from fastreg.bench.cases import DTYPES, Case
+from fastreg.bench.shapes import MODELS, Shapes
 
 Array = NDArray[Any]
 
@@ -56,6 +56,15 @@ class Tensors:
                 squares.append(float(np.square(block).sum()))
         return fsum(magnitudes), fsum(squares)
 
+    def sample(self, array: Array, limit: int) -> Array:
+        """Return up to ``limit`` elements at an odd stride, which meets every lane, as float64."""
+        flat = array.reshape(-1)
+        return self.as_float64(flat[:: len(flat) // limit | 1])
+
+    def as_float64(self, array: Array) -> Array:
+        """Return a copy in NumPy's float64."""
+        return array.astype(np.float64)
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -68,7 +77,7 @@ class Workload:
 
     def fill_gradients(self, value: float) -> None:
         for gradient in (*self.tensors.gradients, *self.as_one.gradients):
-            gradient.fill(value)
+            gradient[...] = value
 
     def one_tensor(self) -> Workload:
         """The same case on one tensor of the same size."""
@@ -91,45 +100,52 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     return np.dtype({"f16": "float16", "f32": "float32", "f64": "float64"}[name])
 
 
-def workloads(cases: Iterable[Case]) -> Iterator[Workload]:
+Buffers = Callable[[str, int, int], tuple[Array, Array, Array]]
+
+
+def host_buffers(dtype: str, length: int, size: int) -> tuple[Array, Array, Array]:
+    """Return weights and gradients of ``length`` elements, and ``size`` to write to."""
+    rng = np.random.default_rng(20260101)
+    drawn = rng.standard_normal(length, dtype=np.float32)
+    drawn *= np.float32(0.05)
+    kind = numpy_dtype(dtype)
+    weights, gradient, scratch = (_aligned(count, kind) for count in (length, length, size))
+    weights[:] = drawn
+    # touches the pages, which would else be left to the first variant that writes them
+    gradient.fill(0)
+    scratch.fill(0)
+    return weights, gradient, scratch
+
+
+def workloads(
+    cases: Iterable[Case],
+    make: Buffers = host_buffers,
+    kind: type[Tensors] = Tensors,
+    models: Mapping[str, Shapes] = MODELS,
+) -> Iterator[Workload]:
     """The cases with their arrays, which live until the next dtype or place."""
     for (dtype, size, model), group in groupby(cases, lambda c: (c.dtype, c.size, c.model)):
-        shapes = list(MODELS[model].values()) if model else [(size,)]
-        tensors, as_one, scratch = _arrays(numpy_dtype(dtype), shapes)
+        shapes = list(models[model].values()) if model else [(size,)]
+        starts, end = [], 0
+        for shape in shapes:
+            starts.append(end)
+            end += _whole_lines(prod(shape), DTYPES[dtype]) if model else size
+        weights, gradient, scratch = make(dtype, end, size)
+        as_one = kind([weights[:size]], [gradient[:size]])
+        tensors = as_one
+        if len(shapes) > 1:
+            tensors = kind(*(_split(buffer, starts, shapes) for buffer in (weights, gradient)))
+        del weights, gradient
         for case in group:
             yield Workload(case, tensors, as_one, scratch)
         del tensors, as_one, scratch  # before the next ones are made
 
 
-def _arrays(
-    dtype: np.dtype[Any], shapes: Sequence[tuple[int, ...]]
-) -> tuple[Tensors, Tensors, Array]:
-    starts, end = [], 0
-    for shape in shapes:
-        starts.append(end)
-        end += _whole_lines(prod(shape), dtype.itemsize)
-    size = sum(prod(shape) for shape in shapes)
-    if len(shapes) == 1:
-        end = size
-    rng = np.random.default_rng(20260101)
-    drawn = rng.standard_normal(end, dtype=np.float32)
-    drawn *= np.float32(0.05)
-    weights, gradient, scratch = (_aligned(length, dtype) for length in (end, end, size))
-    weights[:] = drawn
-    # touches the pages, which would else be left to the first variant that writes them
-    gradient.fill(0)
-    scratch.fill(0)
-    as_one = Tensors([weights[:size]], [gradient[:size]])
-    if len(shapes) == 1:
-        return as_one, as_one, scratch
-
-    def split(buffer: Array) -> list[Array]:
-        return [
-            buffer[start : start + prod(shape)].reshape(shape)
-            for start, shape in zip(starts, shapes, strict=True)
-        ]
-
-    return Tensors(split(weights), split(gradient)), as_one, scratch
+def _split(buffer: Array, starts: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> list[Array]:
+    return [
+        buffer[start : start + prod(shape)].reshape(shape)
+        for start, shape in zip(starts, shapes, strict=True)
+    ]
 
 
 def _aligned(size: int, dtype: np.dtype[Any]) -> Array:

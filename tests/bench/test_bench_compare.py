@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from tempfile import gettempdir
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from fastreg.__main__ import main
 from fastreg.bench import commits
 from fastreg.bench.compare import mark
 from fastreg.bench.options import UsageError
+from fastreg.bench.peers import own
 from fastreg.bench.record import read_json, write_json
 from fastreg.bench.row import Row, Work
 from fastreg.bench.spread import Spread
@@ -323,6 +325,14 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
             main([*arguments, "--help"])
         assert stop.value.code == 0
         assert "compare" in capsys.readouterr().out
+
+
+def test_builds_from_before_the_engine_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their entry points lay in another module."""
+    older = ModuleType("fastreg._backend")
+    monkeypatch.setitem(sys.modules, "fastreg._engine.backend", None)
+    monkeypatch.setitem(sys.modules, "fastreg._backend", older)
+    assert own.entry_points() is older
 
 
 def test_the_processes_take_the_other_package_and_this_benchmark(tmp_path: Path) -> None:

@@ -339,7 +339,7 @@ def benchmark(stage: str) -> Callable[[Bench, Part], None]:
         arguments = ["--stage", stage, "--json", str(report), "--seconds", f"{seconds:.0f}"]
         if not bench.on_gpu:
             arguments += ["--device", "cpu", "--sizes", "1000", "--repeats", "2", "--quiet"]
-            arguments += ["--terms", "L1L2", "--dtypes", "f32", "--peers", "torch,foreach"]
+            arguments += ["--terms", "L1L2", "--dtypes", "f32", "--peers", "torch,torch-foreach"]
         bench.run([sys.executable, str(HERE / "benchmark.py"), *arguments])
         if report.exists():
             part.figures = json.loads(report.read_text(encoding="utf-8"))["stages"].get(stage, {})

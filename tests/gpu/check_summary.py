@@ -82,34 +82,53 @@ def headlines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         told = ""
         for outputs in OUTPUTS:
             row = cells.get((size, dtype, outputs))
-            share = f"{row['gb_per_s']:.0f} ({row['share_of_copy']['median']:.0%})" if row else "-"
+            share = "-"
+            if row:
+                own = row["variants"]["fastreg"]
+                share = f"{own['gb_per_s']:.0f} ({own['share_of_copy']['median']:.0%})"
             told += f"{share:>16}"
         yield f"{size:>13,} {dtype:4}{told}"
     largest = max(row["size"] for row in shown)
     for row in shown:
-        if row["size"] == largest and row["outputs"] == "value+add" and row["ratio_to_peer"]:
-            ratios = (f"{name} {r['median']:.2f}" for name, r in row["ratio_to_peer"].items())
-            yield f"{largest:,} {row['dtype']} value+add, times as fast as: {', '.join(ratios)}"
+        if row["size"] == largest and row["outputs"] == "value+add":
+            yield f"{largest:,} {row['dtype']} value+add, {ratios(row)}"
 
 
 def many(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Yield a line for each list of tensors."""
     for row in rows:
-        wall = row["wall_seconds"]["fastreg"]["median"] * 1e6
-        ratios = (f"{name} {ratio['median']:.2f}" for name, ratio in row["ratio_to_peer"].items())
-        yield f"{row['model']} {row['dtype']}: {wall:.0f} us; times as fast as: {', '.join(ratios)}"
+        wall = medians(row)["fastreg"] * 1e6
+        yield f"{row['model']} {row['dtype']}: {wall:.0f} us; {ratios(row)}"
+
+
+def medians(row: dict[str, Any]) -> dict[str, float]:
+    """Return a row's times in seconds, by variant."""
+    return {name: found["seconds"]["median"] for name, found in row["variants"].items()}
+
+
+def ratios(row: dict[str, Any]) -> str:
+    """Return how many times fastreg's time the other variants of a row take."""
+    told = (
+        f"{name} {found['times_fastreg']['median']:.2f}"
+        for name, found in row["variants"].items()
+        if name != "fastreg"
+    )
+    return f"times as fast as: {', '.join(told)}"
 
 
 def steps(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Yield a line for each training step."""
     for row in rows:
-        added = (f"{name} {share['median']:+.1%}" for name, share in row["added"].items())
-        yield f"step of {row['model']}: {row['seconds']['median'] * 1e3:.2f} ms; {', '.join(added)}"
+        added = (
+            f"{name} {found['added']['median']:+.1%}"
+            for name, found in row["variants"].items()
+            if found["added"]
+        )
+        yield f"{row['what']}: {medians(row)[row['bare']] * 1e3:.2f} ms; {', '.join(added)}"
 
 
 def launches(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Yield the host's cost of a call."""
     for row in rows:
-        costs = row["host_seconds_per_call"].items()
-        told = ", ".join(f"{name} {spread['median'] * 1e6:.1f}" for name, spread in costs)
+        told = ", ".join(f"{name} {cost * 1e6:.1f}" for name, cost in medians(row).items())
         yield f"host, us per call, {row['outputs']}: {told}"

@@ -9,8 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
+
+from fastreg.bench.cases import OUTPUTS
+from fastreg.bench.peers.with_torch import sum_dtype
 
 BLOCK = 4096
 
@@ -44,20 +48,21 @@ def penalty_kernel(
         tl.store(gradients + places, slope.to(gradients.dtype.element_ty), mask=is_there)
 
 
-def variant(workload: Any) -> Callable[[], tuple[Any, Any]]:
-    """Return a call of the kernel for a workload."""
-    torch, w, g = workload.torch, workload.weights, workload.gradient
+def call(workload: Any) -> Callable[[], Any]:
+    """Return a call of the kernel for a workload of one tensor."""
+    (w,), (g,) = workload.tensors.weights, workload.tensors.gradients
     l1, l2 = workload.case.strengths
+    outputs = OUTPUTS[workload.case.outputs]
     blocks = triton.cdiv(w.numel(), BLOCK)
     is_double = w.dtype == torch.float64
-    sums = torch.empty(blocks, dtype=workload.sum_dtype, device=w.device)
+    sums = torch.empty(blocks, dtype=sum_dtype(torch, [w]), device=w.device)
 
-    def cell() -> tuple[Any, Any]:
+    def run() -> Any:
         penalty_kernel[(blocks,)](
             w, g, sums, w.numel(), l1, l2,
-            workload.has_value, workload.has_gradient, workload.adds, is_double, BLOCK,
+            outputs.has_value, bool(outputs.mask & 6), outputs.adds, is_double, BLOCK,
             num_warps=8,
         )  # fmt: skip
-        return sums.sum() if workload.has_value else None, g if workload.has_gradient else None
+        return sums.sum() if outputs.has_value else None
 
-    return cell
+    return run

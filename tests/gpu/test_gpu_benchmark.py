@@ -5,7 +5,6 @@ The same bodies run on a GPU, where CuPy is among the peers, and on tensors in h
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from pathlib import Path
@@ -17,17 +16,30 @@ import numpy as np
 import pytest
 from makers import AUTOGRAD
 
+from fastreg.__main__ import main
 from fastreg.bench.cases import OUTPUTS, TERMS, Case
+from fastreg.bench.peers import Peer, Prepared
+from fastreg.bench.shapes import MODELS
+from fastreg.bench.workloads import Tensors, Workload
 
 
-def numbers_of(torch: Any, x: Any) -> Any:
-    if x is None:
+def workload_of(torch: Any, case: Case, place: Any) -> Workload:
+    """Return a case with its arrays; the gradients are what the weights are."""
+    (workload,) = gpu_peers.workloads(torch, [case], place)
+    for weights, gradient in zip(workload.tensors.weights, workload.tensors.gradients, strict=True):
+        gradient.copy_(weights)
+    return workload
+
+
+def outcome(peer: Peer, workload: Workload) -> list[np.ndarray] | None:
+    """Return the value, and the gradients that a call leaves; those of a value are left alone."""
+    prepared = peer.make(workload)
+    if prepared is None:
         return None
-    if isinstance(x, torch.Tensor):
-        return x.double().cpu().numpy()
-    if hasattr(x, "get"):  # CuPy's
-        x = x.get()
-    return np.asarray(x, np.float64)
+    result = prepared.call()
+    value = prepared.value(result) if OUTPUTS[workload.case.outputs].has_value else 0.0
+    gradients = [workload.tensors.as_float64(found) for found in prepared.gradients()]
+    return [np.array(value), *gradients]
 
 
 @pytest.mark.needs(AUTOGRAD)
@@ -38,69 +50,75 @@ def test_all_variants_compute_the_same(
 ) -> None:
     torch = maker.torch
     if not maker.on_gpu:  # what is compiled is recorded whole, but run as it is: that is quick
-        recorded = functools.partial(torch.compile, backend="eager")
-        monkeypatch.setattr(torch, "compile", recorded)
+        monkeypatch.setattr(gpu_peers.TorchCompile, "backend", "eager")
     case = Case(dtype, terms, outputs, 4097)
     tolerance = {"f16": 2e-3, "bf16": 2e-2, "f32": 1e-5, "f64": 1e-5}[dtype]
-
-    def fresh() -> gpu_peers.Workload:
-        workload = gpu_peers.Workload(torch, case, maker.place(0))
-        workload.gradient.copy_(workload.weights)
-        return workload
-
-    expected = [numbers_of(torch, x) for x in gpu_peers.fastreg_variant(fresh())()]
-    assert (expected[0] is not None) == OUTPUTS[outputs].has_value
-    assert (expected[1] is not None) == (outputs != "value")
+    workload = workload_of(torch, case, maker.place(0))
+    expected = outcome(gpu_peers.OnDevice(), workload)
+    assert expected is not None
+    assert (expected[0] != 0.0) == OUTPUTS[outputs].has_value
+    unchanged = np.array_equal(
+        expected[1], workload.tensors.as_float64(workload.tensors.weights[0])
+    )
+    assert unchanged == (outputs == "value")
     made = []
-    for name, make in gpu_peers.PEERS.items():
-        if benchmark.usable_peers([name], maker.on_gpu)[1]:
+    for name, peer in gpu_peers.PEERS.items():
+        if gpu_peers.usable([name], maker.on_gpu)[1]:
             continue
-        variant = make(fresh())
-        if variant is None:
+        found = outcome(peer, workload_of(torch, case, maker.place(0)))
+        if found is None:
             continue
         made.append(name)
-        for found, wanted in zip(variant(), expected, strict=True):
-            assert (found is None) == (wanted is None), name
-            if wanted is not None:
-                np.testing.assert_allclose(
-                    numbers_of(torch, found), wanted, rtol=tolerance, atol=1e-6, err_msg=name
-                )
-    assert {"torch", "torch.compile"} <= set(made)
+        for one, wanted in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, wanted, rtol=tolerance, atol=1e-6, err_msg=name)
+    assert {"torch", "torch-compile"} <= set(made)
 
 
 @pytest.mark.needs(AUTOGRAD)
 def test_floors_move_what_a_cell_moves(maker: Any) -> None:
-    workload = gpu_peers.Workload(maker.torch, Case("f32", "L1", "value", 100), maker.place(0))
-    assert gpu_peers.floor_variant(workload, "read")()[0].dtype == maker.torch.float32
-    copied = gpu_peers.floor_variant(workload, "copy")()[1]
-    assert copied.equal(workload.weights)
-    added = gpu_peers.floor_variant(workload, "add")()[1]
-    assert added.equal(2 * workload.weights)
+    workload = workload_of(maker.torch, Case("f32", "L1", "value", 100), maker.place(0))
+    (weights,) = workload.as_one.weights
+    assert gpu_peers.Floor("read").make(workload).call().dtype == maker.torch.float32
+    copied = gpu_peers.Floor("copy").make(workload).call()
+    assert copied.equal(weights)
+    added = gpu_peers.Floor("add").make(workload).call()
+    assert added.equal(2 * weights)
 
 
 @pytest.mark.needs(AUTOGRAD)
 def test_lists_compute_the_same(maker: Any) -> None:
     torch = maker.torch
-    weights = [torch.randn(shape, device=maker.place(0)) for shape in [(3,), (40, 50), (1000,)]]
-    results = []
-    for make in (gpu_peers.foreach_variant, gpu_peers.loop_variant):
-        grads = [torch.zeros_like(w) for w in weights]
-        total = make(torch, weights, grads, 0.01, 0.3)()
-        results.append([total, *grads])
-    rule = gpu_peers.L1L2(0.01, 0.3)
-    grads = [torch.zeros_like(w) for w in weights]
-    total = sum(float(rule.accumulate(w, g)) for w, g in zip(weights, grads, strict=True))
-    for found in results:
-        assert float(found[0]) == pytest.approx(total, rel=1e-5)
-        for mine, other in zip(grads, found[1:], strict=True):
-            torch.testing.assert_close(mine, other)
+    name = "12 small tensors"
+    size = sum(math.prod(shape) for shape in gpu_peers.LISTS[name].values())
+    case = Case("f32", "L1L2", "value+add", size, name)
+    expected = outcome(gpu_peers.OnDevice(), workload_of(torch, case, maker.place(0)))
+    assert expected is not None
+    assert len(expected) == 13
+    for peer in ("torch", "torch-foreach"):
+        found = outcome(gpu_peers.PEERS[peer], workload_of(torch, case, maker.place(0)))
+        assert found is not None
+        assert float(found[0]) == pytest.approx(float(expected[0]), rel=1e-5)
+        for mine, other in zip(expected[1:], found[1:], strict=True):
+            np.testing.assert_allclose(other, mine, rtol=1.3e-6, atol=1e-5)
+
+
+@pytest.mark.needs(AUTOGRAD)
+def test_exact_sums_and_samples_are_those_of_the_host(maker: Any, dtype: str) -> None:
+    place = maker.place(0)
+    workload = workload_of(maker.torch, Case(dtype, "L1", "value", 100_003), place)
+    tensors = workload.tensors
+    on_host = Tensors([tensors.as_float64(w) for w in tensors.weights], [])
+    assert tensors.sums == pytest.approx(on_host.sums, rel=1e-14)
+    (weights,) = tensors.weights
+    assert np.array_equal(tensors.sample(weights, 1000), on_host.sample(on_host.weights[0], 1000))
 
 
 def test_models() -> None:
-    shapes = gpu_peers.gpt2_small()
-    assert len(shapes) == 148
-    assert sum(map(math.prod, shapes)) == 124_439_808
-    assert len(gpu_peers.small_tensors()) == 3000
+    lists = {case.model: case.size for case in benchmark.lists_of("cuda")}
+    assert list(lists) == ["gpt2", "400 mixed tensors", "3,000 small tensors"]
+    assert len(MODELS["gpt2"]) == 148
+    assert lists["gpt2"] == 124_439_808
+    assert len(gpu_peers.LISTS["3,000 small tensors"]) == 3000
 
 
 def test_every_cell_once_in_order_of_weight() -> None:
@@ -134,10 +152,11 @@ def test_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status == 0
     assert [row["outputs"] for row in result["rows"]] == list(OUTPUTS)
     row = result["rows"][4]
-    assert set(row["seconds"]) == {"fastreg", "copy", "add", "torch"}
+    assert set(row["variants"]) == {"fastreg", "copy", "add", "torch"}
     assert row["bytes"] == 12_000
-    seconds = row["seconds"]["fastreg"]["median"]
-    assert row["gb_per_s"] == pytest.approx(12_000 / seconds / 1e9)
+    own = row["variants"]["fastreg"]
+    assert own["gb_per_s"] == pytest.approx(12_000 / own["seconds"]["median"] / 1e9)
+    assert own["errors"]["value"] < 1e-7
     assert set(result["peers_not_run"]) == {"cupy"}
     text = capsys.readouterr().out
     assert "cupy was not run" in text
@@ -159,11 +178,12 @@ def test_a_peer_that_fails_is_told_and_given_up(
 ) -> None:
     tries = []
 
-    def broken(workload: gpu_peers.Workload) -> gpu_peers.Variant:
-        tries.append(workload.case)
-        raise RuntimeError("it cannot")
+    class Broken(gpu_peers.Torch):
+        def make(self, workload: Workload) -> Prepared | None:
+            tries.append(workload.case)
+            raise RuntimeError("it cannot")
 
-    monkeypatch.setitem(gpu_peers.PEERS, "torch", broken)
+    monkeypatch.setitem(gpu_peers.PEERS, "torch", Broken())
     status, result = run(tmp_path, "--terms", "L1", "--peers", "torch")
     assert status == 1
     assert len(result["rows"]) == 5
@@ -184,3 +204,13 @@ def test_tables_with_and_without_rich(
     assert "elements" in plain
     assert "1,000" in plain
     assert "┃" not in plain
+
+
+@pytest.mark.usefixtures("torch")
+def test_two_records_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("rich")
+    run(tmp_path, "--terms", "L1L2", "--peers", "torch", "--outputs", "value,add")
+    path = str(tmp_path / "rows.json")
+    capsys.readouterr()
+    assert main(["bench", "compare", path, path]) == 0
+    assert "2 cases: 0 faster, 0 slower; geometric mean of B / A 1.00" in capsys.readouterr().out

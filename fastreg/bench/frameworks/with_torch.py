@@ -36,15 +36,15 @@ def foreach(torch: Any, weights: Sequence[Any], gradients: Sequence[Any]) -> Non
     torch._foreach_add_(gradients, weights, alpha=2 * L2_STRENGTH)
 
 
-def step(torch: Any, sizes: Sizes) -> Setting:
+def step(torch: Any, sizes: Sizes, device: str = "cpu") -> Setting:
     """Forward, backward and update of one model, which all variants train."""
     nn, width = torch.nn, sizes.torch_width
     layers = (
         layer for _ in range(sizes.torch_layers) for layer in (nn.Linear(width, width), nn.ReLU())
     )
-    model = nn.Sequential(*layers)
+    model = nn.Sequential(*layers).to(device)
     weights = [p for name, p in model.named_parameters() if name.endswith("weight")]
-    x, y = torch.randn(2, sizes.batch, width).unbind()
+    x, y = torch.randn(2, sizes.batch, width, device=device).unbind()
     at_start = [p.detach().clone() for p in model.parameters()]
 
     def start() -> None:
@@ -54,7 +54,7 @@ def step(torch: Any, sizes: Sizes) -> Setting:
                 p.grad = None
 
     def outcome() -> list[Any]:
-        return [p.detach().numpy() for p in model.parameters()]
+        return [p.detach().cpu().numpy() for p in model.parameters()]
 
     def stepper(
         loss_of: Callable[[Any], Any] = lambda loss: loss,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,7 +58,12 @@ class Jax(Peer):
                     new.append(slope.astype(g.dtype))
             return total, new
 
-        return donating(jax, penalty, workload)
+        return donating(jax, penalty, workload, self.as_jax)
+
+    @staticmethod
+    def as_jax(jax: Any, array: Any) -> Any:
+        """Return JAX's own copy of an array."""
+        return jax.numpy.array(array, copy=True)
 
 
 @contextmanager
@@ -91,10 +96,12 @@ def jax_session(threads: int) -> Iterator[int]:
 _threads_at_import: list[int] = []
 
 
-def donating(jax: Any, penalty: Any, workload: Workload) -> Prepared:
+def donating(
+    jax: Any, penalty: Any, workload: Workload, as_jax: Callable[[Any, Any], Any] = Jax.as_jax
+) -> Prepared:
     """A call of ``penalty(weights, gradients) -> (value, gradients)`` with donated gradients."""
     weights, gradients = (
-        [jax.numpy.array(array, copy=True) for array in arrays]
+        [as_jax(jax, array) for array in arrays]
         for arrays in (workload.tensors.weights, workload.tensors.gradients)
     )
     if not OUTPUTS[workload.case.outputs].mask & 6:

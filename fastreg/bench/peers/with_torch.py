@@ -61,7 +61,7 @@ class Torch(_TorchPeer):
         outputs = OUTPUTS[workload.case.outputs]
         largest = max(w.numel() for w in weights)
         wide = sum_dtype(torch, weights)
-        space = torch.zeros(largest, dtype=wide)
+        space = torch.zeros(largest, dtype=wide, device=weights[0].device)
         narrow_space = (
             space if weights[0].dtype == wide else torch.zeros_like(space, dtype=weights[0].dtype)
         )
@@ -192,7 +192,9 @@ def sum_dtype(torch: Any, weights: list[Any]) -> Any:
 
 
 def as_tensor(torch: Any, array: Array) -> Any:
-    """A tensor on the memory of an array, bfloat16 included."""
+    """A tensor on the memory of an array, bfloat16 included; a tensor as it is."""
+    if isinstance(array, torch.Tensor):
+        return array
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
     return torch.from_numpy(array)
