@@ -47,8 +47,10 @@ def test_package(found, name):
 
 @pytest.fixture(scope="module")
 def flows():
-    pytest.importorskip("fastreg._core")
-    return house_flows.of_checkout(house.ROOT)
+    counts = house_flows.of_checkout(house.ROOT)
+    if not any(flow["into _core"] for flow in counts.values()):
+        pytest.skip("there is no compiled core for this checkout")
+    return counts
 
 
 @pytest.mark.parametrize("name", FLOW_AT_MOST)
