@@ -92,8 +92,7 @@ def run_frameworks(choices: argparse.Namespace) -> int:
         "json": lambda path: record.write_json(path, circumstances, rows),
         "csv": lambda path: record.write_csv(path, rows, record.WORK_COLUMNS),
     }
-    lines = [*tables.comparisons(rows), *tables.blanks(rows)]
-    return _finish(choices, circumstances, rows, writers, lines, status)
+    return _finish(choices, circumstances, rows, writers, tables.comparisons(rows), status)
 
 
 def run_compare(choices: argparse.Namespace) -> int:

@@ -30,6 +30,7 @@ REPEATS = 31
 QUICK_REPEATS = 7
 MOST = sys.maxsize // 8  # elements of float64
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
+RECORDS = {"json": "write everything as JSON", "csv": "write one line per variant"}
 
 DESCRIPTION = (
     "Time every case: one dtype, one penalty (terms), one kind of result (outputs), one size or "
@@ -77,14 +78,8 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="leave out the penalties' share of a training step",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write one line per variant")
-    parser.add_argument(
-        "--plot",
-        type=Path,
-        metavar="FILE",
-        help=f"draw times and shares of the floor ({', '.join(PLOT_SUFFIXES)})",
-    )
+    plot = f"draw times and shares of the floor ({', '.join(PLOT_SUFFIXES)})"
+    _add_files(parser, **RECORDS, plot=plot)
 
 
 def add_cases(parser: argparse.ArgumentParser) -> None:
@@ -128,7 +123,7 @@ def add_comparison(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("before", metavar="A", help="a record (.json) or a commit")
     parser.add_argument("after", metavar="B", help="another of the same kind")
     add_cases(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the comparison as JSON")
+    _add_files(parser, json="write the comparison as JSON")
 
 
 def add_frameworks(parser: argparse.ArgumentParser) -> None:
@@ -152,8 +147,12 @@ def add_frameworks(parser: argparse.ArgumentParser) -> None:
         default=REPEATS,
         help=f"turns of each measurement (default: {REPEATS})",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write one line per variant")
+    _add_files(parser, **RECORDS)
+
+
+def _add_files(parser: argparse.ArgumentParser, **files: str) -> None:
+    for name, what in files.items():
+        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=what)
 
 
 def complete(options: argparse.Namespace) -> None:
@@ -239,13 +238,10 @@ def check_frameworks(choices: argparse.Namespace) -> None:
     Raises
     ------
     UsageError
-        Rich is missing, or all frameworks, or one that was asked for, or the backend; a file cannot
-        be written.
+        The backend is missing, Rich, all frameworks, or one that was asked for; a file cannot be
+        written.
     """
-    try:
-        fastreg.get_num_threads()
-    except RuntimeError as error:  # FASTREG_BACKEND=native without a core
-        raise UsageError(str(error)) from error
+    require_backend()
     require({"rich": "the table"})
     missing = {name: FRAMEWORKS[name].missing() for name in choices.frameworks or FRAMEWORKS}
     if choices.frameworks is None and all(missing.values()):
@@ -264,10 +260,7 @@ def check_frameworks(choices: argparse.Namespace) -> None:
 
 def check_cases(options: argparse.Namespace, needed: dict[str, str]) -> None:
     """The part of ``check`` for ``add_cases``; ``needed``: further package -> what for."""
-    try:
-        fastreg.get_num_threads()
-    except RuntimeError as error:  # FASTREG_BACKEND=native without a core
-        raise UsageError(str(error)) from error
+    require_backend()
     needed = {"rich": "the table and the progress bar", **needed}
     if options.dtypes is None or "bf16" in options.dtypes:
         needed["ml_dtypes"] = "the dtype bf16"
@@ -292,8 +285,16 @@ def check_files(options: argparse.Namespace, *names: str) -> None:
         given[real] = name
 
 
+def require_backend() -> None:
+    """Refuse to go on where FASTREG_BACKEND asks for a core that is not there."""
+    try:
+        fastreg.get_num_threads()
+    except RuntimeError as error:
+        raise UsageError(str(error)) from error
+
+
 def require(needed: dict[str, str]) -> None:
-    """Refuse to go on without packages: their names, and what each is for."""
+    """Refuse to go on without packages: name -> what it is for."""
     missing = {name: use for name, use in needed.items() if find_spec(name) is None}
     if missing:
         listed = ", ".join(f"{name} (for {use})" for name, use in missing.items())

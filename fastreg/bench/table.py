@@ -7,6 +7,7 @@ needs no Rich, for machines without it: ``with_rich`` does.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -202,10 +203,7 @@ def summary(rows: Sequence[Row]) -> list[str]:
             f"against the best peer of each case: geometric mean {mean:.2f} times fastreg's time; "
             f"least {ratio(times)}, {name} on {slowest}; below 1 in {behind} of {len(best)} cases"
         )
-    counts: dict[tuple[str, str], int] = {}
-    for row in rows:
-        for blank in row.blanks.items():
-            counts[blank] = counts.get(blank, 0) + 1
+    counts = Counter(blank for row in rows for blank in row.blanks.items())
     return lines + [
         f"blank: {name}, {reason} ({count} {'case' if count == 1 else 'cases'})"
         for (name, reason), count in counts.items()
@@ -213,18 +211,17 @@ def summary(rows: Sequence[Row]) -> list[str]:
 
 
 def comparisons(rows: Sequence[Row]) -> list[str]:
-    """Return what ways to add penalties to a step add, over what the plainest of them adds."""
-    return [
+    """Return what ways to add penalties to a step add, over what the plainest of them adds.
+
+    Then why there is no time where there is none.
+    """
+    added = [
         f"{row.work.framework}, {name}: adds {times:.2f} times what {row.work.measure} adds"
         for row in rows
         for name in row.samples
         if (times := row.of_measure(name)) is not None
     ]
-
-
-def blanks(rows: Sequence[Row]) -> list[str]:
-    """Return why there is no time where there is none."""
-    return [
+    return added + [
         f"blank: {row.work.framework}, {name}, {reason}"
         for row in rows
         for name, reason in row.blanks.items()

@@ -31,6 +31,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import check_summary
 import gpu_peers
 
 from fastreg.bench import options, record
@@ -39,7 +40,7 @@ from fastreg.bench.circumstances import Circumstances
 from fastreg.bench.frameworks import base, with_torch
 from fastreg.bench.frameworks.sizes import SIZES as STEPS
 from fastreg.bench.measure import Call, InTurns, Timer, batch_time, interleave
-from fastreg.bench.row import COPY, OWN, Row
+from fastreg.bench.row import OWN, Row
 from fastreg.bench.run import measure
 from fastreg.bench.shapes import MODELS
 from fastreg.bench.table import Detail, duration, ratio, table
@@ -316,14 +317,14 @@ class Run:
 
 def line(row: Row) -> str:
     """Return what fastreg shows in a row, as one line."""
-    told = f"{row.what}: {duration(row.seconds(OWN), narrow=True)}"
-    if isinstance(row.what, Case):
-        told += f", {row.gb_per_s(OWN):.0f} GB/s"
-        if COPY in row.samples:
-            told += f", {row.share_of_copy(OWN).median:.0%} of copy"
-        told += f", {row.share_of_floor(OWN).median:.0%} of {row.floor}"
     ratios = (f"{name} x{ratio(row.times_fastreg(name), narrow=True)}" for name in row.compared)
-    return ", ".join([told, *ratios])
+    figures = (
+        f"{row.what}: {duration(row.seconds(OWN), narrow=True)}",
+        f"{row.gb_per_s(OWN):.0f} GB/s",
+        f"{row.share_of_copy(OWN).median:.0%} of copy",
+        f"{row.share_of_floor(OWN).median:.0%} of {row.floor}",
+    )
+    return ", ".join([*figures, *ratios])
 
 
 def failures(result: dict[str, Any]) -> list[str]:
@@ -348,15 +349,8 @@ def show(result: dict[str, Any]) -> None:
         print(f"on {result['device_name']}")
     else:
         print("in host memory: these figures say nothing about a GPU")
-    for row in map(record.row_from_json, result["launches"]):
-        costs = (f"{name} {row.seconds(name).median * 1e6:.1f}" for name in row.samples)
-        print(f"host, us per call, {row.what}: {', '.join(costs)}")
-    for row in map(record.row_from_json, result["steps"]):
-        shares = ((name, row.added(name)) for name in row.samples)
-        added = (f"{name} {share.median:+.1%}" for name, share in shares if share is not None)
-        print(f"{row.what}: {', '.join(added)}")
-    for row in map(record.row_from_json, result["many_tensors"]):
-        print(line(row))
+    for told in check_summary.others(result):
+        print(told)
     for name, reason in result["peers_not_run"].items():
         print(f"{name} was not run: {reason}")
     reasons = [entry["reason"] for entry in result["not_run"]]

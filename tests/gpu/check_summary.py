@@ -65,9 +65,7 @@ def _lines(result: dict[str, Any], output: Path) -> Iterator[str]:
     rows = [row for stage in stages for row in stage["rows"]]
     yield from headlines(rows)
     for stage in stages:
-        yield from many(stage["many_tensors"])
-        yield from steps(stage["steps"])
-        yield from launches(stage["launches"])
+        yield from others(stage)
 
 
 def headlines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -92,6 +90,13 @@ def headlines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     for row in shown:
         if row["size"] == largest and row["outputs"] == "value+add":
             yield f"{largest:,} {row['dtype']} value+add, {ratios(row)}"
+
+
+def others(stage: dict[str, Any]) -> Iterator[str]:
+    """Yield what a stage of the benchmark has measured beside cells."""
+    yield from many(stage["many_tensors"])
+    yield from steps(stage["steps"])
+    yield from launches(stage["launches"])
 
 
 def many(rows: Sequence[dict[str, Any]]) -> Iterator[str]:

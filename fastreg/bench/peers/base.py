@@ -13,10 +13,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
+from fastreg.bench.cases import OUTPUTS, Case
 from fastreg.bench.workloads import Array, Workload
+
+Call = Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Prepared:
     ``gradients`` gives the gradients after the latest call, as NumPy sees them.
     """
 
-    call: Callable[[], Any]
+    call: Call
     gradients: Callable[[], Iterable[Array]]
     value: Callable[[Any], float] = float
 
@@ -53,14 +57,48 @@ class Peer(ABC):
         """Whether what the peer needs is installed."""
         return all(find_spec(module) is not None for module in self.modules)
 
+    #: The module that has the peer's threads; none: it has one thread.
+    pool: ClassVar[str] = ""
+
     @contextmanager
     def session(self, threads: int) -> Iterator[int]:
         """Import what is needed and set its threads for a while.
 
-        Gives the number of threads that the peer's calls may use in truth.
+        Yields the number of threads that the peer's calls may use in truth.
         """
-        yield 1
+        if not self.pool:
+            yield 1
+            return
+        pool: Any = import_module(self.pool)
+        before = pool.get_num_threads()
+        pool.set_num_threads(self.most_threads(pool, threads))
+        try:
+            yield pool.get_num_threads()
+        finally:
+            pool.set_num_threads(before)
+
+    def most_threads(self, pool: Any, threads: int) -> int:
+        """Return how many of so many threads the pool can have."""
+        return threads
 
     @abstractmethod
     def make(self, workload: Workload) -> Prepared | None:
         """The call to time, or None where the peer does not do this case."""
+
+
+def written_out(case: Case, x: Any, g: Any, sign: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """Return value and new gradient of a tensor as expressions, for those who compile them.
+
+    What the case does not ask for is 0.0.
+    """
+    l1, l2 = case.strengths
+    outputs = OUTPUTS[case.outputs]
+    value: Any = 0.0
+    slope: Any = 0.0
+    if outputs.has_value:
+        value = (abs(x).sum() * l1 if l1 else 0.0) + ((x * x).sum() * l2 if l2 else 0.0)
+    if outputs.mask & 6:
+        slope = (sign(x) * l1 if l1 else 0.0) + (x * (2 * l2) if l2 else 0.0)
+        if outputs.adds:
+            slope = g + slope
+    return value, slope

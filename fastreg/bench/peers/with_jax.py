@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from fastreg.bench.cases import OUTPUTS
-from fastreg.bench.peers.base import Peer, Prepared
+from fastreg.bench.peers.base import Peer, Prepared, written_out
 from fastreg.bench.workloads import Array, Workload
 
 
@@ -35,26 +35,16 @@ class Jax(Peer):
     def make(self, workload: Workload) -> Prepared | None:
         jax: Any = importlib.import_module("jax")
         jnp = jax.numpy
-        l1, l2 = workload.case.strengths
-        outputs = OUTPUTS[workload.case.outputs]
-        wide = jnp.float64 if workload.case.dtype == "f64" else jnp.float32
+        case = workload.case
+        wide = jnp.float64 if case.dtype == "f64" else jnp.float32
 
         def penalty(weights: list[Any], gradients: list[Any]) -> Any:
             total: Any = 0.0
             new = []
             for w, g in zip(weights, gradients, strict=True):
-                x = w.astype(wide)
-                if outputs.has_value:
-                    if l1:
-                        total = jnp.abs(x).sum() * l1 + total
-                    if l2:
-                        total = jnp.square(x).sum() * l2 + total
-                if outputs.mask & 6:
-                    slope: Any = jnp.sign(x) * l1 if l1 else 0.0
-                    if l2:
-                        slope = x * (2 * l2) + slope
-                    if outputs.adds:
-                        slope = g.astype(wide) + slope
+                value, slope = written_out(case, w.astype(wide), g.astype(wide), jnp.sign)
+                total = value + total
+                if OUTPUTS[case.outputs].mask & 6:
                     new.append(slope.astype(g.dtype))
             return total, new
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,21 +20,15 @@ class Numba(Peer):
 
     name = "numba"
     modules = ("numba",)
+    pool = "numba"
     summary = "Numba, parallel and fastmath, sums in float64 (f32, f64)"
     #: The type of the sums; None: that of the tensor.
     sum_type: ClassVar[type[np.floating[Any]] | None] = np.float64
     compiles_slowly = True
     spins = True
 
-    @contextmanager
-    def session(self, threads: int) -> Iterator[int]:
-        numba: Any = importlib.import_module("numba")
-        before = numba.get_num_threads()
-        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-        try:
-            yield numba.get_num_threads()
-        finally:
-            numba.set_num_threads(before)
+    def most_threads(self, pool: Any, threads: int) -> int:
+        return min(threads, int(pool.config.NUMBA_NUM_THREADS))
 
     def make(self, workload: Workload) -> Prepared | None:
         if workload.case.is_half:

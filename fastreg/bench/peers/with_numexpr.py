@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,16 +27,8 @@ class Numexpr(Peer):
 
     name = "numexpr"
     modules = ("numexpr",)
+    pool = "numexpr"
     summary = "NumExpr (f32, f64)"
-
-    @contextmanager
-    def session(self, threads: int) -> Iterator[int]:
-        numexpr: Any = importlib.import_module("numexpr")
-        before = numexpr.set_num_threads(threads)
-        try:
-            yield threads
-        finally:
-            numexpr.set_num_threads(before)
 
     def make(self, workload: Workload) -> Prepared | None:
         if workload.case.is_half:

@@ -6,30 +6,19 @@ Weights and gradients share the memory of the workload's NumPy arrays.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
 
-from fastreg.bench.cases import OUTPUTS
-from fastreg.bench.peers.base import Peer, Prepared
+from fastreg.bench.cases import OUTPUTS, Case
+from fastreg.bench.peers.base import Call, Peer, Prepared, written_out
 from fastreg.bench.workloads import Array, Workload
 
 
 class _TorchPeer(Peer):
     modules = ("torch",)
+    pool = "torch"
     spins = True
-
-    @contextmanager
-    def session(self, threads: int) -> Iterator[int]:
-        torch: Any = importlib.import_module("torch")
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            yield torch.get_num_threads()
-        finally:
-            torch.set_num_threads(before)
 
     def make(self, workload: Workload) -> Prepared | None:
         torch: Any = importlib.import_module("torch")
@@ -38,12 +27,10 @@ class _TorchPeer(Peer):
             [as_tensor(torch, array) for array in arrays]
             for arrays in (tensors.weights, tensors.gradients)
         )
-        unrecorded = torch.no_grad()(self.write(torch, workload, weights, gradients))
+        unrecorded = torch.no_grad()(self.write(torch, workload.case, weights, gradients))
         return Prepared(unrecorded, lambda: tensors.gradients)
 
-    def write(
-        self, torch: Any, workload: Workload, weights: list[Any], gradients: list[Any]
-    ) -> Callable[[], Any]:
+    def write(self, torch: Any, case: Case, weights: list[Any], gradients: list[Any]) -> Call:
         """The call that computes the case."""
         raise NotImplementedError
 
@@ -54,11 +41,9 @@ class Torch(_TorchPeer):
     name = "torch"
     summary = "PyTorch eager, in place and with out="
 
-    def write(
-        self, torch: Any, workload: Workload, weights: list[Any], gradients: list[Any]
-    ) -> Callable[[], Any]:
-        l1, l2 = workload.case.strengths
-        outputs = OUTPUTS[workload.case.outputs]
+    def write(self, torch: Any, case: Case, weights: list[Any], gradients: list[Any]) -> Call:
+        l1, l2 = case.strengths
+        outputs = OUTPUTS[case.outputs]
         largest = max(w.numel() for w in weights)
         wide = sum_dtype(torch, weights)
         space = torch.zeros(largest, dtype=wide, device=weights[0].device)
@@ -69,7 +54,7 @@ class Torch(_TorchPeer):
             (w, g, space[: w.numel()].view(w.shape), narrow_space[: w.numel()].view(w.shape))
             for w, g in zip(weights, gradients, strict=True)
         ]
-        half = workload.case.is_half
+        half = case.is_half
 
         def call() -> Any:
             total: Any = 0.0
@@ -110,11 +95,9 @@ class TorchForeach(_TorchPeer):
     name = "torch-foreach"
     summary = "PyTorch's multi-tensor operations, sums as norms"
 
-    def write(
-        self, torch: Any, workload: Workload, weights: list[Any], gradients: list[Any]
-    ) -> Callable[[], Any]:
-        l1, l2 = workload.case.strengths
-        outputs = OUTPUTS[workload.case.outputs]
+    def write(self, torch: Any, case: Case, weights: list[Any], gradients: list[Any]) -> Call:
+        l1, l2 = case.strengths
+        outputs = OUTPUTS[case.outputs]
         wide = sum_dtype(torch, weights)
 
         def norms(order: int) -> Any:
@@ -154,30 +137,17 @@ class TorchCompile(_TorchPeer):
     compiles_slowly = True
     backend: ClassVar[str] = "inductor"
 
-    def write(
-        self, torch: Any, workload: Workload, weights: list[Any], gradients: list[Any]
-    ) -> Callable[[], Any]:
-        l1, l2 = workload.case.strengths
-        outputs = OUTPUTS[workload.case.outputs]
+    def write(self, torch: Any, case: Case, weights: list[Any], gradients: list[Any]) -> Call:
+        outputs = OUTPUTS[case.outputs]
         wide = sum_dtype(torch, weights)
 
         def penalty(weights: list[Any], gradients: list[Any]) -> Any:
             total: Any = 0.0
             for w, g in zip(weights, gradients, strict=True):
-                x = w.to(wide)
-                if outputs.has_value:
-                    if l1:
-                        total = x.abs().sum() * l1 + total
-                    if l2:
-                        total = x.square().sum() * l2 + total
+                value, slope = written_out(case, w.to(wide), g.to(wide), torch.sign)
+                total = value + total
                 if outputs.mask & 6:
-                    slope: Any = x.sign() * l1 if l1 else 0.0
-                    if l2:
-                        slope = x * (2 * l2) + slope
-                    if outputs.adds:
-                        g.copy_(g.to(wide) + slope)
-                    else:
-                        g.copy_(slope)
+                    g.copy_(slope)
             return total
 
         # all cases share one code object, and the compiler gives up on one with many variants
