@@ -20,8 +20,8 @@ Contract
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -70,6 +70,25 @@ __all__ = [
 # Names as in Keras hide builtins in this file: none of them is used below as a builtin.
 
 Axis = int | Sequence[int] | None
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class OfOne(Protocol):
+    """A function of one array."""
+
+    def __call__(self, x: Any) -> Any: ...
+
+
+class OfTwo(Protocol):
+    """A function of two arrays."""
+
+    def __call__(self, x: Any, y: Any) -> Any: ...
+
+
+class Reduction(Protocol):
+    """A function of an array that takes some or all of its axes away."""
+
+    def __call__(self, x: Any, axis: Axis = None, keepdims: bool = False) -> Any: ...
 
 
 def _numpy() -> Any:
@@ -82,94 +101,57 @@ def _numpy() -> Any:
 
 
 def _axis(axis: Axis) -> int | tuple[int, ...] | None:
-    """Keras takes a list of axes, NumPy a tuple."""
+    """Return axes as NumPy takes them: Keras takes a list, NumPy a tuple."""
     return axis if axis is None or isinstance(axis, int) else tuple(axis)
+
+
+def _of_one(name: str, what: str, x: str, result: str) -> OfOne:
+    def function(x: Any) -> Any:
+        return getattr(_numpy(), name)(x)
+
+    return _named(function, name, what, f"np.array({x})", result)
+
+
+def _of_two(name: str, what: str, x: str, y: str, result: str) -> OfTwo:
+    def function(x: Any, y: Any) -> Any:
+        return getattr(_numpy(), name)(x, y)
+
+    return _named(function, name, what, f"np.array({x}), np.array({y})", result)
+
+
+def _reduction(name: str, what: str, result: str, note: str = "") -> Reduction:
+    def function(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
+        return getattr(_numpy(), name)(x, axis=_axis(axis), keepdims=keepdims)
+
+    what = f"the {what} over all or some axes{note}"
+    return _named(function, name, what, "np.array([[1.0, 3.0]]), axis=1", result)
+
+
+def _named(function: Function, name: str, what: str, call: str, result: str) -> Function:
+    """Return a function under its public name, with a docstring that says what it returns."""
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = f"Return {what}.\n\n>>> {name}({call})\narray({result})\n"
+    return function
 
 
 # ------------------------------------------------------------------------ element by element
 
+_HALVES = "element by element; where equal, each gets half the gradient"
+_SQUARE_ROOTS = """square roots; NaN below 0, where the old ``keras.backend`` said 0.
 
-def abs(x: Any) -> Any:
-    """Return the absolute values; the gradient is the sign, 0 at 0.
+The gradient at 0 is infinite: add :func:`epsilon` under the root of a norm"""
 
-    >>> abs(np.array([-1.0, 2.0]))
-    array([1., 2.])
-    """
-    return _numpy().abs(x)
-
-
-def square(x: Any) -> Any:
-    """Return ``x * x``.
-
-    >>> square(np.array([-1.0, 2.0]))
-    array([1., 4.])
-    """
-    return _numpy().square(x)
-
-
-def sqrt(x: Any) -> Any:
-    """Return square roots; NaN below 0, where the old ``keras.backend`` said 0.
-
-    The gradient at 0 is infinite: add :func:`epsilon` under the root of a norm.
-
-    >>> sqrt(np.array([4.0]))
-    array([2.])
-    """
-    return _numpy().sqrt(x)
-
-
-def exp(x: Any) -> Any:
-    """Return ``e**x``.
-
-    >>> exp(np.array([0.0]))
-    array([1.])
-    """
-    return _numpy().exp(x)
-
-
-def log(x: Any) -> Any:
-    """Return natural logarithms.
-
-    >>> log(np.array([1.0]))
-    array([0.])
-    """
-    return _numpy().log(x)
-
-
-def sin(x: Any) -> Any:
-    """Return sines.
-
-    >>> sin(np.array([0.0]))
-    array([0.])
-    """
-    return _numpy().sin(x)
-
-
-def cos(x: Any) -> Any:
-    """Return cosines.
-
-    >>> cos(np.array([0.0]))
-    array([1.])
-    """
-    return _numpy().cos(x)
-
-
-def tanh(x: Any) -> Any:
-    """Return hyperbolic tangents.
-
-    >>> tanh(np.array([0.0]))
-    array([0.])
-    """
-    return _numpy().tanh(x)
-
-
-def sign(x: Any) -> Any:
-    """Return -1, 0 or 1; the gradient is 0.
-
-    >>> sign(np.array([-3.0, 0.0]))
-    array([-1.,  0.])
-    """
-    return _numpy().sign(x)
+abs = _of_one("abs", "absolute values; the gradient is the sign, 0 at 0", "[-1.0, 2.0]", "[1., 2.]")
+square = _of_one("square", "``x * x``", "[-1.0, 2.0]", "[1., 4.]")
+sqrt = _of_one("sqrt", _SQUARE_ROOTS, "[4.0]", "[2.]")
+exp = _of_one("exp", "``e**x``", "[0.0]", "[1.]")
+log = _of_one("log", "natural logarithms", "[1.0]", "[0.]")
+sin = _of_one("sin", "sines", "[0.0]", "[0.]")
+cos = _of_one("cos", "cosines", "[0.0]", "[1.]")
+tanh = _of_one("tanh", "hyperbolic tangents", "[0.0]", "[0.]")
+sign = _of_one("sign", "-1, 0 or 1; the gradient is 0", "[-3.0, 0.0]", "[-1.,  0.]")
+maximum = _of_two("maximum", f"the larger of two, {_HALVES}", "[-1.0, 2.0]", "0.0", "[0., 2.]")
+minimum = _of_two("minimum", f"the smaller of two, {_HALVES}", "[-1.0, 2.0]", "0.0", "[-1.,  0.]")
 
 
 def pow(x: Any, a: Any) -> Any:
@@ -179,24 +161,6 @@ def pow(x: Any, a: Any) -> Any:
     array([8.])
     """
     return _numpy().power(x, a)
-
-
-def maximum(x: Any, y: Any) -> Any:
-    """Return the larger of two, element by element; where equal, each gets half the gradient.
-
-    >>> maximum(np.array([-1.0, 2.0]), 0)
-    array([0., 2.])
-    """
-    return _numpy().maximum(x, y)
-
-
-def minimum(x: Any, y: Any) -> Any:
-    """Return the smaller of two, element by element; where equal, each gets half the gradient.
-
-    >>> minimum(np.array([-1.0, 2.0]), 0)
-    array([-1.,  0.])
-    """
-    return _numpy().minimum(x, y)
 
 
 def clip(x: Any, min_value: Any, max_value: Any) -> Any:
@@ -219,98 +183,22 @@ def cast(x: Any, dtype: Any) -> Any:
 
 # ---------------------------------------------------------------------------------- reductions
 
-
-def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
-    """Return the sum over all or some axes.
-
-    >>> sum(np.ones((2, 3)), axis=1)
-    array([3., 3.])
-    """
-    return _numpy().sum(x, axis=_axis(axis), keepdims=keepdims)
-
-
-def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
-    """Return the mean over all or some axes.
-
-    >>> mean(np.array([[1.0, 3.0]]), axis=[0, 1]).item()
-    2.0
-    """
-    return _numpy().mean(x, axis=_axis(axis), keepdims=keepdims)
-
-
-def max(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
-    """Return the largest over all or some axes; equal ones share the gradient.
-
-    >>> max(np.array([[1.0, 3.0]]), axis=1)
-    array([3.])
-    """
-    return _numpy().max(x, axis=_axis(axis), keepdims=keepdims)
-
-
-def min(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
-    """Return the smallest over all or some axes; equal ones share the gradient.
-
-    >>> min(np.array([[1.0, 3.0]]), axis=1)
-    array([1.])
-    """
-    return _numpy().min(x, axis=_axis(axis), keepdims=keepdims)
-
-
-def prod(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
-    """Return the product over all or some axes.
-
-    >>> prod(np.array([2.0, 3.0])).item()
-    6.0
-    """
-    return _numpy().prod(x, axis=_axis(axis), keepdims=keepdims)
-
-
-def var(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
-    """Return the variance over all or some axes, without Bessel's correction.
-
-    >>> var(np.array([1.0, 3.0])).item()
-    1.0
-    """
-    return _numpy().var(x, axis=_axis(axis), keepdims=keepdims)
-
-
-def std(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
-    """Return the standard deviation over all or some axes, without Bessel's correction.
-
-    >>> std(np.array([1.0, 3.0])).item()
-    1.0
-    """
-    return _numpy().std(x, axis=_axis(axis), keepdims=keepdims)
-
+sum = _reduction("sum", "sum", "[4.]")
+mean = _reduction("mean", "mean", "[2.]")
+max = _reduction("max", "largest", "[3.]", "; equal ones share the gradient")
+min = _reduction("min", "smallest", "[1.]", "; equal ones share the gradient")
+prod = _reduction("prod", "product", "[3.]")
+var = _reduction("var", "variance", "[1.]", ", without Bessel's correction")
+std = _reduction("std", "standard deviation", "[1.]", ", without Bessel's correction")
 
 # ------------------------------------------------------------------------------- linear algebra
 
+_STACKS = "the product of two matrices, or of two stacks of them"
+_RANKS = "the product of two matrices; :func:`numpy.dot` for other ranks"
 
-def dot(x: Any, y: Any) -> Any:
-    """Return the product of two matrices; :func:`numpy.dot` for other ranks.
-
-    >>> dot(np.eye(2), np.ones((2, 1))).ravel()
-    array([1., 1.])
-    """
-    return _numpy().dot(x, y)
-
-
-def matmul(x: Any, y: Any) -> Any:
-    """Return the product of two matrices, or of two stacks of them.
-
-    >>> matmul(np.eye(2), np.ones((2, 1))).ravel()
-    array([1., 1.])
-    """
-    return _numpy().matmul(x, y)
-
-
-def transpose(x: Any) -> Any:
-    """Return `x` with its axes in reverse order.
-
-    >>> transpose(np.ones((2, 3))).shape
-    (3, 2)
-    """
-    return _numpy().transpose(x)
+dot = _of_two("dot", _RANKS, "[[1.0, 2.0]]", "[[3.0], [4.0]]", "[[11.]]")
+matmul = _of_two("matmul", _STACKS, "[[1.0, 2.0]]", "[[3.0], [4.0]]", "[[11.]]")
+transpose = _of_one("transpose", "`x` with its axes reversed", "[[1.0], [2.0]]", "[[1., 2.]]")
 
 
 def permute_dimensions(x: Any, pattern: Sequence[int]) -> Any:

@@ -13,6 +13,8 @@ Contract
 
 from __future__ import annotations
 
+import inspect
+import re
 from typing import Any
 
 from .. import regularizers
@@ -38,19 +40,17 @@ def _call(self: Elementwise, w: Any, *, scale: float = 1.0) -> Any:
 SAME_PENALTY.add(_call)
 
 
+def _with_arguments_of(base: type, kind: type) -> str | None:
+    """Return the docstring of a class, with Parameters and Raises of the one that it extends."""
+    if kind.__doc__ is None or base.__doc__ is None:  # python -OO
+        return None
+    head, examples = inspect.cleandoc(kind.__doc__).split("Examples\n", 1)
+    arguments = re.split(r"(?=Parameters\n|Notes\n|Examples\n)", inspect.cleandoc(base.__doc__))[1]
+    return f"{head}{arguments}Examples\n{examples}"
+
+
 class L1(regularizers.L1, _theirs.L1):  # type: ignore[misc]
     """The penalty ``l1 * sum(abs(w))``, for the layers of Keras.
-
-    Parameters
-    ----------
-    l1 : float, optional
-        Strength, finite and >= 0; Python or NumPy number.  None means the default, 0.01.  May be
-        set between calls.
-
-    Raises
-    ------
-    TypeError, ValueError
-        When `l1` is not such a number.
 
     Examples
     --------
@@ -69,17 +69,6 @@ class L1(regularizers.L1, _theirs.L1):  # type: ignore[misc]
 class L2(regularizers.L2, _theirs.L2):  # type: ignore[misc]
     """The penalty ``l2 * sum(w**2)``, for the layers of Keras: no half, no root.
 
-    Parameters
-    ----------
-    l2 : float, optional
-        Strength, finite and >= 0; Python or NumPy number.  None means the default, 0.01.  May be
-        set between calls.
-
-    Raises
-    ------
-    TypeError, ValueError
-        When `l2` is not such a number.
-
     Examples
     --------
     >>> import keras
@@ -94,17 +83,6 @@ class L2(regularizers.L2, _theirs.L2):  # type: ignore[misc]
 
 class L1L2(regularizers.L1L2, _theirs.L1L2):  # type: ignore[misc]
     """The penalty ``l1 * sum(abs(w)) + l2 * sum(w**2)``, for the layers of Keras.
-
-    Parameters
-    ----------
-    l1, l2 : float, optional
-        Strengths, finite and >= 0; Python or NumPy numbers.  None means the default, 0.0.  A term
-        of strength 0 is absent: it gives nothing even at NaN.  May be set between calls.
-
-    Raises
-    ------
-    TypeError, ValueError
-        When a strength is not such a number.
 
     Examples
     --------
@@ -122,18 +100,6 @@ class OrthogonalRegularizer(
     _theirs.OrthogonalRegularizer,  # type: ignore[misc]
 ):
     """Push the rows (or columns) of a matrix to be orthogonal, for the layers of Keras.
-
-    Parameters
-    ----------
-    factor : float, optional
-        Strength, finite and >= 0.
-    mode : {"rows", "columns"}, optional
-        What is to be orthogonal.
-
-    Raises
-    ------
-    TypeError, ValueError
-        When an argument does not fit; in a call, for what does not have two axes.
 
     Examples
     --------
@@ -154,9 +120,11 @@ class OrthogonalRegularizer(
 
 _register = keras.saving.register_keras_serializable(package="fastreg")
 for _class in (L1, L2, L1L2, OrthogonalRegularizer):
+    _base: Any = getattr(regularizers, _class.__name__)
     # The class of fastreg.regularizers is saved under the same name, and loaded as the class here,
     # which is one of those as well: the later registration is the one that is found.
-    _register(getattr(regularizers, _class.__name__))
+    _register(_base)
     _class.__module__ = __package__
+    _class.__doc__ = _with_arguments_of(_base, _class)
     _register(_class)
-del _class
+del _class, _base

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
+
+from .._base import arguments
 
 
 class Regularizer:
-    """Base class of regularizers, as in Keras: a callable of one array that gives a number.
+    """Base class of regularizers, as in Keras: a callable of one array that returns a number.
 
     Subclasses define ``__call__(self, w)`` and, to be saved, ``get_config()``.  With a method
-    ``gradient(w)``, which gives an array of the shape of `w`, they work in
+    ``gradient(w)``, which returns an array of the shape of `w`, they work in
     ``Penalties.accumulate`` too.
 
     Examples
@@ -32,7 +34,7 @@ class Regularizer:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Regularizer:
-        """Make a regularizer from what :meth:`get_config` gave.
+        """Return a regularizer with the arguments that :meth:`get_config` returned.
 
         >>> from fastreg.regularizers import L1
         >>> L1.from_config({"l1": 0.5})
@@ -52,11 +54,21 @@ class Regularizer:
 
 
 class Configured(Regularizer):
-    """What the regularizers of this package share: repr and comparison by configuration."""
+    """What the regularizers of this package share: their configuration, and what follows from it.
+
+    Each argument is kept in a slot of its name with "_" before it.
+    """
 
     __slots__ = ()
 
+    #: The names of the arguments.
+    _arguments: ClassVar[tuple[str, ...]]
+
     __hash__: ClassVar[None]  # type: ignore[assignment]
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that make this regularizer, by name: ``{"l1": 0.01}`` for an L1."""
+        return {name: getattr(self, f"_{name}") for name in self._arguments}
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())
@@ -66,6 +78,26 @@ class Configured(Regularizer):
         if type(other) is not type(self):
             return NotImplemented
         return self.get_config() == other.get_config()
+
+
+class Strength:
+    """An attribute of a :class:`Configured`: a finite number >= 0, checked when it is set."""
+
+    def __init__(self, doc: str) -> None:
+        self.__doc__ = doc
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.__name__, self._slot = name, f"_{name}"
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Strength: ...
+    @overload
+    def __get__(self, instance: Configured, owner: type) -> float: ...
+    def __get__(self, instance: Configured | None, owner: type) -> Strength | float:
+        return self if instance is None else getattr(instance, self._slot)
+
+    def __set__(self, instance: Configured, value: float) -> None:
+        setattr(instance, self._slot, arguments.strength(value, self.__name__))
 
 
 # The package makes itself the module of this class; doctest then needs to be told of it.

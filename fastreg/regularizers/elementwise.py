@@ -12,9 +12,12 @@ from .._base import arguments
 from .._base.penalty import GRADIENT, VALUE, VALUE_AND_ADD, VALUE_AND_GRADIENT
 from .._engine import backend
 from .._engine.recording import claim, unclaimed
-from .base import Configured
+from .base import Configured, Strength
 
 _ndarray = np.ndarray
+
+_SUM_OF_ABS = "Strength of ``sum(abs(w))``; may be set between calls."
+_SUM_OF_SQUARES = "Strength of ``sum(w**2)``; may be set between calls."
 
 
 class Elementwise(Configured):
@@ -41,7 +44,7 @@ class Elementwise(Configured):
         float, torch.Tensor, jax.Array, cupy.ndarray or DeviceValue
             Computed in float64, summed in the fixed order of the numerics contract.  A float for
             NumPy and other host arrays; 0-d for torch and JAX (float64 for float64 input, else
-            float32), and differentiable where the framework follows `w`.  On a CUDA device the
+            float32), and differentiable where `w` requires grad or is traced.  On a CUDA device the
             penalty stays there, and nothing waits for it: 0-d in the kind of `w` (float64 for
             CuPy), for other kinds an object with ``__dlpack__`` and ``__cuda_array_interface__``
             whose ``float()`` copies it.
@@ -49,7 +52,7 @@ class Elementwise(Configured):
         Raises
         ------
         TypeError
-            For what is no array of numbers in host memory or on a CUDA device.
+            For an object that is not an array of numbers in host memory or on a CUDA device.
         ValueError
             When a strength times `scale` is not finite.
 
@@ -88,8 +91,8 @@ class Elementwise(Configured):
         Returns
         -------
         array
-            `out`, or a new array of the kind, shape, dtype and layout of `w`.  sign is 0 at both
-            zeros; NaN gives NaN.
+            `out`, or a new array of the type, shape, dtype and layout of `w`.  sign is 0 at both
+            zeros and NaN at NaN.
 
         Raises
         ------
@@ -122,7 +125,7 @@ class Elementwise(Configured):
         Returns
         -------
         tuple
-            The penalty in the kind that a call gives, and the gradient.
+            The penalty as a call returns it, and the gradient.
 
         Examples
         --------
@@ -146,7 +149,7 @@ class Elementwise(Configured):
         return results.wrap_value(value, w), self._made(result, w, out)
 
     def accumulate(self, w: Any, grad: Any, *, scale: float = 1.0, grad_scale: float = 1.0) -> Any:
-        """Add the gradient to `grad` in place, in one pass over both, and return the penalty.
+        """Add the gradient to `grad` in-place, in one pass over both, and return the penalty.
 
         Parameters
         ----------
@@ -189,7 +192,7 @@ class Elementwise(Configured):
         return value
 
     def _strengths(self) -> tuple[tuple[float, float], ...]:
-        """Read the strengths of this moment, as the core takes them."""
+        """Return the current strengths, as the core takes them."""
         return ((self._l1, self._l2),)
 
     def _traced_gradient(self, adapter: Any, w: Any, scale: float, grad_scale: float) -> Any:
@@ -203,20 +206,20 @@ class Elementwise(Configured):
 
     @staticmethod
     def _target(w: Any, out: Any) -> Any:
-        """Return the memory for a gradient of `w`: new, or an `out` that is no plain array."""
+        """Return where the gradient of `w` goes: a new array, or a checked `out`."""
         if out is None:
             return np.empty_like(w) if type(w) is _ndarray else results.empty_like(w, "w")
         return results.checked_target(out, "out")
 
     def _made(self, result: Any, w: Any, out: Any) -> Any:
-        """Return a gradient that was made, in the kind of `w` if it is new."""
+        """Return a computed gradient as the array type of `w`, or as `out`."""
         if unclaimed:
             claim(self._strengths)
         return results.wrap_gradient(result, w) if out is None else results.written(out)
 
 
 def _default(value: object, default: float, name: str) -> float:
-    """Check a strength; None stands for the default, as in Keras."""
+    """Return a checked strength; None stands for the default, as in Keras."""
     return default if value is None else arguments.strength(value, name)
 
 
@@ -242,22 +245,12 @@ class L1(Elementwise):
 
     __slots__ = ()
 
+    _arguments = ("l1",)
+    l1 = Strength(_SUM_OF_ABS)
+
     def __init__(self, l1: float | None = 0.01) -> None:
         self._l1 = _default(l1, 0.01, "l1")
         self._l2 = 0.0
-
-    @property
-    def l1(self) -> float:
-        """Strength of ``sum(abs(w))``; may be set between calls."""
-        return self._l1
-
-    @l1.setter
-    def l1(self, value: float) -> None:
-        self._l1 = arguments.strength(value, "l1")
-
-    def get_config(self) -> dict[str, Any]:
-        """Return ``{"l1": ...}``."""
-        return {"l1": self._l1}
 
 
 class L2(Elementwise):
@@ -282,22 +275,12 @@ class L2(Elementwise):
 
     __slots__ = ()
 
+    _arguments = ("l2",)
+    l2 = Strength(_SUM_OF_SQUARES)
+
     def __init__(self, l2: float | None = 0.01) -> None:
         self._l1 = 0.0
         self._l2 = _default(l2, 0.01, "l2")
-
-    @property
-    def l2(self) -> float:
-        """Strength of ``sum(w**2)``; may be set between calls."""
-        return self._l2
-
-    @l2.setter
-    def l2(self, value: float) -> None:
-        self._l2 = arguments.strength(value, "l2")
-
-    def get_config(self) -> dict[str, Any]:
-        """Return ``{"l2": ...}``."""
-        return {"l2": self._l2}
 
 
 class L1L2(Elementwise):
@@ -323,31 +306,13 @@ class L1L2(Elementwise):
 
     __slots__ = ()
 
+    _arguments = ("l1", "l2")
+    l1 = Strength(_SUM_OF_ABS)
+    l2 = Strength(_SUM_OF_SQUARES)
+
     def __init__(self, l1: float | None = 0.0, l2: float | None = 0.0) -> None:
         self._l1 = _default(l1, 0.0, "l1")
         self._l2 = _default(l2, 0.0, "l2")
-
-    @property
-    def l1(self) -> float:
-        """Strength of ``sum(abs(w))``; may be set between calls."""
-        return self._l1
-
-    @l1.setter
-    def l1(self, value: float) -> None:
-        self._l1 = arguments.strength(value, "l1")
-
-    @property
-    def l2(self) -> float:
-        """Strength of ``sum(w**2)``; may be set between calls."""
-        return self._l2
-
-    @l2.setter
-    def l2(self, value: float) -> None:
-        self._l2 = arguments.strength(value, "l2")
-
-    def get_config(self) -> dict[str, Any]:
-        """Return ``{"l1": ..., "l2": ...}``."""
-        return {"l1": self._l1, "l2": self._l2}
 
 
 #: What ``__call__`` may be where the core computes the penalty.

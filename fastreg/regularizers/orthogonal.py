@@ -13,7 +13,7 @@ from .._base import arguments, dtypes, errors
 from .._base.float_environment import Default
 from .._base.penalty import VALUE, VALUE_AND_ADD, VALUE_AND_GRADIENT
 from .._engine import checks
-from .base import Configured
+from .base import Configured, Strength
 
 
 class OrthogonalRegularizer(Configured):
@@ -51,18 +51,13 @@ class OrthogonalRegularizer(Configured):
 
     __slots__ = ("_factor", "_mode")
 
+    _factor: float
+    _arguments = ("factor", "mode")
+    factor = Strength("Strength; may be set between calls.")
+
     def __init__(self, factor: float = 0.01, mode: str = "rows") -> None:
         self.factor = factor
         self.mode = mode
-
-    @property
-    def factor(self) -> float:
-        """Strength; may be set between calls."""
-        return self._factor
-
-    @factor.setter
-    def factor(self, value: float) -> None:
-        self._factor = arguments.strength(value, "factor")
 
     @property
     def mode(self) -> str:
@@ -72,10 +67,6 @@ class OrthogonalRegularizer(Configured):
     @mode.setter
     def mode(self, value: str) -> None:
         self._mode = arguments.choice(value, "mode", ("rows", "columns"))
-
-    def get_config(self) -> dict[str, Any]:
-        """Return ``{"factor": ..., "mode": ...}``."""
-        return {"factor": self._factor, "mode": self._mode}
 
     def __call__(self, w: Any, *, scale: float = 1.0) -> Any:
         """Return the penalty of a matrix; arguments and result are as for :class:`L1`."""

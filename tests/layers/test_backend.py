@@ -1,5 +1,7 @@
 """``fastreg.backend``: the functions are NumPy's, and autograd can follow each of them."""
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -71,3 +73,11 @@ def test_single_precision_stays():
         assert np.asarray(FUNCTIONS[name](w)).dtype == np.float32, name
     assert K.eye((2, 3)).shape == (2, 3)
     assert K.floatx() == "float32"
+
+
+@pytest.mark.parametrize("name", K.__all__)
+def test_functions_are_called_what_they_are_imported_as(name):
+    function = getattr(K, name)
+    assert function.__name__ == function.__qualname__ == {"int_shape": "shape"}.get(name, name)
+    assert pickle.loads(pickle.dumps(function)) is function
+    assert f">>> {function.__name__}(" in function.__doc__
