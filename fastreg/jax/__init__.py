@@ -34,6 +34,7 @@ Array([ 1. , -1.5,  0. ], dtype=float32)
 from __future__ import annotations
 
 from .._autodiff.jax import ffi as _ffi
+from . import handler as _handler  # noqa: F401 - documented: fastreg.jax.handler.reason
 from . import pytrees
 from .attached import TreePenalties, attach
 from .functions import penalty, sharded_penalty
