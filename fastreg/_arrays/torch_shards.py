@@ -1,16 +1,16 @@
-"""Sharded tensors: the part that this process holds, and sums over the processes that share one.
+"""Sharded tensors: the local shard, and sums over the processes that share a tensor.
 
 Contract
 --------
-- The elements of a DTensor are read where they lie, in its local shard, and without communication;
-  what has not the elements of the tensor (a pending sum, a flat parameter of FSDP1) is refused.
+- The elements of a DTensor are read in its local shard, without communication; a tensor that does
+  not hold its elements (a Partial placement, a flat parameter of FSDP1) is refused.
 - A penalty of shards is summed over the mesh dimensions that shard its tensor and over no others,
   so that no replica counts twice; a tensor that no dimension shards is not communicated.
-- There is one all-reduce of a float64 vector per process group in use; a second, where there are
-  more than 1,017 tensors.  Groups come in the order in which the tensors name them, which is the
-  same in every process that has the same model.
+- There is one all-reduce of a float64 vector per process group; a second, where there are more than
+  1,017 tensors.  Groups come in the order in which the tensors name them, which is the same in
+  every process that has the same model.
 - The vector has one length whatever is summed, and begins with what the processes have to agree on
-  (``agreement``).  So where they disagree all of them learn it, and none waits for the others.
+  (``torch_agreement``).  So where they disagree all of them learn it, and none waits for others.
 
 Reading a local shard by ``DTensor.to_local()`` takes 3 us and is a call to autograd; its attribute
 ``_local_tensor`` takes none, and is what torch's own optimizers are given.
@@ -35,33 +35,15 @@ Names: TypeAlias = Sequence[str]
 
 
 def local_tensors(tensors: Tensors, names: Names | None = None) -> tuple[torch.Tensor, ...]:
-    """Return plain tensors: of each DTensor the shard that this process holds.
+    """Return plain tensors: of each DTensor the local shard, which may be empty.
 
-    Parameters
-    ----------
-    tensors : sequence of torch.Tensor
-        Of any dtype, shape and device; plain ones are given back as they are.
-    names : sequence of str, optional
-        Their names, for errors.
-
-    Returns
-    -------
-    tuple of torch.Tensor
-        They share memory with `tensors`; autograd does not follow from one to the other.  A
-        process that has no rows of a tensor has an empty shard.
+    They share storage with `tensors` and are outside the autograd graph; `names` are for errors.
 
     Raises
     ------
     TypeError
         For a DTensor with a placement that is neither Shard nor Replicate: Partial is a sum that
-        has not been taken.  For a parameter of FSDP1, whose elements lie in a flat one.
-
-    Examples
-    --------
-    >>> import torch
-    >>> weight = torch.nn.Parameter(torch.ones(3))
-    >>> local_tensors([weight])[0] is weight
-    True
+        has not been taken.  For a parameter of FSDP1, whose elements are in a flat one.
     """
     if not _can_be_distributed() or (
         _FSDP1 not in sys.modules and _PLAIN.issuperset(map(type, tensors))
@@ -74,27 +56,12 @@ def local_tensors(tensors: Tensors, names: Names | None = None) -> tuple[torch.T
 def local_gradients(
     gradients: Tensors, tensors: Tensors, names: Names | None = None
 ) -> tuple[torch.Tensor, ...]:
-    """Return the plain gradients that lie as the local shards of `tensors` do.
-
-    Parameters
-    ----------
-    gradients : sequence of torch.Tensor
-        One for each tensor, a DTensor on the same mesh with the same placements where that is one.
-    tensors : sequence of torch.Tensor
-        What they are the gradients of.
-    names : sequence of str, optional
-        Their names, for errors.
-
-    Returns
-    -------
-    tuple of torch.Tensor
-        They share memory with `gradients`.
+    """Return the local shards of gradients, laid out as those of `tensors` are.
 
     Raises
     ------
     TypeError
-        Where one of the two is a DTensor and the other is not, or the gradient is a pending sum
-        (Partial).
+        Where one of the two is a DTensor and the other is not, or the gradient is Partial.
     ValueError
         Where mesh or placements differ.
     """
@@ -112,15 +79,15 @@ def local_gradients(
 
 
 class Together(NamedTuple):
-    """What the processes that share a model have in common when they sum penalties."""
+    """What the processes that share a model agree on when they sum penalties."""
 
     terms: Terms
     groups: Sequence[tuple[Any, str]]
-    """What :func:`process_groups` returns of all parameters, penalised or not."""
+    """:func:`process_groups` of all parameters, penalised or not."""
 
 
 def process_groups(tensors: Tensors) -> list[tuple[Any, str]]:
-    """Return the process groups of a model, each with its kind of device.
+    """Return the process groups of a model, each with its device type.
 
     They are those of all dimensions of the meshes that shard some of the tensors: over replicas
     nothing is summed, but they have to agree as well.
@@ -152,27 +119,18 @@ def summed(
 def summed(
     values: Sequence[float] | torch.Tensor, tensors: Tensors, together: Together | None = None
 ) -> list[float] | torch.Tensor:
-    """Sum what each process has of its shards over the processes that share a tensor.
+    """Sum a value per local shard over the processes that share its tensor.
 
     This is a collective operation: every process that has a shard of one of the tensors has to call
     it, with the same tensors in the same order.  Without a sharded tensor nothing is communicated.
-
-    Parameters
-    ----------
-    values : sequence of float, or torch.Tensor
-        For each tensor what its local shard gives: penalties, counts of zeros.  A tensor of shape
-        (number of tensors,) is reduced where the mesh is and stays on its device; autograd follows
-        it, and its gradient is that of the result: each process has the gradient of its own shards.
-    tensors : sequence of torch.Tensor
-        DTensors and plain ones, as they were before :func:`local_tensors`.
-    together : Together, optional
-        What the processes have to agree on besides the shapes of the tensors.
+    A tensor of values is reduced on its device if the mesh is there; its gradient is that of the
+    result, so each process has the gradient of its own shards.
 
     Returns
     -------
     list of float, or torch.Tensor
-        For each tensor the sum over the mesh dimensions that shard it, in float64; as it was, where
-        none does.  All processes have the same bits, as all-reduce gives them the same.
+        For each tensor the sum over the mesh dimensions that shard it, in float64; the value itself
+        where none does.  All processes have the same bits, as all-reduce gives them the same.
 
     Raises
     ------
@@ -180,12 +138,6 @@ def summed(
         When there are not as many values as tensors.
     RuntimeError
         In every process, where they disagree, with what differs.
-
-    Examples
-    --------
-    >>> import torch
-    >>> summed([0.5, 2.0], [torch.ones(3), torch.ones(2)])
-    [0.5, 2.0]
     """
     if len(values) != len(tensors):
         raise ValueError(
@@ -207,23 +159,11 @@ def summed(
 
 
 def identity(tensor: torch.Tensor, name: str | None = None) -> Hashable:
-    """Return what is equal for two DTensors that are the same elements: tied ones.
+    """Return a key that is equal for DTensors with the same elements: tied ones.
 
     Every process has to see the same ties, or their vectors of penalties would differ in length:
-    empty shards are told apart by the storage that they would lie in.  A DTensor and its transpose
-    are equal, as plain arrays are.
-
-    Parameters
-    ----------
-    tensor : torch.Tensor
-        A DTensor.
-    name : str, optional
-        Its name, for errors.
-
-    Raises
-    ------
-    TypeError
-        As :func:`local_tensors`.
+    empty shards are told apart by their storage.  A DTensor and its transpose are equal, as plain
+    arrays are.  Raises as :func:`local_tensors`.
     """
     local = local_tensors([tensor], None if name is None else [name])[0]
     axes = zip(local.shape, local.stride(), strict=True)
@@ -239,14 +179,7 @@ def identity(tensor: torch.Tensor, name: str | None = None) -> Hashable:
 
 
 def are_tied_while_empty(tensors: Tensors) -> bool:
-    """Return whether two of the DTensors that are empty in this process are the same elements.
-
-    Examples
-    --------
-    >>> import torch
-    >>> are_tied_while_empty([torch.ones(0), torch.ones(0)])  # nothing that others see differently
-    False
-    """
+    """Return whether two DTensors that are empty in this process have the same elements."""
     empty = [
         identity(tensor)
         for tensor in tensors
@@ -257,7 +190,7 @@ def are_tied_while_empty(tensors: Tensors) -> bool:
 
 # ---------------------------------------------------------------- one tensor
 
-# In a graph of torch 2.11 the gradient of what was communicated is zero, without a word.
+# In a graph of torch 2.11 the gradient of an all-reduced value is silently zero.
 _LOSES_GRADIENTS = torch.__version__ < (2, 13)
 
 
@@ -268,12 +201,12 @@ _MODULES = ("torch.distributed.tensor", _COLLECTIVES, _FSDP1)
 
 
 def _can_be_distributed() -> bool:
-    """Return whether there can be tensors that are not whole or not there."""
+    """Return whether there can be sharded or pending tensors."""
     return any(name in sys.modules for name in _MODULES)  # torch loads none of them by itself
 
 
 class _Label:
-    """What errors call the tensors of an argument; a name is made where it is needed."""
+    """What errors call the tensors of an argument; a name is made when it is needed."""
 
     __slots__ = ("argument", "names")
 
@@ -304,18 +237,12 @@ def _local(tensor: torch.Tensor, label: _Label, place: int) -> torch.Tensor:
 
 
 def _arrived(tensor: torch.Tensor) -> torch.Tensor:
-    """Wait for a tensor that a collective operation is still writing."""
+    """Return a tensor, after a collective operation that is still writing it."""
     return cast(torch.Tensor, cast(Any, tensor).wait()) if is_pending(tensor) else tensor
 
 
 def require_whole(tensors: Tensors, names: Names) -> None:
-    """Refuse tensors whose penalty is of whole tensors, where they are sharded.
-
-    Raises
-    ------
-    TypeError
-        With its name.
-    """
+    """Raise TypeError for a sharded tensor, whose rule's penalty is of whole tensors."""
     for place, tensor in enumerate(tensors):
         if _is_sharded(tensor):
             raise errors.special_array_error(
@@ -393,7 +320,7 @@ def _kind(tensor: object) -> str:
 
 
 class _Group:
-    """A process group, the device it communicates from, and which values it sums."""
+    """A process group, the device type of its communication, and the values it sums."""
 
     __slots__ = ("device", "group", "places")
 
@@ -404,7 +331,7 @@ class _Group:
 
 
 def _groups(tensors: Tensors, known_groups: Iterable[tuple[Any, str]]) -> list[_Group]:
-    """Return the process groups over which the tensors are sharded, and the places of those.
+    """Return the process groups over which tensors are sharded, with the tensors' places.
 
     The known groups come first, also those that shard none of the tensors.
     """
@@ -439,7 +366,7 @@ def _groups_of(mesh: Any, placements: Any, groups: dict[Any, _Group]) -> list[_G
 
 
 _LENGTH = 1024
-"""Of what is reduced first, whatever it is: the reductions of processes that disagree fit."""
+"""Of the first all-reduce, whatever is summed: those of processes that disagree fit together."""
 
 
 def _reduced(
@@ -447,8 +374,8 @@ def _reduced(
 ) -> torch.Tensor:
     """Return new values, summed over each group in turn.
 
-    `terms` is None while torch compiles: then nothing is compared.  Where the host may not wait for
-    a device to learn that processes disagree, the values are NaN.
+    `terms` is None while torch compiles: then nothing is compared.  Where the host must not wait
+    for a device, the values are NaN if processes disagree.
     """
     vector = values.detach().to(torch.float64, copy=True)
     heard = _Heard()
@@ -471,15 +398,15 @@ def _reduced(
 
 
 class _Heard:
-    """What this process has heard of disagreement in the groups so far.
+    """The disagreements that this process has heard of in the groups so far.
 
-    It is no error before the other groups have heard of it, as they wait for this process.
+    They are no error before the other groups have heard of them, as those wait for this process.
     """
 
     def __init__(self) -> None:
         self.descriptions: torch_agreement.Descriptions = {}
         self.all_agree: torch.Tensor | None = None
-        """What a device knows, 0-d, where the host does not wait for it."""
+        """0-d on the device, where the host does not wait for it."""
 
 
 def _may_wait(tensor: torch.Tensor) -> bool:
@@ -489,7 +416,7 @@ def _may_wait(tensor: torch.Tensor) -> bool:
 def _agreed(
     part: torch.Tensor, group: Any, terms: Terms, heard: _Heard, may_wait: bool
 ) -> torch.Tensor:
-    """Sum over a group, and hear whether its processes agree."""
+    """Return the sum over a group, and note whether its processes agree."""
     processes = torch.distributed.get_world_size(group)
     count = min(len(part), _LENGTH - HEAD)
     sent = part.new_zeros(_LENGTH)
@@ -529,7 +456,7 @@ def _terms_of_shapes(tensors: Tensors) -> Terms:
 
 
 class _Summed(torch.autograd.Function):  # type: ignore[misc]
-    """Sums of local values, of which each process differentiates its own: no communication."""
+    """Sums of local values with a local backward: no communication."""
 
     @staticmethod
     def forward(values: torch.Tensor, groups: list[_Group], terms: Terms | None) -> torch.Tensor:
@@ -541,15 +468,15 @@ class _Summed(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        # The penalty is one number that all processes have, not one for each of them: what a
-        # process is told of the sum holds for its part of it.
+        # The penalty is one number that all processes have, not one for each of them: the gradient
+        # of the sum is that of each part.
         return gradient, None, None
 
 
 if _LOSES_GRADIENTS:
 
     def _apart(*arguments: Any) -> Any:
-        """Apply :class:`_Summed` between two graphs; with ``fullgraph=True`` torch refuses that."""
+        """Apply :class:`_Summed` in a graph break; ``fullgraph=True`` makes torch raise."""
         return _Summed.apply(*arguments)
 
     _apart = torch.compiler.disable(_apart)

@@ -10,13 +10,17 @@ Contract
 from __future__ import annotations
 
 import math
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 
 from .errors import described, listed, suggestion
 from .float_environment import Default
+
+Value = TypeVar("Value")
 
 
 def _real(value: object, name: str, wanted: str) -> float:
@@ -98,3 +102,39 @@ def choice(value: object, name: str, choices: Sequence[str]) -> str:
             f"{name} must be one of {listed(choices)}, not {value!r}{suggestion(value, choices)}"
         )
     return value
+
+
+def flag(value: Any, name: str) -> bool:
+    """Return a bool argument."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, not {described(value)}")
+    return bool(value)
+
+
+def snake_case(name: str) -> str:
+    """Return the name of a class as Keras writes it in small letters.
+
+    >>> snake_case("GlorotUniform"), snake_case("Conv2D"), snake_case("L1L2")
+    ('glorot_uniform', 'conv2d', 'l1l2')
+    """
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
+class Checked(Generic[Value]):
+    """An attribute that is checked when it is set, and kept under its name with "_" before it."""
+
+    def __init__(self, check: Callable[[Any, str], Value], doc: str) -> None:
+        self._check, self.__doc__ = check, doc
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.__name__, self._place = name, f"_{name}"
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Checked[Value]: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> Value: ...
+    def __get__(self, instance: object | None, owner: type) -> Checked[Value] | Value:
+        return self if instance is None else getattr(instance, self._place)
+
+    def __set__(self, instance: object, value: Value) -> None:
+        setattr(instance, self._place, self._check(value, self.__name__))

@@ -11,7 +11,8 @@ Contract
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -46,6 +47,21 @@ def listed(words: Iterable[str], limit: int = 8) -> str:
     names = [repr(word) for word in words]
     rest = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def name_of(function: object) -> str:
+    """Return what messages call a callable: its own name, or that of its class."""
+    return str(getattr(function, "__name__", None) or type(function).__name__)
+
+
+@contextmanager
+def prefixed(label: str) -> Iterator[None]:
+    """Put a label before the message of a TypeError or ValueError that is raised inside."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{label}: {error}") from error
 
 
 # ---------------------------------------------------------------- foreign arrays, by kind

@@ -19,11 +19,10 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from .._base import errors
-
-Array = npt.NDArray[Any]
+from ..regularizers.saved_forms import saved_form
+from .precision import Array
 
 
 class Activation(Protocol):
@@ -216,13 +215,8 @@ def serialize(activation: Any) -> Any:
             "activation must offer get_config() to be saved, not be "
             f"{errors.described(activation)}; add that method to its class"
         )
-    kind = type(activation)
-    return {
-        "module": None,
-        "class_name": kind.__name__,
-        "config": activation.get_config(),
-        "registered_name": kind.__name__,
-    }
+    name = type(activation).__name__
+    return saved_form(None, name, activation.get_config(), name)
 
 
 def needs_input(activation: Any) -> bool:

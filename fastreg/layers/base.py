@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import re
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -27,13 +26,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from .. import regularizers
 from .._base import arguments, errors
 from . import precision, terms
+from .precision import Array
 
-Array = npt.NDArray[Any]
 Shape = tuple[int | None, ...]
 Form = tuple[tuple[int, ...], str]
 """Shape and name of the dtype of a weight."""
@@ -169,23 +167,12 @@ class Layer:
         """The name of the dtype of weights, outputs and gradients."""
         return self._precision.name
 
-    @property
-    def trainable(self) -> bool:
-        """Whether the weights are trained; may be set at any time."""
-        return self._trainable
-
-    @trainable.setter
-    def trainable(self, value: bool) -> None:
-        self._trainable = flag(value, "trainable")
-
-    @property
-    def activity_regularizer(self) -> Any:
-        """The regularizer of the output, or None; may be set, for the calls that follow."""
-        return self._activity_regularizer
-
-    @activity_regularizer.setter
-    def activity_regularizer(self, value: Any) -> None:
-        self._activity_regularizer = terms.regularizer(value, "activity_regularizer")
+    trainable = arguments.Checked(
+        arguments.flag, "Whether the weights are trained; may be set at any time."
+    )
+    activity_regularizer = arguments.Checked(
+        terms.regularizer, "The regularizer of the output, or None; may be set, for later calls."
+    )
 
     def _label(self) -> str:
         """What errors call the layer: its name and kind."""
@@ -333,7 +320,7 @@ class Layer:
         TypeError, ValueError
             When `x` does not fit, before anything changes.
         """
-        keep = training is None or flag(training, "training")
+        keep = training is None or arguments.flag(training, "training")
         given = precision.numbers(x, "x")
         output, call = self._run(given, keep)
         self._keep(call)
@@ -402,7 +389,7 @@ class Layer:
         ValueError
             When `dy` does not fit.  In all cases nothing has changed.
         """
-        step = self._reverse(dy, grad_scale, flag(input_gradient, "input_gradient"))
+        step = self._reverse(dy, grad_scale, arguments.flag(input_gradient, "input_gradient"))
         self._finish(step)
         return step.input_gradient
 
@@ -608,13 +595,6 @@ def _arguments_of(kind: type) -> list[str]:
     ]
 
 
-def flag(value: Any, name: str) -> bool:
-    """Return a bool argument."""
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, not {errors.described(value)}")
-    return bool(value)
-
-
 def shape_of(shape: Any, name: str) -> Shape:
     """Return a shape as a tuple of extents, None where one is not known."""
     if isinstance(shape, (str, bytes)) or not isinstance(shape, Sequence):
@@ -659,6 +639,6 @@ _numbers: dict[str, Any] = defaultdict(itertools.count)
 
 def automatic_name(kind: type) -> str:
     """Make a name as Keras does: "conv2d", "conv2d_1", ..."""
-    stem = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower()
+    stem = arguments.snake_case(kind.__name__)
     number = next(_numbers[stem])
     return stem if number == 0 else f"{stem}_{number}"

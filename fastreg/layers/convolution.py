@@ -21,14 +21,12 @@ from itertools import product
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
 from .._base import arguments, errors
 from .base import Shape, shape_of
 from .kernel import KernelLayer
-
-Array = npt.NDArray[Any]
+from .precision import Array
 
 PADDINGS = ("valid", "same")
 

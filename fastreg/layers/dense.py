@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy.typing as npt
-
 from .._base import arguments
 from .base import Shape, shape_of
 from .kernel import KernelLayer
-
-Array = npt.NDArray[Any]
+from .precision import Array
 
 
 class Dense(KernelLayer):

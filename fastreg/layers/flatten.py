@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from .base import Call, Layer, Shape, shape_of
-
-Array = npt.NDArray[Any]
+from .precision import Array
 
 
 class Flatten(Layer):

@@ -98,10 +98,7 @@ def _layer_of(
         raise ValueError(
             f'{where}, {name}, must have a dict under "config", not {errors.described(own)}'
         )
-    try:
+    with errors.prefixed(f"{where}, {name}"):
         if name == "InputLayer":
             return InputLayer(**own)
         return LAYERS[name].from_config(own, custom_objects)
-    except (TypeError, ValueError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{where}, {name}: {error}") from error

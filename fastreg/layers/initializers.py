@@ -16,12 +16,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from .._base import arguments as _arguments
 from .._base import errors
-
-Array = npt.NDArray[Any]
+from ..regularizers.saved_forms import saved_form
+from .precision import Array
 
 #: Standard deviation of a standard normal variable cut at two of its standard deviations.
 _CUT_DEVIATION = 0.87962566103423978
@@ -270,32 +269,12 @@ def fans(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 _CLASSES: dict[str, type[Initializer]] = {
-    "Constant": Constant,
-    "constant": Constant,
-    "Zeros": Zeros,
-    "zeros": Zeros,
-    "Ones": Ones,
-    "ones": Ones,
-    "RandomUniform": RandomUniform,
-    "random_uniform": RandomUniform,
-    "RandomNormal": RandomNormal,
-    "random_normal": RandomNormal,
-    "TruncatedNormal": TruncatedNormal,
-    "truncated_normal": TruncatedNormal,
-    "VarianceScaling": VarianceScaling,
-    "variance_scaling": VarianceScaling,
-    "GlorotUniform": GlorotUniform,
-    "glorot_uniform": GlorotUniform,
-    "GlorotNormal": GlorotNormal,
-    "glorot_normal": GlorotNormal,
-    "HeUniform": HeUniform,
-    "he_uniform": HeUniform,
-    "HeNormal": HeNormal,
-    "he_normal": HeNormal,
-    "LecunUniform": LecunUniform,
-    "lecun_uniform": LecunUniform,
-    "LecunNormal": LecunNormal,
-    "lecun_normal": LecunNormal,
+    name: kind
+    for kind in (
+        *(Constant, Zeros, Ones, RandomUniform, RandomNormal, TruncatedNormal, VarianceScaling),
+        *(GlorotUniform, GlorotNormal, HeUniform, HeNormal, LecunUniform, LecunNormal),
+    )
+    for name in (kind.__name__, _arguments.snake_case(kind.__name__))
 }
 
 
@@ -340,11 +319,8 @@ def get(
             custom,
         )
     if isinstance(identifier, type):
-        try:
+        with errors.prefixed(argument):
             identifier = identifier(**(arguments or {}))
-        except (TypeError, ValueError) as error:
-            kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(f"{argument}: {error}") from error
     if not callable(identifier):
         raise TypeError(
             f"{argument} must be a name like 'glorot_uniform' or a callable of (shape, dtype), not "
@@ -354,7 +330,7 @@ def get(
     return found
 
 
-def serialize(initializer: Any, argument: str) -> dict[str, Any]:
+def serialize(initializer: Any, argument: str) -> Any:
     """Return the saved form, the one that Keras writes.
 
     Raises
@@ -366,24 +342,16 @@ def serialize(initializer: Any, argument: str) -> dict[str, Any]:
     if kind.__name__ in ("function", "builtin_function_or_method"):
         if initializer.__name__ == "<lambda>":
             raise TypeError(f"{argument} must have a name to be saved, not be a lambda")
-        return {
-            "module": "builtins",
-            "class_name": "function",
-            "config": initializer.__name__,
-            "registered_name": "function",
-        }
+        return saved_form("builtins", "function", initializer.__name__, "function")
     if not callable(getattr(initializer, "get_config", None)):
         raise TypeError(
             f"{argument} must offer get_config() to be saved, not be "
             f"{errors.described(initializer)}; add that method to its class"
         )
-    own = _CLASSES.get(kind.__name__) is kind
-    return {
-        "module": "keras.initializers" if own else None,
-        "class_name": kind.__name__,
-        "config": initializer.get_config(),
-        "registered_name": None if own else kind.__name__,
-    }
+    name, config = kind.__name__, initializer.get_config()
+    if _CLASSES.get(name) is kind:
+        return saved_form("keras.initializers", name, config, None)
+    return saved_form(None, name, config, name)
 
 
 def _by_name(name: str, argument: str, custom: Mapping[str, Any]) -> Any:

@@ -11,14 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from .. import regularizers
-from .._base import errors
+from .._base import arguments, errors
 from . import activations, initializers, precision, terms
-from .base import Call, Form, Layer, Shape, flag, shape_of
-
-Array = npt.NDArray[Any]
+from .base import Call, Form, Layer, Shape, shape_of
+from .precision import Array
 
 PARTS = ("kernel", "bias")
 
@@ -63,7 +61,7 @@ class KernelLayer(Layer):
         **others: Any,
     ) -> None:
         self._activation = activations.get(activation)
-        self._use_bias = flag(use_bias, "use_bias")
+        self._use_bias = arguments.flag(use_bias, "use_bias")
         self._kernel_initializer = initializers.get(kernel_initializer, "kernel_initializer")
         self._bias_initializer = initializers.get(bias_initializer, "bias_initializer")
         self.kernel_regularizer = kernel_regularizer
@@ -84,23 +82,14 @@ class KernelLayer(Layer):
         """Whether there is a bias."""
         return self._use_bias
 
-    @property
-    def kernel_regularizer(self) -> Any:
-        """The regularizer of the kernel, or None; unlike in Keras it may be set at any time."""
-        return self._kernel_regularizer
-
-    @kernel_regularizer.setter
-    def kernel_regularizer(self, value: Any) -> None:
-        self._kernel_regularizer = terms.regularizer(value, "kernel_regularizer")
-
-    @property
-    def bias_regularizer(self) -> Any:
-        """The regularizer of the bias, or None; unlike in Keras it may be set at any time."""
-        return self._bias_regularizer
-
-    @bias_regularizer.setter
-    def bias_regularizer(self, value: Any) -> None:
-        self._bias_regularizer = terms.regularizer(value, "bias_regularizer")
+    kernel_regularizer = arguments.Checked(
+        terms.regularizer,
+        "The regularizer of the kernel, or None; unlike in Keras, may be set at any time.",
+    )
+    bias_regularizer = arguments.Checked(
+        terms.regularizer,
+        "The regularizer of the bias, or None; unlike in Keras, may be set at any time.",
+    )
 
     # ------------------------------------------------------------------ the map, by the subclass
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from .._arrays import host
 from .._base import dtypes, errors
+from ..regularizers.saved_forms import saved_form
 
 NAMES = ("float16", "bfloat16", "float32", "float64")
 
@@ -39,14 +40,9 @@ class Precision(NamedTuple):
         """Return a stored array in the type of the arithmetic, itself where that is the same."""
         return x.astype(self.compute, copy=False)
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Any:
         """Return the saved form, the one that Keras writes."""
-        return {
-            "module": "keras",
-            "class_name": "DTypePolicy",
-            "config": {"name": self.name},
-            "registered_name": None,
-        }
+        return saved_form("keras", "DTypePolicy", {"name": self.name}, None)
 
 
 def get(dtype: Any) -> Precision:

@@ -21,15 +21,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-from .. import regularizers
-from .._base import errors
+from .._base import arguments, errors
+from ..penalties.rules import rule_name
+from ..regularizers.saved_forms import saved_form
 from . import forms, precision
-from .base import Call, Layer, Shape, automatic_name, checked_name, flag, shape_of
+from .base import Call, Layer, Shape, automatic_name, checked_name, shape_of
 from .inputs import InputLayer
-
-Array = npt.NDArray[Any]
+from .precision import Array
 
 AnySequential = TypeVar("AnySequential", bound="Sequential")
 
@@ -92,7 +91,7 @@ class Sequential:
         trainable: bool = True,
         name: str | None = None,
     ) -> None:
-        trainable = flag(trainable, "trainable")
+        trainable = arguments.flag(trainable, "trainable")
         self._layers: list[Layer] = []
         self._input: InputLayer | None = None
         self._shapes: list[Shape] = []
@@ -244,7 +243,7 @@ class Sequential:
             When `x` does not fit, before anything changes.
         """
         self._require_layers()
-        keep = training is None or flag(training, "training")
+        keep = training is None or arguments.flag(training, "training")
         output = precision.numbers(x, "x")
         self.build(output.shape)
         calls = []
@@ -283,7 +282,7 @@ class Sequential:
                     f"{layer.name} was called on its own after the call of {self.name}; call the "
                     "model again"
                 )
-        wanted = flag(input_gradient, "input_gradient")
+        wanted = arguments.flag(input_gradient, "input_gradient")
         steps = []
         slope = dy
         for layer in reversed(self._layers):
@@ -304,7 +303,7 @@ class Sequential:
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
-        value = flag(value, "trainable")
+        value = arguments.flag(value, "trainable")
         for layer in self._layers:
             layer.trainable = value
 
@@ -464,12 +463,7 @@ class Sequential:
             "trainable": True,  # each layer says whether it is
             "dtype": precision.get(None).config(),
             "layers": [
-                {
-                    "module": "keras.layers",
-                    "class_name": type(layer).__name__,
-                    "config": layer.get_config(),
-                    "registered_name": None,
-                }
+                saved_form("keras.layers", type(layer).__name__, layer.get_config(), None)
                 for layer in first + self._layers
             ],
         }
@@ -608,6 +602,5 @@ def _penalties_of(layer: Layer) -> str:
         rule = getattr(layer, f"{part}_regularizer", None)
         if rule is None or (part != "activity" and not layer.trainable):
             continue
-        own = isinstance(rule, regularizers.Regularizer)
-        parts.append(f"{part} {rule if own else getattr(rule, '__name__', type(rule).__name__)}")
+        parts.append(f"{part} {rule_name(rule)}")
     return NEXT.join(parts)

@@ -27,13 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from .._base import errors, files
 from . import two_files
 from .base import Form
+from .precision import Array
 
-Array = npt.NDArray[Any]
 FORMAT = "fastreg.layers"
 VERSION = 2
 

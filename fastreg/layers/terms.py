@@ -4,11 +4,11 @@ Contract
 --------
 - L1, L2, L1L2 and OrthogonalRegularizer go through the fused ``accumulate``: gradient and value
   from one pass, in the bits of the numerics contract.
-- A regularizer of your own offers ``gradient(w)``, or is a function that autograd can record
-  (``fastreg.backend``); one call of it then gives both.  Where neither holds, asking for the
-  gradient is an error, never a zero.
+- A regularizer of your own has ``gradient(w)``, or is a function that autograd can record
+  (``fastreg.backend``), in one call for both.  Where neither holds, asking for the gradient is an
+  error, never a zero.
 - A callable of your own gets half precision arrays as a float32 copy: its sums would overflow or
-  stall otherwise, and autograd knows no bfloat16.
+  stall otherwise, and autograd has no bfloat16.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from .. import regularizers
 from .._arrays import host, results
@@ -27,14 +26,13 @@ from .._base.float_environment import Default, product
 from ..penalties import callables
 from ..regularizers.elementwise import is_fused
 from ..regularizers.saved_forms import converted, warn_of_nothing
-
-Array = npt.NDArray[Any]
+from .precision import Array
 
 
 def regularizer(
     identifier: Any, argument: str, custom_objects: Mapping[str, Any] | None = None
 ) -> Any:
-    """Turn a regularizer keyword into a callable or None, through ``regularizers.get``.
+    """Return what a regularizer keyword stands for, a callable or None.
 
     An instance of a class of ``keras.regularizers`` becomes the same one of fastreg, which needs no
     framework to give a gradient.
@@ -44,35 +42,21 @@ def regularizer(
     TypeError, ValueError
         What ``regularizers.get`` raises, with the keyword named.
     """
-    try:
+    with errors.prefixed(argument):
         if isinstance(identifier, Mapping):
             return regularizers.deserialize(identifier, custom_objects)
         found = converted(regularizers.get(identifier), custom_objects)
-    except (TypeError, ValueError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{argument}: {error}") from error
     warn_of_nothing(identifier, found, argument)
     return found
 
 
 def value(rule: Any, array: Array, label: str, scale: float = 1.0) -> float:
-    """Return the penalty of `array`, times `scale`.
-
-    Parameters
-    ----------
-    rule : callable
-        The regularizer.
-    array : numpy.ndarray
-        Weights or outputs, of any shape.
-    label : str
-        What errors call the array, for example "dense.kernel".
-    scale : float, optional
-        A factor.
+    """Return the penalty of weights or outputs, times `scale`; errors call them `label`.
 
     Raises
     ------
     TypeError
-        When a callable does not give one number.
+        When a callable does not return one number.
     """
     if is_fused(rule):
         penalty: float = rule(array, scale=scale)
@@ -88,23 +72,16 @@ def accumulate(
     scale: float = 1.0,
     grad_scale: float = 1.0,
 ) -> float:
-    """Add the gradient of ``scale * rule(array)`` to `gradient`; give the penalty.
+    """Add the gradient of ``scale * rule(array)`` to `gradient` in-place; return the penalty.
 
-    Parameters
-    ----------
-    rule, array, label, scale
-        As for :func:`value`.
-    gradient : numpy.ndarray
-        Of the shape and dtype of `array`, writable.
-    grad_scale : float, optional
-        A further factor of the gradient alone.
+    `gradient` has the shape and dtype of `array`; `grad_scale` is a factor of it alone.
 
     Raises
     ------
     TypeError
-        When there is no way to the gradient, or a callable gives something other than one number.
+        When a rule has no gradient, or a callable returns something other than one number.
     ValueError
-        When a gradient has not the shape of `array`.
+        When a rule's gradient does not have the shape of `array`.
     """
     if is_fused(rule) or type(rule) is regularizers.OrthogonalRegularizer:
         penalty: float = rule.accumulate(array, gradient, scale=scale, grad_scale=grad_scale)
@@ -123,7 +100,7 @@ def accumulate(
             f"the gradient that the regularizer of {label} gives has shape {view.shape}; it must "
             f"have that of the array, {array.shape}"
         )
-    with Default(), np.errstate(all="ignore"):  # infinities and NaN are data, not news
+    with Default(), np.errstate(all="ignore"):  # no warnings: inf and NaN are valid inputs
         results.assign(
             gradient, dtypes.to_float64(view, dtype) * (scale * grad_scale), label, add=True
         )
@@ -139,8 +116,8 @@ def _number(given: Any, label: str) -> float:
 
 
 def _recorded(rule: Any, array: Array, label: str) -> tuple[float, Any]:
-    """Let autograd record a function; give its number and its gradient."""
-    name = getattr(rule, "__name__", None) or type(rule).__name__
+    """Return the number and the gradient of a function, recorded by autograd."""
+    name = errors.name_of(rule)
     try:
         autograd = import_module("autograd")
         isbox = import_module("autograd.tracer").isbox

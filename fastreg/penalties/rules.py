@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -62,13 +63,8 @@ def checked_rule(given: Any, label: str, names: bool = True) -> Any:
     UserWarning
         For a name or class whose strengths are 0, which nobody can set later.
     """
-    try:
+    with errors.prefixed(label) if names else nullcontext():
         found = converted(regularizers.get(given))
-    except (TypeError, ValueError) as error:
-        if not names:
-            raise
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{label}: {error}") from error
     warn_of_nothing(given, found, label)
     return found
 
@@ -170,9 +166,7 @@ def same_rule(one: Any, other: Any) -> bool:
 
 def rule_name(rule: Any) -> str:
     """Return what messages and reports call a rule."""
-    if isinstance(rule, regularizers.Regularizer):
-        return repr(rule)
-    return str(getattr(rule, "__name__", None) or type(rule).__name__)
+    return repr(rule) if isinstance(rule, regularizers.Regularizer) else errors.name_of(rule)
 
 
 def called(rule: Any, name: str, weight: Any) -> float:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, overload
-
-from .._base import arguments
+from typing import Any, ClassVar
 
 
 class Regularizer:
@@ -78,26 +76,6 @@ class Configured(Regularizer):
         if type(other) is not type(self):
             return NotImplemented
         return self.get_config() == other.get_config()
-
-
-class Strength:
-    """An attribute of a :class:`Configured`: a finite number >= 0, checked when it is set."""
-
-    def __init__(self, doc: str) -> None:
-        self.__doc__ = doc
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.__name__, self._slot = name, f"_{name}"
-
-    @overload
-    def __get__(self, instance: None, owner: type) -> Strength: ...
-    @overload
-    def __get__(self, instance: Configured, owner: type) -> float: ...
-    def __get__(self, instance: Configured | None, owner: type) -> Strength | float:
-        return self if instance is None else getattr(instance, self._slot)
-
-    def __set__(self, instance: Configured, value: float) -> None:
-        setattr(instance, self._slot, arguments.strength(value, self.__name__))
 
 
 # The package makes itself the module of this class; doctest then needs to be told of it.

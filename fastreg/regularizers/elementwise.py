@@ -12,12 +12,9 @@ from .._base import arguments
 from .._base.penalty import GRADIENT, VALUE, VALUE_AND_ADD, VALUE_AND_GRADIENT
 from .._engine import backend
 from .._engine.recording import claim, unclaimed
-from .base import Configured, Strength
+from .base import Configured
 
 _ndarray = np.ndarray
-
-_SUM_OF_ABS = "Strength of ``sum(abs(w))``; may be set between calls."
-_SUM_OF_SQUARES = "Strength of ``sum(w**2)``; may be set between calls."
 
 
 class Elementwise(Configured):
@@ -218,6 +215,12 @@ class Elementwise(Configured):
         return results.wrap_gradient(result, w) if out is None else results.written(out)
 
 
+def _strength(term: str) -> arguments.Checked[float]:
+    return arguments.Checked(
+        arguments.strength, f"Strength of ``{term}``; may be set between calls."
+    )
+
+
 def _default(value: object, default: float, name: str) -> float:
     """Return a checked strength; None stands for the default, as in Keras."""
     return default if value is None else arguments.strength(value, name)
@@ -246,7 +249,7 @@ class L1(Elementwise):
     __slots__ = ()
 
     _arguments = ("l1",)
-    l1 = Strength(_SUM_OF_ABS)
+    l1 = _strength("sum(abs(w))")
 
     def __init__(self, l1: float | None = 0.01) -> None:
         self._l1 = _default(l1, 0.01, "l1")
@@ -276,7 +279,7 @@ class L2(Elementwise):
     __slots__ = ()
 
     _arguments = ("l2",)
-    l2 = Strength(_SUM_OF_SQUARES)
+    l2 = _strength("sum(w**2)")
 
     def __init__(self, l2: float | None = 0.01) -> None:
         self._l1 = 0.0
@@ -307,8 +310,8 @@ class L1L2(Elementwise):
     __slots__ = ()
 
     _arguments = ("l1", "l2")
-    l1 = Strength(_SUM_OF_ABS)
-    l2 = Strength(_SUM_OF_SQUARES)
+    l1 = _strength("sum(abs(w))")
+    l2 = _strength("sum(w**2)")
 
     def __init__(self, l1: float | None = 0.0, l2: float | None = 0.0) -> None:
         self._l1 = _default(l1, 0.0, "l1")

@@ -13,7 +13,11 @@ from .._base import arguments, dtypes, errors
 from .._base.float_environment import Default
 from .._base.penalty import VALUE, VALUE_AND_ADD, VALUE_AND_GRADIENT
 from .._engine import checks
-from .base import Configured, Strength
+from .base import Configured
+
+
+def _checked_mode(value: Any, name: str) -> str:
+    return arguments.choice(value, name, ("rows", "columns"))
 
 
 class OrthogonalRegularizer(Configured):
@@ -52,21 +56,14 @@ class OrthogonalRegularizer(Configured):
     __slots__ = ("_factor", "_mode")
 
     _factor: float
+    _mode: str
     _arguments = ("factor", "mode")
-    factor = Strength("Strength; may be set between calls.")
+    factor = arguments.Checked(arguments.strength, "Strength; may be set between calls.")
+    mode = arguments.Checked(_checked_mode, 'What is to be orthogonal, "rows" or "columns".')
 
     def __init__(self, factor: float = 0.01, mode: str = "rows") -> None:
         self.factor = factor
         self.mode = mode
-
-    @property
-    def mode(self) -> str:
-        """What is to be orthogonal, "rows" or "columns"."""
-        return self._mode
-
-    @mode.setter
-    def mode(self, value: str) -> None:
-        self._mode = arguments.choice(value, "mode", ("rows", "columns"))
 
     def __call__(self, w: Any, *, scale: float = 1.0) -> Any:
         """Return the penalty of a matrix; arguments and result are as for :class:`L1`."""

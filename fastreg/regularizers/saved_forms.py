@@ -9,24 +9,16 @@ from typing import Any
 import numpy as np
 
 from .._base import errors
+from .._base.arguments import snake_case
 from .._base.warnings import warn
 from .base import Regularizer
 from .elementwise import L1, L1L2, L2, Elementwise
 from .orthogonal import OrthogonalRegularizer
 
-_CLASSES: dict[str, type[Regularizer]] = {
-    "L1": L1,
-    "l1": L1,
-    "L2": L2,
-    "l2": L2,
-    "L1L2": L1L2,
-    "l1l2": L1L2,
-    "OrthogonalRegularizer": OrthogonalRegularizer,
-    "orthogonal_regularizer": OrthogonalRegularizer,
-    "Regularizer": Regularizer,
-    "regularizer": Regularizer,
-}
 _OWN = (L1, L2, L1L2, OrthogonalRegularizer, Regularizer)
+_CLASSES: dict[str, type[Regularizer]] = {
+    name: kind for kind in _OWN for name in (kind.__name__, snake_case(kind.__name__))
+}
 
 
 def _by_name(name: str, argument: str) -> Regularizer:
@@ -117,6 +109,11 @@ def warn_of_nothing(given: Any, found: Any, label: str) -> None:
         )
 
 
+def saved_form(module: str | None, kind: str, config: Any, registered: str | None) -> Any:
+    """Return the saved form of an object, with the keys that Keras writes."""
+    return {"module": module, "class_name": kind, "config": config, "registered_name": registered}
+
+
 def serialize(regularizer: Any) -> Any:
     """Return the saved form of a regularizer: plain Python objects, those that Keras writes.
 
@@ -149,12 +146,7 @@ def serialize(regularizer: Any) -> Any:
         return regularizer
     kind = type(regularizer)
     if kind in _OWN:
-        return {
-            "module": "keras.regularizers",
-            "class_name": kind.__name__,
-            "config": regularizer.get_config(),
-            "registered_name": None,
-        }
+        return saved_form("keras.regularizers", kind.__name__, regularizer.get_config(), None)
     if isinstance(regularizer, type):
         raise TypeError(
             f"regularizer must be an instance, not the class {regularizer.__qualname__}; pass "
@@ -165,12 +157,8 @@ def serialize(regularizer: Any) -> Any:
             "regularizer must have a name to be saved, not be a lambda; define it with def"
         )
     if kind.__name__ in ("function", "builtin_function_or_method"):
-        return {
-            "module": "builtins",
-            "class_name": kind.__name__,
-            "config": _registered_name(regularizer) or regularizer.__name__,
-            "registered_name": kind.__name__,
-        }
+        name = _registered_name(regularizer) or regularizer.__name__
+        return saved_form("builtins", kind.__name__, name, kind.__name__)
     if not hasattr(regularizer, "get_config"):
         raise TypeError(
             "regularizer must offer get_config() to be saved, not be "
@@ -182,12 +170,7 @@ def serialize(regularizer: Any) -> Any:
         module = None  # no other script could import it
     elif kind.__module__.startswith("keras."):
         module, registered = "keras.regularizers", None
-    return {
-        "module": module,
-        "class_name": kind.__name__,
-        "config": regularizer.get_config(),
-        "registered_name": registered,
-    }
+    return saved_form(module, kind.__name__, regularizer.get_config(), registered)
 
 
 def deserialize(config: Any, custom_objects: Mapping[str, Any] | None = None) -> Any:
