@@ -33,7 +33,7 @@ class Errors:
 def errors(
     case: Case, tensors: Tensors, value: float | None, gradients: Iterable[Array] | None
 ) -> Errors:
-    """The errors of a call that began with gradients full of START.
+    """Return the errors of a call that began with gradients full of START.
 
     Examples
     --------

@@ -115,7 +115,7 @@ def cases(
     terms: Sequence[str],
     outputs: Sequence[str],
 ) -> list[Case]:
-    """Every case asked for; those that can share arrays follow each other.
+    """Return every case asked for; those that can share arrays follow each other.
 
     Examples
     --------

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import fastreg
-
-from .. import _info
-from .._engine import backend as _backend
+from fastreg import _info
+from fastreg._engine import backend
 
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -59,7 +58,7 @@ class Circumstances:
     def here(
         cls, command: str, repeats: int, peer_threads: Mapping[str, int], modules: Sequence[str]
     ) -> Circumstances:
-        """Those of this process, now."""
+        """Return those of this process, now."""
         # With the build, as a library that is imported says it: 2.14.1+cpu is not 2.14.1+cu130.
         versions = {module: str(_info.version(module)) for module in ("numpy", *modules)}
         return cls(
@@ -67,8 +66,8 @@ class Circumstances:
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             repeats=repeats,
             threads=fastreg.get_num_threads(),
-            backend=_backend.name,
-            instruction_set=_backend.instruction_set(),
+            backend=backend.name,
+            instruction_set=backend.instruction_set(),
             machine=_info.machine(),
             versions={"fastreg": fastreg.__version__, **versions},
             peer_threads=dict(peer_threads),
@@ -78,7 +77,7 @@ class Circumstances:
         )
 
     def title(self) -> str:
-        """One line for the head of a table or a picture."""
+        """Return one line for the head of a table or a picture."""
         own, *others = self.versions.items()
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         return (
@@ -88,7 +87,7 @@ class Circumstances:
         )
 
     def differing_threads(self) -> dict[str, str]:
-        """The peers that do not run on as many threads as fastreg."""
+        """Return the peers that do not run on as many threads as fastreg."""
         return {
             name: str(count) if count else "its own choice"
             for name, count in self.peer_threads.items()

@@ -50,7 +50,7 @@ def compare(choices: argparse.Namespace) -> tuple[list[Comparison], list[str]]:
 
 
 def checkout() -> Path:
-    """The root of the checkout of fastreg around the current directory."""
+    """Return the root of the checkout of fastreg around the current directory."""
     if shutil.which("git") is None:
         raise UsageError("comparing commits needs git, which is not installed")
     done = _git(Path(), "rev-parse", "--show-toplevel")
@@ -64,7 +64,7 @@ def checkout() -> Path:
 
 
 def resolve(root: Path, name: str) -> str:
-    """The hash of a commit."""
+    """Return the hash of a commit."""
     done = _git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
     if done.returncode != 0:
         raise UsageError(f"{name!r} is neither a record (.json) nor a commit of {root}")

@@ -15,13 +15,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import geometric_mean
 
+from fastreg._base import files
 from fastreg.bench import record
 from fastreg.bench.cases import Case
 from fastreg.bench.options import UsageError
 from fastreg.bench.row import OWN, Row, Work
 from fastreg.bench.spread import Spread
-
-from .._base import files
 
 #: Circumstances that two records should share.
 SHARED = ("threads", "backend", "instruction_set", "machine", "memory", "gpus", "versions")

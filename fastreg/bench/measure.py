@@ -32,7 +32,7 @@ InTurns = Callable[[Mapping[str, Call], int, Collection[str]], dict[str, list[fl
 
 
 def batch_time(call: Call, loops: int) -> float:
-    """Seconds that ``loops`` calls take together, warm if there are several."""
+    """Return seconds that ``loops`` calls take together, warm if there are several."""
     if loops > 1:
         call()
     turns = repeat(None, loops)
@@ -43,7 +43,7 @@ def batch_time(call: Call, loops: int) -> float:
 
 
 def loops_for(call: Call, seconds: float = BATCH_SECONDS) -> int:
-    """How many calls make a batch of at least ``seconds``; also warms up.
+    """Return how many calls make a batch of at least ``seconds``; also warm up.
 
     Examples
     --------

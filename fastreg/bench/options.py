@@ -14,14 +14,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import fastreg
+from fastreg._base import files
+from fastreg._base.arguments import MOST_THREADS
 from fastreg.bench.cases import DTYPES, OUTPUTS, TERMS
 from fastreg.bench.frameworks.known import FRAMEWORKS
 from fastreg.bench.frameworks.sizes import SIZES as FRAMEWORK_SIZES
 from fastreg.bench.peers import PEERS, installed
 from fastreg.bench.shapes import MODELS, parameters
-
-from .._base import files
-from .._base.arguments import MOST_THREADS
 
 SIZES = (64, 1_000, 65_536, 1_048_576, 16_777_216)
 QUICK_SIZES = (64, 65_536, 1_048_576)
@@ -228,7 +227,7 @@ def check_comparison(choices: argparse.Namespace) -> None:
 
 
 def is_record(side: str) -> bool:
-    """Whether an argument means a file; a commit has no such name."""
+    """Return whether an argument means a file; a commit has no such name."""
     return side.endswith(".json") or Path(side).is_file()
 
 
@@ -259,7 +258,7 @@ def check_frameworks(choices: argparse.Namespace) -> None:
 
 
 def check_cases(options: argparse.Namespace, needed: dict[str, str]) -> None:
-    """The part of ``check`` for ``add_cases``; ``needed``: further package -> what for."""
+    """Do the part of ``check`` for ``add_cases``; ``needed``: further package -> what for."""
     require_backend()
     needed = {"rich": "the table and the progress bar", **needed}
     if options.dtypes is None or "bf16" in options.dtypes:
@@ -311,7 +310,7 @@ def _joined(names: Iterable[object]) -> str:
 
 
 def sizes(text: str) -> list[int]:
-    """Sizes in elements: ``1000``, ``1_000`` or ``1e3``."""
+    """Parse sizes in elements: ``1000``, ``1_000`` or ``1e3``."""
     found = []
     for part in text.split(","):
         try:
@@ -327,7 +326,7 @@ def sizes(text: str) -> list[int]:
 
 
 def positive(text: str) -> int:
-    """A parser of a whole number of 1 or more."""
+    """Parse a whole number of 1 or more."""
     numbers = sizes(text)
     if len(numbers) != 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not one number")
@@ -335,7 +334,7 @@ def positive(text: str) -> int:
 
 
 def _threads(text: str) -> int:
-    """A number of threads that the core takes."""
+    """Parse a number of threads that the core takes."""
     count = positive(text)
     if count > MOST_THREADS:
         raise argparse.ArgumentTypeError(f"{text!r} is more than {MOST_THREADS}")
@@ -343,7 +342,7 @@ def _threads(text: str) -> int:
 
 
 def names(known: Collection[str]) -> Callable[[str], list[str]]:
-    """A parser of comma-separated names, in the order given, each of them known."""
+    """Return a parser of comma-separated names, in the order given, each of them known."""
 
     def parse(text: str) -> list[str]:
         names = list(dict.fromkeys(text.split(",")))

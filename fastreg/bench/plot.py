@@ -16,11 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 
+from fastreg._base import files
 from fastreg.bench.circumstances import Circumstances
 from fastreg.bench.peers import PEERS
 from fastreg.bench.row import FLOOR, ONE_TENSOR, OWN, Row
-
-from .._base import files
 
 #: How many sizes get a map of their shares: the largest.
 MAPS = 2
@@ -59,7 +58,7 @@ def save(path: Path, circumstances: Circumstances, rows: Sequence[Row]) -> None:
 def _times(
     figure: SubFigure, rows: Sequence[Row], dtypes: Sequence[str], outputs: Sequence[str]
 ) -> None:
-    """One panel per dtype and output; a line per variant, its quartiles as a band."""
+    """Draw a panel per dtype and output, a line per variant, its quartiles as a band."""
     term = max((row.case.terms for row in rows), key=len)
     figure.suptitle(f"time per call, {term}", fontsize=11)
     panels = figure.subplots(len(dtypes), len(outputs), squeeze=False, sharex=True, sharey=True)

@@ -26,14 +26,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from fastreg._base import files
 from fastreg.bench import step
 from fastreg.bench.accuracy import Errors
 from fastreg.bench.cases import Case
 from fastreg.bench.circumstances import Circumstances
 from fastreg.bench.row import COPY, Row, Work
 from fastreg.bench.spread import Spread
-
-from .._base import files
 
 SCHEMA = 2
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from statistics import median
+from textwrap import shorten
 
 from fastreg.bench.accuracy import Errors
 from fastreg.bench.cases import DTYPES, Case
@@ -135,3 +136,15 @@ class Row:
             for one in (name, work.measure)
         )
         return added / unit if unit > 0.0 else None
+
+
+def in_short(error: Exception) -> str:
+    """Return an error as the reason of a blank; frameworks put the cause into their second line.
+
+    Examples
+    --------
+    >>> in_short(RuntimeError("it failed:\\nno compiler\\nsee the manual"))
+    'RuntimeError: it failed: no compiler'
+    """
+    words = " ".join(str(error).split("\n")[:2]).split()
+    return shorten(f"{type(error).__name__}: {' '.join(words)}", 200)

@@ -9,13 +9,12 @@ with its reason; fastreg itself must not.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from textwrap import shorten
 
 from fastreg.bench.accuracy import START, Errors, errors
 from fastreg.bench.cases import OUTPUTS
 from fastreg.bench.measure import InTurns, interleave
 from fastreg.bench.peers import Fastreg, Floor, Peer, Prepared
-from fastreg.bench.row import ONE_TENSOR, OWN, Row
+from fastreg.bench.row import ONE_TENSOR, OWN, Row, in_short
 from fastreg.bench.workloads import Workload
 
 #: Gradients differ by roundings of the narrowest dtype (bf16 has 8 bits).
@@ -54,7 +53,7 @@ def measure(
         try:
             checked = _checked(peer, workload)
         except Exception as error:  # whatever a framework raises: the run goes on without it
-            blanks[peer.name] = _in_short(error)
+            blanks[peer.name] = in_short(error)
             continue
         if checked is None:
             continue
@@ -74,12 +73,6 @@ def measure(
     return Row(workload.case, samples, blanks, found)
 
 
-def _in_short(error: Exception) -> str:
-    """An error in one line; frameworks put the cause into the second of theirs."""
-    words = " ".join(str(error).split("\n")[:2]).split()
-    return shorten(f"{type(error).__name__}: {' '.join(words)}", 200)
-
-
 def _own(own: Peer, workload: Workload) -> tuple[Prepared, Errors]:
     checked = _checked(own, workload)
     assert checked is not None  # fastreg does every case
@@ -90,7 +83,7 @@ def _own(own: Peer, workload: Workload) -> tuple[Prepared, Errors]:
 
 
 def _checked(peer: Peer, workload: Workload) -> tuple[Prepared, Errors] | None:
-    """A peer's call, and the errors of its first result."""
+    """Return a peer's call, and the errors of its first result."""
     workload.fill_gradients(START)
     prepared = peer.make(workload)
     if prepared is None:

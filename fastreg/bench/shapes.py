@@ -89,7 +89,7 @@ MODELS: dict[str, Shapes] = {"resnet50": _resnet50(), "bert-base": _bert_base(),
 
 
 def parameters(model: str) -> int:
-    """How many parameters a model has.
+    """Return how many parameters a model has.
 
     Examples
     --------

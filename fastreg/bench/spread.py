@@ -36,7 +36,7 @@ class Spread:
 
     @classmethod
     def quartiles(cls, sample: Sequence[float]) -> Spread:
-        """Median and quartiles."""
+        """Return median and quartiles."""
         if len(sample) == 1:
             return cls(sample[0], sample[0], sample[0])
         low, _, high = quantiles(sample, n=4, method="inclusive")
@@ -44,7 +44,7 @@ class Spread:
 
     @classmethod
     def interval(cls, sample: Sequence[float]) -> Spread:
-        """The median and its confidence interval, whatever the distribution.
+        """Return the median and its confidence interval, whatever the distribution.
 
         Its ends are members of the sample: the true median lies below the k-th smallest value with
         the probability that fewer than k of n fair coins show heads. Fewer than six values cannot
@@ -61,7 +61,7 @@ class Spread:
 
     @classmethod
     def of_ratio(cls, numerator: Sequence[float], denominator: Sequence[float]) -> Spread:
-        """The interval of the turn-by-turn ratios of two samples of one run.
+        """Return the interval of the turn-by-turn ratios of two samples of one run.
 
         Examples
         --------
@@ -72,7 +72,7 @@ class Spread:
 
     @classmethod
     def of_medians(cls, numerator: Sequence[float], denominator: Sequence[float]) -> Spread:
-        """The ratio of the medians of two runs, with a bootstrap percentile interval.
+        """Return the ratio of the medians of two runs, with a bootstrap percentile interval.
 
         Examples
         --------
@@ -92,12 +92,12 @@ class Spread:
         return cls(median(numerator) / median(denominator), float(low), float(high))
 
     def excludes(self, number: float) -> bool:
-        """Whether the number lies outside the bounds."""
+        """Return whether the number lies outside the bounds."""
         return not self.low <= number <= self.high
 
 
 def _ranks_outside(size: int) -> int:
-    """How many values on each side of the interval of a median the confidence can do without."""
+    """Return how many values on each side of the interval the confidence can do without."""
     tail, rank = 0.0, 0
     while True:
         tail += comb(size, rank) / 2**size

@@ -61,7 +61,7 @@ class _Network:
         self.labels = rng.integers(0, classes, BATCH)
 
     def step(self) -> float:
-        """Forward, cross-entropy, backward, update; the penalty."""
+        """Do forward, cross-entropy, backward and update; return the penalty."""
         outputs = [self.x]
         for layer in self.layers:
             outputs.append(layer(outputs[-1]))

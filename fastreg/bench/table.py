@@ -252,7 +252,7 @@ def step_line(row: Row) -> str:
 
 
 def duration(seconds: Spread, narrow: bool = False) -> str:
-    """A time and its quartiles in the unit that fits the median.
+    """Return a time and its quartiles in the unit that fits the median.
 
     Examples
     --------
@@ -269,7 +269,7 @@ def duration(seconds: Spread, narrow: bool = False) -> str:
 
 
 def percentage(share: Spread, narrow: bool = False) -> str:
-    """A share in percent.
+    """Return a share in percent.
 
     Examples
     --------
@@ -284,7 +284,7 @@ def percentage(share: Spread, narrow: bool = False) -> str:
 
 
 def ratio(times: Spread, narrow: bool = False) -> str:
-    """A ratio and its bounds.
+    """Return a ratio and its bounds.
 
     Examples
     --------

@@ -119,7 +119,7 @@ def serve() -> None:
 
 
 def fingerprint(workload: Any, prepared: Any) -> str:
-    """The value's bits and a checksum of the gradients' after one call."""
+    """Return the value's bits and a checksum of the gradients' after one call."""
     from zlib import crc32
 
     from fastreg.bench.accuracy import START

@@ -80,12 +80,12 @@ class Workload:
             gradient[...] = value
 
     def one_tensor(self) -> Workload:
-        """The same case on one tensor of the same size."""
+        """Return the same case on one tensor of the same size."""
         return replace(self, tensors=self.as_one)
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The NumPy dtype of a dtype name; bf16 needs ml_dtypes.
+    """Return the NumPy dtype of a dtype name; bf16 needs ml_dtypes.
 
     Examples
     --------
@@ -123,7 +123,7 @@ def workloads(
     kind: type[Tensors] = Tensors,
     models: Mapping[str, Shapes] = MODELS,
 ) -> Iterator[Workload]:
-    """The cases with their arrays, which live until the next dtype or place."""
+    """Yield the cases with their arrays, which live until the next dtype or place."""
     for (dtype, size, model), group in groupby(cases, lambda c: (c.dtype, c.size, c.model)):
         shapes = list(models[model].values()) if model else [(size,)]
         starts, end = [], 0
@@ -149,13 +149,13 @@ def _split(buffer: Array, starts: Sequence[int], shapes: Sequence[tuple[int, ...
 
 
 def _aligned(size: int, dtype: np.dtype[Any]) -> Array:
-    """A new array that starts at a multiple of ALIGNMENT bytes."""
+    """Return a new array that starts at a multiple of ALIGNMENT bytes."""
     buffer = np.empty(size * dtype.itemsize + ALIGNMENT, np.uint8)
     start = -buffer.ctypes.data % ALIGNMENT
     return buffer[start : start + size * dtype.itemsize].view(dtype)
 
 
 def _whole_lines(elements: int, itemsize: int) -> int:
-    """Elements up to the next multiple of ALIGNMENT bytes."""
+    """Return elements up to the next multiple of ALIGNMENT bytes."""
     per_line = ALIGNMENT // itemsize
     return -(-elements // per_line) * per_line

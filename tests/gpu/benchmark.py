@@ -40,7 +40,7 @@ from fastreg.bench.circumstances import Circumstances
 from fastreg.bench.frameworks import base, with_torch
 from fastreg.bench.frameworks.sizes import SIZES as STEPS
 from fastreg.bench.measure import Call, InTurns, Timer, batch_time, interleave
-from fastreg.bench.row import OWN, Row
+from fastreg.bench.row import OWN, Row, in_short
 from fastreg.bench.run import measure
 from fastreg.bench.shapes import MODELS
 from fastreg.bench.table import Detail, duration, ratio, table
@@ -304,8 +304,7 @@ class Run:
         try:
             row = make()
         except Exception as error:
-            failure = f"{what}: {type(error).__name__}: {str(error)[:300]}"
-            self.result["failures"].append(failure)
+            self.result["failures"].append(f"{what}: {in_short(error)}")
             return None
         self.result[part].append(record.row_as_json(row))
         return row

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from textwrap import shorten
 from typing import Any
 
 import numpy as np
 
 from fastreg.bench.measure import InTurns, interleave
-from fastreg.bench.row import Row, Work
+from fastreg.bench.row import Row, Work, in_short
 from fastreg.bench.workloads import Array
 
 #: Relative, of gradients and changed weights; those of a model are sums in float32 themselves.
@@ -55,7 +54,7 @@ def measure(setting: Setting, repeats: int, in_turns: InTurns = interleave) -> R
             outcomes[name] = [np.array(array, np.float64) for array in variant.outcome()]
             calls[name] = call
         except Exception as error:  # whatever a framework raises
-            blanks[name] = shorten(f"{type(error).__name__}: {error}", 160, placeholder=" ...")
+            blanks[name] = in_short(error)
     expected = outcomes.get(work.usual)
     for name in list(calls):
         if expected is None or name == work.usual:
@@ -71,7 +70,7 @@ def measure(setting: Setting, repeats: int, in_turns: InTurns = interleave) -> R
 
 
 def distance(found: Sequence[Array], expected: Sequence[Array]) -> float:
-    """The largest difference of two lists of arrays, relative to the largest of each array.
+    """Return the largest difference of two lists, relative to the largest of each array.
 
     Examples
     --------

@@ -17,7 +17,7 @@ class Framework:
     environment: dict[str, str] = field(default_factory=dict)
 
     def missing(self) -> list[str]:
-        """What is not installed of that."""
+        """Return what is not installed of that."""
         return [module for module in self.modules if find_spec(module) is None]
 
 

@@ -15,7 +15,7 @@ from fastreg.regularizers import L1L2
 
 
 def settings(sizes: Sizes) -> Settings:
-    """All rows of JAX."""
+    """Yield the settings of JAX."""
     jax: Any = importlib.import_module("jax")
     importlib.import_module("fastreg.jax")
     for elements in sizes.jax_elements:

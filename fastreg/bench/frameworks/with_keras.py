@@ -15,12 +15,12 @@ from fastreg.bench.row import Work
 
 
 def settings(sizes: Sizes) -> Settings:
-    """The row of Keras."""
+    """Yield the setting of Keras."""
     yield step(importlib.import_module("keras"), sizes)
 
 
 def step(keras: Any, sizes: Sizes) -> Setting:
-    """Forward, backward and update, with the penalties of all kernels."""
+    """Return forward, backward and update, with the penalties of all kernels."""
     own: Any = importlib.import_module("fastreg.keras")
     rng = np.random.default_rng(20260101)
     width, strengths = sizes.keras_width, {"l1": L1_STRENGTH, "l2": L2_STRENGTH}

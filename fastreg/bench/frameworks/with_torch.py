@@ -14,7 +14,7 @@ from fastreg.regularizers import L1L2
 
 
 def settings(sizes: Sizes) -> Settings:
-    """All rows of PyTorch."""
+    """Yield the settings of PyTorch."""
     torch: Any = importlib.import_module("torch")
     torch.manual_seed(20260101)
     yield step(torch, sizes)
@@ -23,7 +23,7 @@ def settings(sizes: Sizes) -> Settings:
 
 
 def penalty_of(weights: Sequence[Any]) -> Any:
-    """The penalty as most people write it."""
+    """Return the penalty as most people write it."""
     total: Any = 0.0
     for w in weights:
         total = total + L1_STRENGTH * w.abs().sum() + L2_STRENGTH * w.square().sum()
@@ -37,7 +37,7 @@ def foreach(torch: Any, weights: Sequence[Any], gradients: Sequence[Any]) -> Non
 
 
 def step(torch: Any, sizes: Sizes, device: str = "cpu") -> Setting:
-    """Forward, backward and update of one model, which all variants train."""
+    """Return forward, backward and update of one model, which all variants train."""
     nn, width = torch.nn, sizes.torch_width
     layers = (
         layer for _ in range(sizes.torch_layers) for layer in (nn.Linear(width, width), nn.ReLU())
@@ -114,7 +114,7 @@ def step(torch: Any, sizes: Sizes, device: str = "cpu") -> Setting:
 
 
 def small_tensors(torch: Any, sizes: Sizes) -> Setting:
-    """The gradients of many small parameters, added in place."""
+    """Return the gradients of many small parameters, added in place."""
     parameters = torch.nn.ParameterList(
         torch.nn.Parameter(torch.randn(sizes.elements)) for _ in range(sizes.tensors)
     )

@@ -35,7 +35,7 @@ PEERS: dict[str, Peer] = {
 
 
 def installed(quick: bool = False) -> list[str]:
-    """The names of the peers that can run here; quick: of those that need no compiling.
+    """Return the peers that can run here by name; quick: those that need no compiling.
 
     Examples
     --------

@@ -54,7 +54,7 @@ class Peer(ABC):
     value_tolerance: ClassVar[float] = 1e-2
 
     def available(self) -> bool:
-        """Whether what the peer needs is installed."""
+        """Return whether what the peer needs is installed."""
         return all(find_spec(module) is not None for module in self.modules)
 
     #: The module that has the peer's threads; none: it has one thread.
@@ -83,7 +83,7 @@ class Peer(ABC):
 
     @abstractmethod
     def make(self, workload: Workload) -> Prepared | None:
-        """The call to time, or None where the peer does not do this case."""
+        """Return the call to time, or None where the peer does not do this case."""
 
 
 def written_out(case: Case, x: Any, g: Any, sign: Callable[[Any], Any]) -> tuple[Any, Any]:

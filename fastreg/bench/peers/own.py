@@ -137,7 +137,7 @@ class _NumpyLoops:
 
 
 def _plain(array: Array, adds: bool) -> Array:
-    """The array's bytes under a dtype which every loop takes: no bf16, and no half when adding."""
+    """Return the bytes as a dtype which every loop takes: no bf16, and no half when adding."""
     if array.itemsize != 2:
         return array
     if adds:
@@ -146,5 +146,5 @@ def _plain(array: Array, adds: bool) -> Array:
 
 
 def _first_of_pair(result: Any) -> float:
-    """The value, also where the gradients come with it."""
+    """Return the value, also where the gradients come with it."""
     return float(result[0] if isinstance(result, tuple) else result)

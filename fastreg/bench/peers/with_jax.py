@@ -89,7 +89,7 @@ _threads_at_import: list[int] = []
 def donating(
     jax: Any, penalty: Any, workload: Workload, as_jax: Callable[[Any, Any], Any] = Jax.as_jax
 ) -> Prepared:
-    """A call of ``penalty(weights, gradients) -> (value, gradients)`` with donated gradients."""
+    """Return a call of ``penalty(weights, gradients)``, whose gradients are donated."""
     weights, gradients = (
         [as_jax(jax, array) for array in arrays]
         for arrays in (workload.tensors.weights, workload.tensors.gradients)

@@ -106,7 +106,7 @@ class Keras(Peer):
 
 
 def _import_keras() -> Any:
-    """Keras, on a backend that is installed."""
+    """Return Keras, on a backend that is installed."""
     if "keras" in sys.modules or "KERAS_BACKEND" in os.environ:
         return importlib.import_module("keras")
     os.environ["KERAS_BACKEND"] = next(name for name in BACKENDS if find_spec(name))

@@ -31,7 +31,7 @@ class _TorchPeer(Peer):
         return Prepared(unrecorded, lambda: tensors.gradients)
 
     def write(self, torch: Any, case: Case, weights: list[Any], gradients: list[Any]) -> Call:
-        """The call that computes the case."""
+        """Return the call that computes the case."""
         raise NotImplementedError
 
 
@@ -157,12 +157,12 @@ class TorchCompile(_TorchPeer):
 
 
 def sum_dtype(torch: Any, weights: list[Any]) -> Any:
-    """The dtype to sum in: float32 for half precision as well."""
+    """Return the dtype to sum in: float32 for half precision as well."""
     return torch.float64 if weights[0].dtype == torch.float64 else torch.float32
 
 
 def as_tensor(torch: Any, array: Array) -> Any:
-    """A tensor on the memory of an array, bfloat16 included; a tensor as it is."""
+    """Return a tensor on the memory of an array, bfloat16 included; a tensor as it is."""
     if isinstance(array, torch.Tensor):
         return array
     if array.dtype.name == "bfloat16":
