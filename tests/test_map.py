@@ -1,0 +1,72 @@
+"""CONTRIBUTING.md's map: what it names is there, and every folder is named."""
+
+import re
+from pathlib import PurePosixPath
+
+import pytest
+from interpreter import ROOT
+from test_named import texts
+
+PAGE = ROOT / "CONTRIBUTING.md"
+MAPPED = ("csrc", "fastreg", "tests")
+
+
+def blocks():
+    """Return the map's blocks of lines."""
+    section = re.search(r"^## Where things are$(.*?)^## ", PAGE.read_text("utf-8"), re.M | re.S)
+    return [
+        block.splitlines() for block in re.findall(r"^```\n(.*?)^```$", section[1], re.M | re.S)
+    ]
+
+
+def named(lines):
+    """Return the paths that a block names, each with what it says of it.
+
+    A line that is indented names what lies in the last folder; one that is indented to the column
+    of descriptions goes on with the line before.
+    """
+    folder, found = "", {}
+    for line in lines:
+        indent, name, about = re.fullmatch(r"( *)(\S+) *(.*)", line).groups()
+        if len(indent) > 4:
+            continue
+        if not indent:
+            folder = name
+            assert folder.endswith("/"), line
+        found[folder + name if indent else name] = about
+    return found
+
+
+MAP = {path: about for block in blocks() for path, about in named(block).items()}
+
+
+@pytest.mark.parametrize("path", MAP)
+def test_it_is_there(path):
+    found = list(ROOT.glob(path.rstrip("/")))
+    assert found
+    assert all(place.is_dir() == path.endswith("/") for place in found)
+
+
+def test_every_folder_is_named():
+    folders = {
+        f"{folder}/"
+        for name in texts()
+        for folder in PurePosixPath(name).parents
+        if folder.parts[:1] and folder.parts[0] in MAPPED
+    }
+    assert len(folders) > 20
+    assert folders - set(MAP) == set()
+
+
+def test_every_file_directly_in_the_package_is_named():
+    files = {f"fastreg/{path.name}" for path in (ROOT / "fastreg").glob("*.py")}
+    assert files - set(MAP) == set()
+
+
+def test_it_fits_a_terminal():
+    assert all(len(line) <= 80 for block in blocks() for line in block)
+
+
+def test_lines_are_read():
+    lines = ["a/b/      rooms", "    c.py    one,", "            two", "    *.h     three"]
+    assert named(lines) == {"a/b/": "rooms", "a/b/c.py": "one,", "a/b/*.h": "three"}
