@@ -26,9 +26,9 @@ AT_MOST = {
 
 FLOW_AT_MOST = {  # calls, files
     "L1L2.accumulate(w, grad), NumPy": (2, 2),
-    "attach(...).accumulate(grads), 2 NumPy arrays": (18, 8),
-    "torch Penalties.value()": (25, 9),
-    "reg(tensor), autograd forward": (38, 10),
+    "attach(...).accumulate(grads), 2 NumPy arrays": (12, 4),
+    "torch Penalties.value()": (19, 7),
+    "reg(tensor), autograd forward": (11, 5),
 }
 
 

@@ -9,6 +9,11 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
+ALL_NUMPY = frozenset((np.ndarray,)).issuperset
+"""Return whether all types of arrays are NumPy's own: ``ALL_NUMPY(map(type, arrays))``."""
+
 
 def framework(x: Any) -> tuple[str, Any, Any]:
     """Say whose array `x` is: "torch", "jax", "cupy" or "other", the module, and the array itself.

@@ -22,15 +22,10 @@ from . import cuda, cuda_results, device_array, host
 from .libraries import framework
 
 
-def torch_is_loaded() -> bool:
-    """Return whether there can be torch tensors at all."""
-    return "torch" in sys.modules
-
-
 def check_targets(targets: Sequence[Any], names: Sequence[str]) -> None:
     """Do what :func:`checked_target` does for the gradients of many names."""
-    torch: Any = sys.modules["torch"]
-    if torch.is_grad_enabled():
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and torch.is_grad_enabled():
         for target, name in zip(targets, names, strict=True):
             if getattr(target, "requires_grad", False):  # the name is made only where it is needed
                 checked_target(target, f"grads[{name!r}]")
@@ -68,8 +63,9 @@ def written(target: Any) -> Any:
 
 def all_written(targets: Sequence[Any]) -> None:
     """Do what :func:`written` does for many."""
-    torch: Any = sys.modules["torch"]
-    torch_written([target for target in targets if isinstance(target, torch.Tensor)])
+    torch: Any = sys.modules.get("torch")
+    if torch is not None:
+        torch_written([target for target in targets if isinstance(target, torch.Tensor)])
 
 
 def torch_written(tensors: Sequence[Any]) -> None:

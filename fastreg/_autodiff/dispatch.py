@@ -1,28 +1,29 @@
-"""Which arrays a framework follows, so that its adapter has to compute what is asked of them.
+"""Dispatch: does an array's framework have to compute the penalty, or can the core read the memory?
 
 Contract
 --------
-- Autograd and a trace see only what goes through their framework.  For an array that one of them
-  follows the regularizers and penalties hand the call over to the adapter; of all others the core
-  reads the elements.
-- A value is handed over where anything follows the array (:func:`following`), a gradient only where
-  the array has no elements to read (:func:`tracing`): one that autograd follows has them.
+- Autograd and a trace see only what goes through their framework.  For a tensor that requires grad
+  while gradients are recorded, for what is traced and for what is symbolic, the regularizers and
+  penalties hand the call over to the port of its framework; of all others the core reads the
+  elements.
+- That is so for a value.  A gradient needs a port only where there are no elements to read: a
+  tensor that requires grad still has readable storage.
 - An array of JAX has none, either, where it is sharded, or on a device that the core cannot use.
-- An adapter is imported at the first array that needs it: only where its framework is loaded.
-- Each is a module with the functions of :class:`Adapter`.
+- It is asked once per call.  A port is imported at the first array that needs it: only where its
+  framework is loaded.  Each is a module with the functions of :class:`Port`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from operator import attrgetter
 from typing import Any, Protocol, cast
 
 import numpy as np
 
-from .._arrays.libraries import framework, has_dtensors, is_dtensor
+from .._arrays.libraries import ALL_NUMPY, framework, has_dtensors, is_dtensor
 from .._base import errors, float_environment
 from .._base.core import why_off
 
@@ -30,44 +31,45 @@ PORTS = {"jax": "fastreg._autodiff.jax.functions"}
 """The modules of ports, imported at the first array that needs one; ``fastreg`` adds that of Keras.
 Those for torch are import statements, which Dynamo traces."""
 
-_NUMPY = frozenset((np.ndarray,))
+_ALL_FLOATS = frozenset((float,)).issuperset
 _REQUIRES_GRAD = attrgetter("requires_grad")
 _IS_META = attrgetter("is_meta")
 
+Strengths = Sequence[tuple[Any, Any]]
 
-class Adapter(Protocol):
-    """What a framework's adapter offers; tensors and strengths are as for ``evaluate_many``.
 
-    A strength or scale may be what the framework follows, too, where it can.  Results are what the
+class Port(Protocol):
+    """What the port of a framework offers; tensors and strengths are as for ``evaluate_many``.
+
+    A strength or scale may be traced, too, where the framework can.  Results are what the
     framework can differentiate: float64 for float64 tensors, else float32.
     """
 
     def total(
-        self,
-        weights: Sequence[Any],
-        strengths: Sequence[tuple[Any, Any]],
-        which: Sequence[int],
-        scale: Any,
+        self, weights: Sequence[Any], strengths: Strengths, which: Sequence[int], scale: Any
     ) -> Any:
         """Return the penalty of all tensors, 0-d."""
 
     def values(
-        self,
-        weights: Sequence[Any],
-        strengths: Sequence[tuple[Any, Any]],
-        which: Sequence[int],
-        scale: Any,
+        self, weights: Sequence[Any], strengths: Strengths, which: Sequence[int], scale: Any
     ) -> Sequence[Any]:
         """Return the penalty of each tensor, 0-d each, from one pass over all."""
 
-    def gradient(self, w: Any, l1: Any, l2: Any, factor: Any) -> Any:
-        """Return ``factor * (l1 * sign(w) + 2 * l2 * w)`` as a new array."""
+    def gradients(
+        self,
+        weights: Sequence[Any],
+        strengths: Strengths,
+        which: Sequence[int],
+        scale: Any,
+        grad_scale: Any,
+    ) -> Sequence[Any]:
+        """Return ``scale * grad_scale * (l1 * sign(w) + 2 * l2 * w)`` of each, as new arrays."""
 
     def orthogonal(self, w: Any, factor: Any, mode: str) -> Any:
         """Return the penalty of ``OrthogonalRegularizer``, 0-d."""
 
     def factor(self, number: Any, name: str) -> Any:
-        """Return a scale as it can be multiplied: a float, or what the framework follows.
+        """Return a scale as it can be multiplied: a float, or what is traced.
 
         Raises
         ------
@@ -76,53 +78,49 @@ class Adapter(Protocol):
         """
 
 
-def product(adapter: Any, first: Any, *others: Any) -> Any:
-    """Return the product of strengths and scales, as an adapter takes them.
+def product(port: Any, first: Any, *others: Any) -> Any:
+    """Return the product of strengths and scales, as a port takes them.
 
-    An adapter that has a function `product` multiplies what its framework follows in its own way.
+    A port that has a function `product` multiplies what is traced in its own way.
     """
-    multiply = getattr(adapter, "product", float_environment.product)
+    multiply = getattr(port, "product", float_environment.product)
     return multiply(first, *others)
 
 
-def are_numpy(arrays: Iterable[Any]) -> bool:
-    """Return whether all arrays are plain ones of NumPy, which no framework follows."""
-    return _NUMPY.issuperset(map(type, arrays))
+def port_for_value(x: Any, *numbers: Any) -> Port | None:
+    """Return the port that has to compute the value of `x`; None where the core can.
+
+    `numbers` are its strengths and factors, which may be traced.
+    """
+    return _port_of(x, True) or port_for_numbers(*numbers)
 
 
-def following(x: Any) -> Adapter | None:
-    """Return the adapter that has to compute the value of `x`; None where the core can."""
-    return _adapter_of(x, True)
+def port_for_gradient(x: Any, *numbers: Any) -> Port | None:
+    """Return the port of an array without readable elements, or of traced numbers; else None."""
+    return _port_of(x, False) or port_for_numbers(*numbers)
 
 
-def tracing(x: Any) -> Adapter | None:
-    """Return the adapter of an array without readable elements; None where the core can read."""
-    return _adapter_of(x, False)
-
-
-def of_any(
-    find: Callable[[Any], Adapter | None], arrays: Sequence[Any], names: Sequence[str]
-) -> Adapter | None:
-    """Return what `find` gives for the first array that has an adapter; None where none has.
+def port_for_values(arrays: Sequence[Any], names: Sequence[str]) -> Port | None:
+    """Return the port for the values of many arrays, that of the first that has one; else None.
 
     Raises
     ------
     TypeError
-        When there is an adapter, and arrays of other frameworks as well.
+        When there is a port, and arrays of other frameworks as well.
     """
-    if are_numpy(arrays) or _are_plain_torch(arrays, find is following):
+    return _port_of_many(arrays, names, True)
+
+
+def port_for_gradients(arrays: Sequence[Any], names: Sequence[str]) -> Port | None:
+    """Do what :func:`port_for_values` does, for gradients."""
+    return _port_of_many(arrays, names, False)
+
+
+def port_for_numbers(*numbers: Any) -> Port | None:
+    """Return the port of strengths or factors that are traced: JAX's tracers, of a schedule."""
+    if _ALL_FLOATS(map(type, numbers)):
         return None
-    if has_dtensors(arrays):  # their adapter takes plain tensors as well, but not the other way
-        _require_one_framework(
-            arrays, names, "torch", names[list(map(is_dtensor, arrays)).index(True)]
-        )
-        return _dtensors()
-    for array, name in zip(arrays, names, strict=True):
-        adapter = find(array)
-        if adapter is not None:
-            _require_one_framework(arrays, names, framework(array)[0], name)
-            return adapter
-    return None
+    return next(filter(None, [_port_of(number, False) for number in numbers]), None)
 
 
 def require_jax(arrays: Sequence[Any], names: Sequence[str]) -> None:
@@ -135,8 +133,23 @@ def require_jax(arrays: Sequence[Any], names: Sequence[str]) -> None:
             )
 
 
-def _are_plain_torch(arrays: Sequence[Any], is_followed_by_autograd: bool) -> bool:
-    """Say at once that `_adapter_of` has nothing for many tensors of torch: 400 take 20 us."""
+def _port_of_many(arrays: Sequence[Any], names: Sequence[str], records: bool) -> Port | None:
+    if ALL_NUMPY(map(type, arrays)) or _are_readable_torch(arrays, records):
+        return None
+    if has_dtensors(arrays):  # their port takes plain tensors as well, but not the other way
+        first = names[list(map(is_dtensor, arrays)).index(True)]
+        _require_one_framework(arrays, names, "torch", first)
+        return _dtensors()
+    for array, name in zip(arrays, names, strict=True):
+        port = _port_of(array, records)
+        if port is not None:
+            _require_one_framework(arrays, names, framework(array)[0], name)
+            return port
+    return None
+
+
+def _are_readable_torch(arrays: Sequence[Any], records: bool) -> bool:
+    """Say at once that `_port_of` has nothing for many tensors of torch: 400 take 20 us."""
     torch: Any = sys.modules.get("torch")
     nn = getattr(torch, "nn", None)  # missing while another thread imports torch
     if nn is None or not {torch.Tensor, nn.Parameter}.issuperset(map(type, arrays)):
@@ -145,37 +158,39 @@ def _are_plain_torch(arrays: Sequence[Any], is_followed_by_autograd: bool) -> bo
         return False
     if "deepspeed" in sys.modules:  # its parameters may have no elements now
         return False
-    if is_followed_by_autograd and torch.is_grad_enabled() and any(map(_REQUIRES_GRAD, arrays)):
+    if records and torch.is_grad_enabled() and any(map(_REQUIRES_GRAD, arrays)):
         return False
     return not any(map(_IS_META, arrays))
 
 
-def _adapter_of(x: Any, is_followed_by_autograd: bool) -> Adapter | None:
-    kind, module, x = framework(x)
+def _port_of(x: Any, records: bool) -> Port | None:
+    """Return the port of one array; with `records` also where autograd records what it goes into.
+
+    A plain tensor is known by its type: no other question is asked of it.
+    """
+    module: Any = sys.modules.get("torch")
+    nn = getattr(module, "nn", None)  # missing while another thread imports torch
+    is_plain = nn is not None and (type(x) is module.Tensor or type(x) is nn.Parameter)
+    kind = "torch"
+    if not is_plain:
+        kind, module, x = framework(x)
     if kind == "torch":
-        if is_dtensor(x):  # followed or not, no one process has its elements
+        if not is_plain and is_dtensor(x):  # whatever is asked, no one process has its elements
             return _dtensors()
-        if _has_no_elements(module, x) or (
-            is_followed_by_autograd and x.requires_grad and module.is_grad_enabled()
+        if (records and x.requires_grad and module.is_grad_enabled()) or _has_no_elements(
+            module, x, is_plain
         ):
             from .torch import functions  # torch.compile can trace no import_module
 
-            return cast(Adapter, functions)
-    elif kind == "jax" and _is_left_to_jax(module, x):
-        return cast(Adapter, import_module(PORTS["jax"]))
-    elif kind == "other" and _is_followed_by_keras(x):
-        return cast(Adapter, import_module(PORTS["keras"]))
+            return cast(Port, functions)
+    elif kind == "jax" and _needs_jax(module, x):
+        return cast(Port, import_module(PORTS["jax"]))
+    elif kind == "other" and _needs_keras(x):
+        return cast(Port, import_module(PORTS["keras"]))
     return None
 
 
-def of_strengths(*strengths: Any) -> Adapter | None:
-    """Return the adapter of strengths or factors that are traced: JAX's tracers, of a schedule."""
-    if all(type(strength) is float for strength in strengths):
-        return None
-    return next(filter(None, map(tracing, strengths)), None)
-
-
-def _is_left_to_jax(jax: Any, x: Any) -> bool:
+def _needs_jax(jax: Any, x: Any) -> bool:
     if isinstance(x, jax.core.Tracer):
         return True
     devices = x.sharding.device_set
@@ -185,29 +200,28 @@ def _is_left_to_jax(jax: Any, x: Any) -> bool:
     return device.platform != "cpu" and (device.platform != "gpu" or bool(why_off()))
 
 
-def _dtensors() -> Adapter:
+def _dtensors() -> Port:
     from .torch import dtensors  # Dynamo traces this, and not import_module
 
-    return cast(Adapter, dtensors)
+    return cast(Port, dtensors)
 
 
-def _has_no_elements(torch: Any, x: Any) -> bool:
-    """Return whether `x` only stands for a tensor: torch compiles or transforms a function."""
+def _has_no_elements(torch: Any, x: Any, is_plain: bool) -> bool:
+    """Return whether `x` is a fake, meta or functorch-wrapped tensor, or torch compiles."""
     if torch.compiler.is_compiling():
         return True
-    kind = type(x)
-    if kind is torch.Tensor or kind is torch.nn.Parameter:
+    if is_plain:
         return bool(
             x.is_meta
             or torch._C._functorch.is_functorch_wrapped_tensor(x)
-            # DeepSpeed's ZeRO-3 has taken them: the adapter refuses it by name.
+            # DeepSpeed's ZeRO-3 has taken them: the port refuses it by name.
             or x.__dict__.get("ds_numel", x.numel()) != x.numel()
         )
-    return kind.__name__ == "FakeTensor"
+    return type(x).__name__ == "FakeTensor"
 
 
-def _is_followed_by_keras(x: Any) -> bool:
-    """Return whether `x` is symbolic, or a tensor of a backend that has no adapter of its own."""
+def _needs_keras(x: Any) -> bool:
+    """Return whether `x` is symbolic, or a tensor of a backend that has no port of its own."""
     keras: Any = sys.modules.get("keras")
     if keras is None or type(x) is np.ndarray or not hasattr(keras, "KerasTensor"):
         return False

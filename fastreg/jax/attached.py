@@ -17,7 +17,6 @@ from .._autodiff.jax.sharding import checked_specs
 from .._autodiff.jax.strengths import factor
 from .._base import arguments
 from .._base.errors import leaf_label
-from .._base.float_environment import product
 from .._base.penalty import VALUE
 from ..penalties import callables, evaluation
 from ..penalties.names import counted
@@ -252,26 +251,19 @@ def _gradients(
     plan: Plan, weights: tuple[Any, ...], scale: Any, grad_scale: Any, value: Any = None
 ) -> list[Any]:
     """Return the gradient of each weight; a `value` that is traced comes before them."""
-    scale, grad_scale = factor(scale, "scale"), factor(grad_scale, "grad_scale")
-    strengths, which = plan.strengths(), iter(plan.which)
-    gradients = []
-    for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True):
-        if is_fused:
-            l1, l2 = strengths[next(which)]
-            gradients.append(
-                functions.gradient(
-                    weight, product(l1, scale), product(l2, scale), grad_scale, value
-                )
-            )
-        else:
-            gradients.append(jax.grad(plan.rules[name])(weight) * (scale * grad_scale))
-    return gradients
+    fused = tuple(compress(weights, plan.fused))
+    made = iter(functions.gradients(fused, plan.strengths(), plan.which, scale, grad_scale, value))
+    both = factor(scale, "scale") * factor(grad_scale, "grad_scale")
+    return [
+        next(made) if is_fused else jax.grad(plan.rules[name])(weight) * both
+        for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True)
+    ]
 
 
 def _values(plan: Plan, weights: tuple[Any, ...], scale: float) -> list[float]:
     """Return each leaf's penalty, of arrays that have elements."""
     fused = tuple(compress(weights, plan.fused))
-    if all(dispatch.following(weight) is None for weight in fused):
+    if all(dispatch.port_for_value(weight) is None for weight in fused):
         return evaluation.values(plan, weights, scale)
     factor = arguments.multiplier(scale, "scale")
     of_fused = iter(functions.values(fused, plan.strengths(), plan.which, factor))
@@ -301,7 +293,7 @@ def _is_followed(plan: Plan, weights: tuple[Any, ...], scale: Any) -> bool:
         plan.others
         or not weights
         or any(type(number) is not float for number in numbers)
-        or any(dispatch.following(w) is not None for w in weights)
+        or any(dispatch.port_for_value(w) is not None for w in weights)
     )
 
 

@@ -84,7 +84,7 @@ def share_of_zeros(leaf: Any, name: str) -> float:
     dtype = getattr(leaf, "dtype", None)
     if dtype is None or (dtype not in dtypes.NAMES and dtype != jnp.bfloat16) or not leaf.size:
         return 0.0
-    if dispatch.tracing(leaf) is None:
+    if dispatch.port_for_gradient(leaf) is None:
         return report.share_of_zeros(leaf, leaf_label(name))
     return 1.0 - int(_count_of_others(leaf)) / int(leaf.size)
 

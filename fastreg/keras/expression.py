@@ -1,9 +1,9 @@
-"""The adapter for arrays that Keras itself follows: the penalties as expressions of ``keras.ops``.
+"""The port for what is symbolic in Keras: the penalties as expressions of ``keras.ops``.
 
 Contract
 --------
 - It serves ``KerasTensor``, whose penalty is one operation of the symbolic model and runs as any
-  call of a regularizer once the model has arrays, and backends for which fastreg has no adapter
+  call of a regularizer once the model has arrays, and backends for which fastreg has no port
   (TensorFlow), where it is computed by that backend.
 - There, too, half precision and integers are computed in float32, a term of strength 0 is absent,
   and the result is float64 for float64, else float32.  The order of the sum is the backend's.
@@ -70,15 +70,19 @@ def values(
     return [_value(w, *strengths[place], scale) for w, place in zip(weights, which, strict=True)]
 
 
-def gradient(w: Any, l1: Any, l2: Any, factor: Any) -> Any:
-    """Return ``factor * (l1 * sign(w) + 2 * l2 * w)`` in the dtype of `w`."""
-    x = _ops.cast(w, _result_dtype(w))
-    slope = _ops.zeros_like(x)
-    if l1 * factor != 0.0:
-        slope = slope + l1 * factor * _ops.sign(x)
-    if l2 * factor != 0.0:
-        slope = slope + 2.0 * l2 * factor * x
-    return _ops.cast(slope, w.dtype)
+def gradients(
+    weights: Sequence[Any],
+    strengths: Sequence[tuple[Any, Any]],
+    which: Sequence[int],
+    scale: Any,
+    grad_scale: Any,
+) -> list[Any]:
+    """Return ``scale * grad_scale * (l1 * sign(w) + 2 * l2 * w)`` of each, in its dtype."""
+    scale, grad_scale = factor(scale, "scale"), factor(grad_scale, "grad_scale")
+    scaled = [
+        (product(l1, scale, grad_scale), product(l2, scale, grad_scale)) for l1, l2 in strengths
+    ]
+    return [_gradient(w, *scaled[place]) for w, place in zip(weights, which, strict=True)]
 
 
 def factor(number: Any, name: str) -> Any:
@@ -104,6 +108,16 @@ def orthogonal(w: Any, factor: Any, mode: str) -> Any:
     x = _ops.divide_no_nan(x, _ops.sqrt(_ops.sum(_ops.square(x), axis=1, keepdims=True)))
     cosines = _ops.matmul(x, _ops.transpose(x)) * (1.0 - _ops.eye(rows, dtype=x.dtype))
     return factor / (rows * (rows - 1)) * _ops.sum(_ops.abs(cosines))
+
+
+def _gradient(w: Any, l1: Any, l2: Any) -> Any:
+    x = _ops.cast(w, _result_dtype(w))
+    slope = _ops.zeros_like(x)
+    if l1 != 0.0:
+        slope = slope + l1 * _ops.sign(x)
+    if l2 != 0.0:
+        slope = slope + 2.0 * l2 * x
+    return _ops.cast(slope, w.dtype)
 
 
 def _value(w: Any, l1: Any, l2: Any, scale: Any) -> Any:

@@ -18,11 +18,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from .._autodiff.dispatch import Adapter
+from .._autodiff.dispatch import Port
 from ._framework import keras
 from .strengths import Pair, snapshot, strengths_of
 
-_adapter: Adapter = cast(Any, import_module("fastreg._autodiff.jax.functions"))
+_port: Port = cast(Any, import_module("fastreg._autodiff.jax.functions"))
 _tracing = threading.local()
 
 
@@ -91,7 +91,7 @@ def losses(model: Any, variables: Sequence[Any], pairs: Sequence[Pair]) -> Seque
         rule, argument = arguments.get(id(variable), (None, None))
         strengths.append(argument if rule is variable.regularizer else pair)
     weights = [variable.value for variable in variables]
-    return _adapter.values(weights, tuple(strengths), tuple(range(len(weights))), 1.0)
+    return _port.values(weights, tuple(strengths), tuple(range(len(weights))), 1.0)
 
 
 import_module("jax").tree_util.register_pytree_node(

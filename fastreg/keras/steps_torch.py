@@ -19,14 +19,14 @@ from importlib import import_module
 from typing import Any, cast
 
 from .._arrays import results
-from .._autodiff.dispatch import Adapter
+from .._autodiff.dispatch import Port
 from .._base.penalty import ADD, GRADIENT, VALUE
 from .._engine import backend
 from ._framework import keras
 from .strengths import Pair
 
 torch: Any = import_module("torch")
-_adapter: Adapter = cast(Any, import_module("fastreg._autodiff.torch.functions"))
+_port: Port = cast(Any, import_module("fastreg._autodiff.torch.functions"))
 
 
 class _Step:
@@ -44,7 +44,7 @@ class _Step:
         weights = tuple(variable.value for variable in variables)
         which = tuple(range(len(weights)))
         if not (self.outside_of_graph and all(map(_is_writable, weights))):
-            return _adapter.total(weights, pairs, which, 1.0)
+            return _port.total(weights, pairs, which, 1.0)
         self.variables, self.weights, self.pairs = variables, weights, pairs
         names = tuple(variable.path for variable in variables)
         value = backend.evaluate_many(VALUE, names, weights, None, pairs, which, 1.0, 1.0, False)
@@ -116,7 +116,7 @@ def losses(model: Any, variables: Sequence[Any], pairs: tuple[Pair, ...]) -> Seq
     if step is not None and step.model is model:
         return [step.loss(variables, pairs)]
     weights = [variable.value for variable in variables]
-    return _adapter.values(weights, pairs, tuple(range(len(weights))), 1.0)
+    return _port.values(weights, pairs, tuple(range(len(weights))), 1.0)
 
 
 def _is_left_to_keras(model: Any, which: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .._arrays import results
-from .._autodiff import dispatch
+from .._arrays.libraries import ALL_NUMPY
 from .._base.penalty import GRADIENT, VALUE_AND_ADD, VALUE_AND_GRADIENT
 from . import evaluation
 from .names import counted, names_of
@@ -210,7 +210,7 @@ class Penalties:
         """
         plan, weights = self._ready(tensors)
         gradients = plan.gradients(grads)
-        foreign = results.torch_is_loaded() and not dispatch.are_numpy(gradients)
+        foreign = not ALL_NUMPY(map(type, gradients))
         if foreign:
             results.check_targets(gradients, plan.names)
         total = evaluation.total(VALUE_AND_ADD, plan, weights, gradients, scale, grad_scale)

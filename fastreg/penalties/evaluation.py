@@ -28,24 +28,24 @@ from .rules import called, rule_name
 
 def value(plan: Plan, weights: Arrays, scale: float) -> Any:
     """Return the canonical sum of the penalties, as :func:`total` does or differentiable."""
-    adapter = dispatch.of_any(dispatch.following, weights, plan.names)
-    if adapter is None:
+    port = dispatch.port_for_values(weights, plan.names)
+    if port is None:
         try:
             return total(VALUE, plan, weights, None, scale, 1.0)
         except TypeError:
-            adapter = _adapter_of_numbers(plan, weights, scale)
-            if adapter is None:
+            port = _port_for_numbers(plan, weights, scale)
+            if port is None:
                 raise
-    return followed_value(adapter, plan, weights, scale)
+    return differentiable_value(port, plan, weights, scale)
 
 
-def _adapter_of_numbers(plan: Plan, weights: Arrays, *factors: Any) -> Any:
-    """Return the adapter of traced factors or strengths; asked only where the core refused them."""
+def _port_for_numbers(plan: Plan, weights: Arrays, *factors: Any) -> Any:
+    """Return the port of traced factors or strengths; asked only where the core refused them."""
     numbers = (*factors, *(number for pair in plan.strengths() for number in pair))
-    adapter = dispatch.of_strengths(*numbers)
-    if adapter is not None:
+    port = dispatch.port_for_numbers(*numbers)
+    if port is not None:
         dispatch.require_jax(weights, plan.names)
-    return adapter
+    return port
 
 
 def total(
@@ -55,11 +55,12 @@ def total(
     gradients: Arrays | None,
     scale: float,
     grad_scale: float,
+    per_tensor: bool = False,
 ) -> Any:
     """Do what `outputs` asks for, and return the canonical sum of the penalties.
 
-    It is a float, or for tensors on a device what a regularizer gives there; None where `outputs`
-    does not ask for the value.
+    It is a float, or for tensors on a device what a regularizer gives there; with `per_tensor` a
+    list of each tensor's penalty; None where `outputs` does not ask for the value.
     """
     if plan.others:
         penalties = (
@@ -67,37 +68,7 @@ def total(
             if gradients is None
             else _with_callables(outputs, plan, weights, gradients, scale, grad_scale)
         )
-        return None if penalties is None else backend.canonical_sum(penalties)
-    return _fused(outputs, plan, weights, gradients, scale, grad_scale, False)
-
-
-def parts(
-    outputs: int,
-    plan: Plan,
-    weights: Arrays,
-    gradients: Arrays | None,
-    scale: float,
-    grad_scale: float,
-) -> list[float] | None:
-    """Do what :func:`total` does, but give each tensor's penalty."""
-    if gradients is None:
-        return values(plan, weights, scale)
-    if plan.others:
-        return _with_callables(outputs, plan, weights, gradients, scale, grad_scale)
-    found: list[float] | None = _fused(outputs, plan, weights, gradients, scale, grad_scale, True)
-    return found
-
-
-def _fused(
-    outputs: int,
-    plan: Plan,
-    weights: Arrays,
-    gradients: Arrays | None,
-    scale: float,
-    grad_scale: float,
-    per_tensor: bool,
-) -> Any:
-    """Make the one call to the core, for a plan that has no callables."""
+        return penalties if per_tensor or penalties is None else backend.canonical_sum(penalties)
     result = backend.evaluate_many(
         outputs,
         plan.names,
@@ -116,25 +87,26 @@ def _fused(
 
 def values(plan: Plan, weights: Arrays, scale: float) -> list[float]:
     """Return each tensor's penalty; callables run where the plan has them."""
-    factor = arguments.multiplier(scale, "scale")
-    fused = plan.fused
-    fused_values: list[float] = backend.evaluate_many(
-        VALUE,
-        tuple(compress(plan.names, fused)),
-        tuple(compress(weights, fused)),
-        None,
-        plan.strengths(),
-        plan.which,
-        scale,
-        1.0,
-        True,
-    )
     if not plan.others:
+        fused_values: list[float] = total(VALUE, plan, weights, None, scale, 1.0, True)
         return fused_values
-    merged = iter(fused_values)
+    factor = arguments.multiplier(scale, "scale")
+    merged = iter(
+        backend.evaluate_many(
+            VALUE,
+            tuple(compress(plan.names, plan.fused)),
+            tuple(compress(weights, plan.fused)),
+            None,
+            plan.strengths(),
+            plan.which,
+            scale,
+            1.0,
+            True,
+        )
+    )
     return [
         next(merged) if is_fused else product(called(plan.rules[name], name, weight), factor)
-        for name, weight, is_fused in zip(plan.names, weights, fused, strict=True)
+        for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True)
     ]
 
 
@@ -143,16 +115,16 @@ def new_gradients(
 ) -> tuple[Any, dict[str, Any]]:
     """Return what :func:`total` gives, and new gradients by name in the kinds of the tensors."""
     _require_gradients(plan)
-    adapter = dispatch.of_any(dispatch.tracing, weights, plan.names)
-    if adapter is None:
+    port = dispatch.port_for_gradients(weights, plan.names)
+    if port is None:
         try:
             return _new_gradients(outputs, plan, weights, scale, grad_scale)
         except TypeError:
-            adapter = _adapter_of_numbers(plan, weights, scale, grad_scale)
-            if adapter is None:
+            port = _port_for_numbers(plan, weights, scale, grad_scale)
+            if port is None:
                 raise
-    penalty = followed_value(adapter, plan, weights, scale) if outputs & VALUE else 0.0
-    return penalty, _traced_gradients(adapter, plan, weights, scale, grad_scale)
+    penalty = differentiable_value(port, plan, weights, scale) if outputs & VALUE else 0.0
+    return penalty, _traced_gradients(port, plan, weights, scale, grad_scale)
 
 
 def _new_gradients(
@@ -188,12 +160,12 @@ def require_whole(plan: Plan, weights: Arrays) -> None:
         )
 
 
-def followed_value(adapter: Any, plan: Plan, weights: Arrays, scale: float) -> Any:
+def differentiable_value(port: Any, plan: Plan, weights: Arrays, scale: float) -> Any:
     """Return the sum of the penalties as a framework follows it: the fused ones, then callables."""
     require_whole(plan, weights)
-    scale = adapter.factor(scale, "scale")
+    scale = port.factor(scale, "scale")
     fused = tuple(compress(weights, plan.fused))
-    terms = [adapter.total(fused, plan.strengths(), plan.which, scale)] if fused else []
+    terms = [port.total(fused, plan.strengths(), plan.which, scale)] if fused else []
     terms += [
         callables.followed_number(plan.rules[name](weight), name) * scale
         for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True)
@@ -203,25 +175,16 @@ def followed_value(adapter: Any, plan: Plan, weights: Arrays, scale: float) -> A
 
 
 def _traced_gradients(
-    adapter: Any, plan: Plan, weights: Arrays, scale: float, grad_scale: float
+    port: Any, plan: Plan, weights: Arrays, scale: float, grad_scale: float
 ) -> dict[str, Any]:
     """Return new gradients by name of arrays that have no elements now."""
-    scale = adapter.factor(scale, "scale")
-    grad_scale = adapter.factor(grad_scale, "grad_scale")
-    strengths, which = plan.strengths(), iter(plan.which)
-    gradients = {}
-    for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True):
-        if is_fused:
-            l1, l2 = strengths[next(which)]
-            gradients[name] = adapter.gradient(
-                weight,
-                dispatch.product(adapter, l1, scale),
-                dispatch.product(adapter, l2, scale),
-                grad_scale,
-            )
-        else:
-            gradients[name] = plan.rules[name].gradient(weight) * (scale * grad_scale)
-    return gradients
+    fused = tuple(compress(weights, plan.fused))
+    made = iter(port.gradients(fused, plan.strengths(), plan.which, scale, grad_scale))
+    factor = port.factor(scale, "scale") * port.factor(grad_scale, "grad_scale")
+    return {
+        name: next(made) if is_fused else plan.rules[name].gradient(weight) * factor
+        for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True)
+    }
 
 
 def _with_callables(

@@ -28,7 +28,7 @@ def names_of(source: Any, argument: str) -> Names:
     if type(source) is dict:
         return [*source]
     if type(source) is list or type(source) is tuple:
-        return _numbered(len(source))
+        return numbered(len(source))
     if is_mapping(source):
         return [*source.keys()]
     if isinstance(source, Iterator):
@@ -46,13 +46,13 @@ def names_of(source: Any, argument: str) -> Names:
             f"{argument} must be a mapping or sequence of arrays, not {errors.described(source)}; "
             + (errors.holder_remedy(source) or 'pass for example {"kernel": w}')
         )
-    return _numbered(len(source))
+    return numbered(len(source))
 
 
 _numbers: Names = []
 
 
-def _numbered(count: int) -> Names:
+def numbered(count: int) -> Names:
     """Return "0", "1", ..., the same strings at every call: comparing them is then quick."""
     global _numbers
     if len(_numbers) < count:

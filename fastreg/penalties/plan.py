@@ -16,15 +16,16 @@ from itertools import compress
 from typing import Any
 
 from .._arrays import cuda
-from .._arrays.libraries import framework, has_dtensors, is_dtensor
+from .._arrays.libraries import ALL_NUMPY, framework, has_dtensors, is_dtensor
 from .._autodiff import dispatch
 from .._base import errors, memory
 from .._engine import backend
 from ..regularizers.elementwise import Elementwise, is_fused
-from .names import Names, is_mapping, names_of, require_strings
+from .names import Names, is_mapping, names_of, numbered, require_strings
 from .rules import Rules, match, same_rule
 
 Arrays = tuple[Any, ...]
+_STRENGTHS = operator.attrgetter("_l1", "_l2")
 
 
 class Selection:
@@ -44,6 +45,23 @@ class Selection:
         )
         self._all_wanted = len(wanted) == len(names)
         self._getter = _by_names(wanted)
+
+    def of_same_names(self, source: Any, argument: str) -> Arrays | None:
+        """Pick the arrays of what a caller passed as `argument`; None where it has other names.
+
+        Raises
+        ------
+        TypeError
+            When `source` is no mapping or sequence.
+        """
+        kind = type(source)
+        if kind is dict:
+            are_same = [*source] == self.names
+        elif kind is list or kind is tuple:
+            are_same = numbered(len(source)) == self.names
+        else:
+            are_same = names_of(source, argument) == self.names
+        return self(source) if are_same else None
 
     def __call__(self, source: Any) -> Arrays:
         if type(source) is dict and self._mask is not None:
@@ -123,11 +141,11 @@ class Plan:
 
     def strengths(self) -> tuple[tuple[float, float], ...]:
         """Read the strengths of this moment."""
-        return tuple([(rule._l1, rule._l2) for rule in self._unique])
+        return tuple(map(_STRENGTHS, self._unique))
 
-    def untied(self, source: Any, weights: Arrays) -> Arrays:
-        """Pick the tensors with a rule that must not share memory; `weights` are the penalised."""
-        return weights if self._untied is None else self._untied(source)
+    def others_untied(self, source: Any) -> Arrays:
+        """Pick the tensors that must not come to share memory, where any has no penalty."""
+        return () if self._untied is None else self._untied(source)
 
     def still_tied(self, source: Any) -> bool:
         """Return whether what was tied still is, by rules that are still the same."""
@@ -142,12 +160,13 @@ class Plan:
 
     def gradients(self, grads: Any) -> Arrays:
         """Pick the gradients of the penalised tensors, once names have shown to fit."""
-        selection = self._gradients
-        names = names_of(grads, "grads")
-        if selection.names != names:
+        picked = self._gradients.of_same_names(grads, "grads")
+        if picked is None:
+            names = names_of(grads, "grads")
             self._require_fitting(names)
-            self._gradients = selection = Selection(names, self.source.wanted)
-        return selection(grads)
+            self._gradients = Selection(names, self.source.wanted)
+            picked = self._gradients(grads)
+        return picked
 
     def _require_fitting(self, names: Names) -> None:
         """Refuse gradients of unknown names, and missing ones."""
@@ -182,17 +201,17 @@ class Planner:
 
     def ready(self, source: Any) -> tuple[Plan, Arrays]:
         """Return a plan that fits this moment, and the penalised arrays."""
-        names = names_of(source, "tensors")
         plan = self._plan
-        if plan is None or plan.source.names != names:
-            self._plan = plan = self._resolved(names, source)
-        weights = plan.source(source)
+        weights = None if plan is None else plan.source.of_same_names(source, "tensors")
+        if plan is None or weights is None:
+            self._plan = plan = self._resolved(source)
+            weights = plan.source(source)
         # New arrays can bring new ties or undo old ones, and new strengths make rules differ that
         # were equal: tests that are quick where nothing changed.
-        if share_address(plan.untied(source, weights)) or (
+        if share_address(weights if plan._untied is None else plan._untied(source)) or (
             plan.tied and not plan.still_tied(source)
         ):
-            fresh = self._resolved(names, source)
+            fresh = self._resolved(source)
             if (fresh.names, fresh.tied) != (plan.names, plan.tied):
                 self._plan = plan = fresh
                 weights = plan.source(source)
@@ -202,7 +221,8 @@ class Planner:
         """Have rules matched again at the next call."""
         self._plan = None
 
-    def _resolved(self, names: Names, source: Any) -> Plan:
+    def _resolved(self, source: Any) -> Plan:
+        names = names_of(source, "tensors")
         require_strings(names, "tensors")
         return resolve(names, source, *self.matched(names, source))
 
@@ -247,7 +267,7 @@ def resolve(
 
 def share_address(weights: Arrays) -> bool:
     """Return whether two arrays start at one address; what is no array does not count."""
-    if has_dtensors(weights):
+    if not ALL_NUMPY(map(type, weights)) and has_dtensors(weights):
         torch_shards = _sharding()
         if torch_shards.are_tied_while_empty(weights):
             return True
@@ -261,7 +281,9 @@ def share_address(weights: Arrays) -> bool:
         # A callable may take it, and what nothing takes is refused by its name later.
         weights = _with_memory(weights)
         readable = tuple(filter(cuda.is_readable, weights))
-        traced = [id(weight) for weight in weights if dispatch.tracing(weight) is not None]
+        traced = [
+            id(weight) for weight in weights if dispatch.port_for_gradient(weight) is not None
+        ]
         return backend.shares_address(readable) or len(set(traced)) < len(traced)
 
 
@@ -287,7 +309,7 @@ def _ties(arrays: Mapping[str, Any]) -> dict[str, str]:
             try:
                 view, dtype = cuda.any_view(array, f"tensors[{name!r}]")
             except TypeError:
-                if dispatch.tracing(array) is None:
+                if dispatch.port_for_gradient(array) is None:
                     raise
                 place = id(array)  # what is traced has no address
             else:

@@ -63,9 +63,9 @@ class Elementwise(Configured):
         """
         if type(w) is _ndarray:
             return backend.evaluate_one(VALUE, w, None, self._l1, self._l2, scale, 1.0)
-        adapter = dispatch.following(w) or dispatch.of_strengths(self._l1, self._l2, scale)
-        if adapter is not None:
-            return adapter.total((w,), self._strengths(), (0,), scale)
+        port = dispatch.port_for_value(w, self._l1, self._l2, scale)
+        if port is not None:
+            return port.total((w,), ((self._l1, self._l2),), (0,), scale)
         value = backend.evaluate_one(VALUE, w, None, self._l1, self._l2, scale, 1.0)
         if unclaimed:
             claim(self._strengths)
@@ -103,11 +103,9 @@ class Elementwise(Configured):
         array([ 1. , -1.5,  0. ])
         """
         if type(w) is not _ndarray and out is None:
-            adapter = dispatch.tracing(w) or dispatch.of_strengths(
-                self._l1, self._l2, scale, grad_scale
-            )
-            if adapter is not None:
-                return self._traced_gradient(adapter, w, scale, grad_scale)
+            port = dispatch.port_for_gradient(w, self._l1, self._l2, scale, grad_scale)
+            if port is not None:
+                return port.gradients((w,), self._strengths(), (0,), scale, grad_scale)[0]
         result = out if type(out) is _ndarray else self._target(w, out)
         backend.evaluate_one(GRADIENT, w, result, self._l1, self._l2, scale, grad_scale)
         return result if type(result) is type(w) is _ndarray else self._made(result, w, out)
@@ -131,12 +129,11 @@ class Elementwise(Configured):
         (2.5, array([ 1., -2.]))
         """
         if type(w) is not _ndarray and out is None:
-            adapter = dispatch.tracing(w) or dispatch.of_strengths(
-                self._l1, self._l2, scale, grad_scale
-            )
-            if adapter is not None:
-                value = adapter.total((w,), self._strengths(), (0,), scale)
-                return value, self._traced_gradient(adapter, w, scale, grad_scale)
+            port = dispatch.port_for_gradient(w, self._l1, self._l2, scale, grad_scale)
+            if port is not None:
+                call = (w,), self._strengths(), (0,), scale
+                value = port.total(*call)
+                return value, port.gradients(*call, grad_scale)[0]
         result = out if type(out) is _ndarray else self._target(w, out)
         value = backend.evaluate_one(
             VALUE_AND_GRADIENT, w, result, self._l1, self._l2, scale, grad_scale
@@ -191,15 +188,6 @@ class Elementwise(Configured):
     def _strengths(self) -> tuple[tuple[float, float], ...]:
         """Return the current strengths, as the core takes them."""
         return ((self._l1, self._l2),)
-
-    def _traced_gradient(self, adapter: Any, w: Any, scale: float, grad_scale: float) -> Any:
-        scale = adapter.factor(scale, "scale")
-        return adapter.gradient(
-            w,
-            dispatch.product(adapter, self._l1, scale),
-            dispatch.product(adapter, self._l2, scale),
-            adapter.factor(grad_scale, "grad_scale"),
-        )
 
     @staticmethod
     def _target(w: Any, out: Any) -> Any:

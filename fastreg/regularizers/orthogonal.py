@@ -67,10 +67,10 @@ class OrthogonalRegularizer(Configured):
 
     def __call__(self, w: Any, *, scale: float = 1.0) -> Any:
         """Return the penalty of a matrix; arguments and result are as for :class:`L1`."""
-        adapter = dispatch.following(w) or dispatch.of_strengths(self._factor, scale)
-        if adapter is not None:
-            scale = adapter.factor(scale, "scale")
-            return adapter.orthogonal(w, dispatch.product(adapter, self._factor, scale), self._mode)
+        port = dispatch.port_for_value(w, self._factor, scale)
+        if port is not None:
+            scale = port.factor(scale, "scale")
+            return port.orthogonal(w, dispatch.product(port, self._factor, scale), self._mode)
         value, _ = self._evaluate(VALUE, w, None, scale, 1.0)
         return results.wrap_value(value, w)
 
@@ -85,14 +85,14 @@ class OrthogonalRegularizer(Configured):
     ) -> tuple[Any, Any]:
         """Return the penalty and its gradient; arguments and result are as for :class:`L1`."""
         if out is None:
-            adapter = dispatch.tracing(w) or dispatch.of_strengths(self._factor, scale, grad_scale)
+            port = dispatch.port_for_gradient(w, self._factor, scale, grad_scale)
             # Only JAX's has it.
-            computed = getattr(adapter, "orthogonal_value_and_grad", None)
-            if adapter is not None and computed is not None:
-                scale = adapter.factor(scale, "scale")
-                grad_scale = adapter.factor(grad_scale, "grad_scale")
+            computed = getattr(port, "orthogonal_value_and_grad", None)
+            if port is not None and computed is not None:
+                scale = port.factor(scale, "scale")
+                grad_scale = port.factor(grad_scale, "grad_scale")
                 pair: tuple[Any, Any] = computed(
-                    w, dispatch.product(adapter, self._factor, scale), self._mode, grad_scale
+                    w, dispatch.product(port, self._factor, scale), self._mode, grad_scale
                 )
                 return pair
         result = results.empty_like(w, "w") if out is None else results.checked_target(out, "out")

@@ -242,7 +242,8 @@ class Penalties:
                 "was in its loss, so they would count twice; drop this call, or take value() out "
                 "of the loss"
             )
-        self._activity.require_taken()
+        if self._activity.rules is not None:
+            self._activity.require_taken()
         return summed(self._penalties.add(scale, grad_scale, value, not torch.is_grad_enabled()))
 
     def value(self, *, tensors: Any = None, scale: float = 1.0) -> Any:
@@ -294,7 +295,8 @@ class Penalties:
                 "or, for a look at the value, read penalties.last or call value() under "
                 "torch.no_grad()"
             )
-        self._activity.require_taken_since()
+        if self._activity.rules is not None:
+            self._activity.require_taken_since()
         if torch.compiler.is_compiling():
             return _outside_of_graphs(self._penalties.value, {"scale": scale, "tensors": tensors})
         return self._penalties.value(scale, tensors)
@@ -507,7 +509,8 @@ class Penalties:
                 self._add_before_step, {"scale": scale, "grad_scale": grad_scale, "value": value}
             )
             return made
-        self._activity.require_taken()
+        if self._activity.rules is not None:
+            self._activity.require_taken()
         if self._penalties.is_in_gradients():
             raise RuntimeError(
                 "the last backward() added these penalties to the gradients already, as value() "

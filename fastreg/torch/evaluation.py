@@ -102,7 +102,7 @@ class ModulePenalties:
             return None
         frozen = tuple(by_name[name] for name in self.planner.frozen)
         penalised = set(map(id, weights))
-        others = tuple(one for one in plan.untied(by_name, weights) if id(one) not in penalised)
+        others = tuple(one for one in plan.others_untied(by_name) if id(one) not in penalised)
         if plan.others or plan.tied or not _PLAIN.issuperset(map(type, weights + others + frozen)):
             return None
         if not all(weight.is_leaf for weight in weights):  # of functional_call, for example
@@ -129,7 +129,7 @@ class ModulePenalties:
         if not torch.is_grad_enabled():
             return summed(_Sharded(evaluation.values(plan, local, scale), weights, together))
         if any(plan.fused):
-            return evaluation.followed_value(dtensors.Followed(together), plan, weights, scale)
+            return evaluation.differentiable_value(dtensors.Agreed(together), plan, weights, scale)
         torch_shards.summed((), (), together)  # nothing to sum here, but others may have something
         return evaluation.value(plan, weights, scale)
 
@@ -337,7 +337,7 @@ class ModulePenalties:
                 parameter.grad = gradient
             found: Any
             if together is not None:
-                found = evaluation.parts(outputs, plan, local, targets, scale, grad_scale)
+                found = evaluation.total(outputs, plan, local, targets, scale, grad_scale, True)
                 found = found if found is None else _Sharded(found, weights, together)
             else:
                 found = evaluation.total(outputs, plan, local, targets, scale, grad_scale)

@@ -172,7 +172,7 @@ def _gradients(ctx: Any, upstream: torch.Tensor) -> Any:
             return (None,) * (3 + len(call.weights))
     if accumulates:
         _after_all_others(functools.partial(call.last_added.note, call.weights[0]))
-    made = functions.gradients(call.weights, upstream, call.numbers(), call.plan.which)
+    made = functions.vjp(call.weights, upstream, call.numbers(), call.plan.which)
     return (None, None, None, *made)
 
 

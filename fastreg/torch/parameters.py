@@ -10,6 +10,7 @@ Contract
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from itertools import chain
@@ -39,19 +40,8 @@ class Parameters:
     def __init__(self, module: Any) -> None:
         self._module = module
         self.by_name: dict[str, Any] = {}
-        self._dicts: tuple[dict[str, Any], ...] | None = None
-        self._members: tuple[Any, ...] = ()
-        self._lazy: tuple[Any, ...] = ()
-        self._keys: list[str] | None = None
-
-    def are_same(self) -> bool:
-        """Return whether the module has the parameters that :meth:`read` found last."""
-        return (
-            self._dicts is not None
-            and backend.have_members(self._dicts, self._members)
-            and all(map(is_lazy, self._lazy))
-            and (self._keys is None or self._keys == [*chain.from_iterable(self._dicts)])
-        )
+        self.are_same: Callable[[], bool] = bool
+        """Whether the module has the parameters that :meth:`read` found last."""
 
     def aliases(self) -> dict[str, str]:
         """Return the further names of parameters that have several, each with the first."""
@@ -78,16 +68,27 @@ class Parameters:
             for members in (module._parameters, module._modules)
         ]
         self.by_name = dict(self._module.named_parameters())
-        # A lazy parameter stays the same object when it gets its shape.
-        self._lazy = tuple(filter(is_lazy, self.by_name.values()))
-        plain = all(type(members) is dict or isinstance(members, dict) for members in dicts)
-        # TorchScript keeps its parameters elsewhere: they are read at each call.
-        self._dicts = tuple(dicts) if plain else None
-        self._members = tuple(member for members in dicts for member in members.values())
-        # The end of pruning gives a parameter its old name back, in its place.
-        is_pruned = plain and any(name.endswith("_orig") for name in self.by_name)
-        self._keys = [*chain.from_iterable(dicts)] if is_pruned else None
+        self.are_same = self._test_of(tuple(dicts))
         return True
+
+    def _test_of(self, dicts: tuple[dict[str, Any], ...]) -> Callable[[], bool]:
+        """Return the quickest test of whether the parameters are those in these dicts of now."""
+        if not all(isinstance(members, dict) for members in dicts):
+            return bool  # TorchScript keeps its parameters elsewhere: they are read at each call
+        members = tuple(member for members in dicts for member in members.values())
+        have_members = functools.partial(backend.have_members, dicts, members)
+        # A lazy parameter stays the same object when it gets its shape.
+        lazy = tuple(filter(is_lazy, self.by_name.values()))
+        # The end of pruning gives a parameter its old name back, in its place.
+        is_pruned = any(name.endswith("_orig") for name in self.by_name)
+        if not lazy and not is_pruned:
+            return have_members
+        keys = [*chain.from_iterable(dicts)]
+        return lambda: (
+            have_members()
+            and all(map(is_lazy, lazy))
+            and (not is_pruned or keys == [*chain.from_iterable(dicts)])
+        )
 
 
 class ParameterPlanner(Planner):

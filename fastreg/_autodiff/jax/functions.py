@@ -1,8 +1,8 @@
-"""What ``fastreg._autodiff.dispatch`` asks of JAX: penalties of arrays that a trace follows.
+"""What ``fastreg._autodiff.dispatch`` asks of JAX: penalties of arrays that are traced.
 
 Contract
 --------
-- The functions of ``dispatch.Adapter``; they can be traced, differentiated in reverse and mapped by
+- The functions of ``dispatch.Port``; they can be traced, differentiated in reverse and mapped by
   ``vmap``.
 - Concrete arrays that are sharded over several devices are computed where their shards are.
 """
@@ -19,6 +19,7 @@ import numpy as np
 from ..._arrays.libraries import framework, is_jax_tracer
 from ..._base import dtypes as _dtypes
 from ..._base import errors
+from ..._base.float_environment import product
 from . import ffi
 from . import gradient as _gradient
 from . import orthogonal as _orthogonal
@@ -62,12 +63,27 @@ def values(
     return tuple(result[index].astype(dtype) for index, dtype in enumerate(dtypes))
 
 
-def gradient(w: Any, l1: Any, l2: Any, factor: Any, value: Any = None) -> jax.Array:
-    """Return ``factor * (l1 * sign(w) + 2 * l2 * w)`` as a new array, in the dtype of `w`.
+def gradients(
+    weights: Sequence[Any],
+    strengths: Sequence[tuple[Any, Any]],
+    which: Sequence[int],
+    scale: Any,
+    grad_scale: Any,
+    value: Any = None,
+) -> list[jax.Array]:
+    """Return ``scale * grad_scale * (l1 * sign(w) + 2 * l2 * w)`` of each, in its dtype.
 
-    A program computes it after the `value` that it gives as well: see ``evaluated.after``.
+    A program computes them after the `value` that it gives as well: see ``derivatives.after``.
     """
-    w = _array(w)
+    scale, grad_scale = factor(scale, "scale"), factor(grad_scale, "grad_scale")
+    scaled = [(product(l1, scale), product(l2, scale)) for l1, l2 in strengths]
+    return [
+        _gradient_of(_array(w), *scaled[rule], grad_scale, value)
+        for w, rule in zip(weights, which, strict=True)
+    ]
+
+
+def _gradient_of(w: Any, l1: Any, l2: Any, factor: Any, value: Any) -> jax.Array:
     dtype = _require_floating(w)
     rule = _strengths.make_rule(l1, l2, factor, (dtype,))
     both = _strengths.coefficients(rule.operand, rule.slopes)
@@ -80,7 +96,7 @@ def gradient(w: Any, l1: Any, l2: Any, factor: Any, value: Any = None) -> jax.Ar
 
 
 def factor(number: Any, name: str) -> Any:
-    """Return a scale, as ``dispatch.Adapter`` says."""
+    """Return a scale, as ``dispatch.Port`` says."""
     return _strengths.factor(number, name)
 
 

@@ -1,4 +1,4 @@
-"""The adapter of DTensors: penalties of a whole tensor from its shards, differentiable.
+"""The port of DTensors: penalties of a whole tensor from its shards, differentiable.
 
 Contract
 --------
@@ -7,13 +7,13 @@ Contract
   tensor for a replicated one.
 - Its gradient is a DTensor with the placements of the weight, from the local shard alone; only the
   value communicates (``sharding.summed``).
-- Local shards are evaluated by the adapter of plain tensors.
+- Local shards are evaluated by the port of plain tensors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 
@@ -22,12 +22,9 @@ from ..._arrays.torch_agreement import Terms
 from ..._arrays.torch_shards import Together, is_pending, local_tensors, summed
 from ..._base import errors
 
-if TYPE_CHECKING:
-    pass
 
-
-class Followed:
-    """The functions of this adapter for the penalties of a module, on which processes agree."""
+class Agreed:
+    """The functions of this port for the penalties of a module, on which processes agree."""
 
     def __init__(self, together: Together) -> None:
         self._together = together
@@ -54,7 +51,7 @@ def total(
     which: Sequence[int],
     scale: Any,
 ) -> torch.Tensor:
-    """Return the penalty of all tensors, 0-d, as ``dispatch.Adapter`` says."""
+    """Return the penalty of all tensors, 0-d, as ``dispatch.Port`` says."""
     vector, dtype = _values(weights, strengths, which, scale)
     return vector.sum().to(dtype)
 
@@ -65,23 +62,34 @@ def values(
     which: Sequence[int],
     scale: Any,
 ) -> list[torch.Tensor]:
-    """Return the penalty of each tensor, 0-d each, as ``dispatch.Adapter`` says."""
+    """Return the penalty of each tensor, 0-d each, as ``dispatch.Port`` says."""
     vector, dtype = _values(weights, strengths, which, scale)
     return list(vector.to(dtype).unbind())
 
 
-def gradient(w: Any, l1: Any, l2: Any, factor: Any) -> Any:
-    """Return the gradient as a DTensor that lies as `w` does, as ``dispatch.Adapter`` says."""
+def gradients(
+    weights: Sequence[Any],
+    strengths: Sequence[tuple[Any, Any]],
+    which: Sequence[int],
+    scale: Any,
+    grad_scale: Any,
+) -> list[Any]:
+    """Return the gradients, DTensors that lie as the weights do, as ``dispatch.Port`` says."""
     from torch.distributed.tensor import DTensor
 
-    local = _plain().gradient(_followed(w), l1, l2, factor)
-    return DTensor.from_local(
-        local, w.device_mesh, w.placements, run_check=False, shape=w.shape, stride=w.stride()
-    )
+    made = _plain().gradients([_local(w) for w in weights], strengths, which, scale, grad_scale)
+    return [
+        DTensor.from_local(
+            local, w.device_mesh, w.placements, run_check=False, shape=w.shape, stride=w.stride()
+        )
+        if is_dtensor(w)
+        else local
+        for w, local in zip(weights, made, strict=True)
+    ]
 
 
 def factor(number: Any, name: str) -> Any:
-    """Return a scale, as ``dispatch.Adapter`` says."""
+    """Return a scale, as ``dispatch.Port`` says."""
     return _plain().factor(number, name)
 
 
@@ -105,7 +113,7 @@ def orthogonal(w: Any, factor: Any, mode: str) -> torch.Tensor:
             "is no sum over shards",
             "pass w.full_tensor(), which gathers it in every process",
         )
-    return cast(torch.Tensor, _plain().orthogonal(_followed(w), factor, mode))
+    return cast(torch.Tensor, _plain().orthogonal(_local(w), factor, mode))
 
 
 def _values(
@@ -119,13 +127,13 @@ def _values(
     # A scale that is differentiable meets the global values: here it would have the gradient of
     # this process' shards alone.
     inner, outer = (1.0, scale) if isinstance(scale, torch.Tensor) else (scale, None)
-    local = _plain().values([_followed(weight) for weight in weights], strengths, which, inner)
+    local = _plain().values([_local(weight) for weight in weights], strengths, which, inner)
     wide = torch.float64
     dtype = wide if any(value.dtype == wide for value in local) else torch.float32
     if together is None and not torch.compiler.is_compiling():
         together = _together(weights, strengths, which, inner)
     vector = summed(torch.stack([value.to(wide) for value in local]), weights, together)
-    vector = _Told.apply(vector)
+    vector = _ToPlainGrad.apply(vector)
     return (vector if outer is None else vector * outer), dtype
 
 
@@ -150,20 +158,20 @@ def _together(
     return Together(Terms(repr(content).encode(), describe), ())
 
 
-def _followed(weight: Any) -> Any:
+def _local(weight: Any) -> Any:
     """Return the local shard, from which autograd goes on to the DTensor."""
     local = local_tensors([weight])[0]
     if not is_dtensor(weight) or not (weight.requires_grad and torch.is_grad_enabled()):
         return local
-    followed = weight.to_local()
-    if not is_pending(followed):
-        return followed
+    recorded = weight.to_local()
+    if not is_pending(recorded):
+        return recorded
     # What was still on its way is there in `local`, which autograd does not know.
-    return _Arrived.apply(followed, local)
+    return _WaitForCollective.apply(recorded, local)
 
 
-class _Arrived(torch.autograd.Function):  # type: ignore[misc]
-    """What a pending tensor is once it is there."""
+class _WaitForCollective(torch.autograd.Function):  # type: ignore[misc]
+    """Identity over a completed AsyncCollectiveTensor."""
 
     @staticmethod
     def forward(pending: torch.Tensor, arrived: torch.Tensor) -> torch.Tensor:
@@ -178,8 +186,8 @@ class _Arrived(torch.autograd.Function):  # type: ignore[misc]
         return gradient, None
 
 
-class _Told(torch.autograd.Function):  # type: ignore[misc]
-    """Values whose gradient is plain, also where a loss is a DTensor and gives a DTensor."""
+class _ToPlainGrad(torch.autograd.Function):  # type: ignore[misc]
+    """Identity whose backward converts a DTensor cotangent to a plain tensor."""
 
     @staticmethod
     def forward(values: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Penalties that torch can differentiate, compile and transform; an ``dispatch.Adapter``.
+"""Penalties that torch can differentiate, compile and transform; a ``dispatch.Port``.
 
 Contract
 --------
@@ -14,6 +14,7 @@ Contract
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 import torch
@@ -21,9 +22,11 @@ import torch
 from ..._arrays import host, torch_memory
 from ..._arrays.libraries import framework
 from ..._base import arguments, errors, float_environment
+from ..._base.float_environment import products
 from ..._engine import checks
 from . import engines, operators
 
+_ATTRIBUTES = attrgetter("__dict__")
 _Strengths = Sequence[tuple[Any, Any]]
 _Numbers: TypeAlias = tuple[float, ...] | torch.Tensor
 """Strengths as the operators take them: numbers, or a tensor of them while torch compiles."""
@@ -47,14 +50,24 @@ def values(
     ]
 
 
-def gradient(w: Any, l1: Any, l2: Any, factor: Any) -> Any:
-    """Return ``factor * (l1 * sign(w) + 2 * l2 * w)`` as a new tensor."""
-    w = _tensor(w)
-    upstream = factor if isinstance(factor, torch.Tensor) else float64((factor,))[0]
-    return _apply_gradient(upstream, _scaled(((l1, l2),), 1.0), (0,), w)[0]
-
-
 def gradients(
+    weights: Sequence[Any],
+    strengths: _Strengths,
+    which: Sequence[int],
+    scale: Any,
+    grad_scale: Any,
+) -> Sequence[Any]:
+    """Return ``scale * grad_scale * (l1 * sign(w) + 2 * l2 * w)`` of each, as new tensors."""
+    scale, upstream = factor(scale, "scale"), factor(grad_scale, "grad_scale")
+    if not isinstance(upstream, torch.Tensor):
+        upstream = float64((upstream,))[0]
+    scaled = [(product(l1, scale), product(l2, scale)) for l1, l2 in strengths]
+    tensors = [_tensor(weight) for weight in weights]
+    made: Sequence[Any] = _apply_gradient(upstream, _scaled(scaled, 1.0), tuple(which), *tensors)
+    return made
+
+
+def vjp(
     weights: Sequence[torch.Tensor],
     upstream: torch.Tensor,
     strengths: _Numbers,
@@ -127,12 +140,21 @@ def _penalty(
     scale: Any,
     per_tensor: bool,
 ) -> Any:
-    tensors = [_tensor(weight) for weight in weights]
-    if not torch.compiler.is_compiling():
-        engines.require_elements(tensors, _label)
-    if isinstance(scale, torch.Tensor):  # it may be what is differentiated
-        return _apply(_scaled(strengths, 1.0), tuple(which), per_tensor, *tensors) * scale
-    return _apply(_scaled(strengths, scale), tuple(which), per_tensor, *tensors)
+    outer = None
+    if isinstance(scale, torch.Tensor) and not torch.compiler.is_compiling():
+        scale, outer = 1.0, scale  # it may be what is differentiated
+    if not torch.compiler.is_compiling() and operators.are_plain(weights):
+        if any(map(_ATTRIBUTES, weights)):  # an engine's marks, maybe
+            engines.require_elements(weights, _label)
+        if type(scale) is not float:
+            scale = arguments.multiplier(scale, "scale")
+        penalty = _Penalty.apply(strengths, scale, tuple(which), per_tensor, *weights)
+    else:
+        tensors = [_tensor(weight) for weight in weights]
+        if not torch.compiler.is_compiling():
+            engines.require_elements(tensors, _label)
+        penalty = _apply(_scaled(strengths, scale), tuple(which), per_tensor, *tensors)
+    return penalty if outer is None else penalty * outer
 
 
 def _tensor(weight: Any) -> torch.Tensor:
@@ -161,7 +183,7 @@ def _scaled(strengths: _Strengths, scale: Any) -> _Numbers:
 
 
 def factor(number: Any, name: str) -> Any:
-    """Return a scale as ``dispatch.Adapter`` says; a tensor may be what is differentiated."""
+    """Return a scale as ``dispatch.Port`` says; a tensor may be what is differentiated."""
     if torch.compiler.is_compiling() or isinstance(number, torch.Tensor):
         return number
     return arguments.multiplier(number, name)
@@ -195,12 +217,12 @@ def float64(numbers: Sequence[Any]) -> torch.Tensor:
 def _apply(
     strengths: _Numbers, which: tuple[int, ...], per_tensor: bool, *weights: torch.Tensor
 ) -> Any:
-    """Apply :class:`_Penalty`: for torch.compile one node, which it traces for autograd later.
+    """Apply :class:`_Traced`: for torch.compile one node, which it traces for autograd later.
 
     Left to itself it would trace the function to the operator, and forget that this has a gradient
     where torch.func transforms it.
     """
-    kind: Any = _Transformed if torch._C._are_functorch_transforms_active() else _Penalty
+    kind: Any = _Traced
     return kind.apply(strengths, which, per_tensor, *weights)
 
 
@@ -236,12 +258,34 @@ def _kept(ctx: Any) -> tuple[Sequence[torch.Tensor], _Numbers]:
     return (kept[:-1], kept[-1]) if ctx.numbers is None else (kept, ctx.numbers)
 
 
+def _needed(
+    weights: Sequence[torch.Tensor],
+    upstream: torch.Tensor,
+    strengths: _Numbers,
+    which: tuple[int, ...],
+    needs: Sequence[bool],
+) -> tuple[torch.Tensor | None, ...]:
+    """Return what :func:`vjp` does for the weights that need it, None for the others."""
+    if all(needs):
+        return tuple(vjp(weights, upstream, strengths, which))
+    needed = [place for place, need in enumerate(needs) if need]
+    made = iter(
+        vjp(
+            [weights[place] for place in needed],
+            upstream[needed] if upstream.dim() else upstream,
+            strengths,
+            tuple([which[place] for place in needed]),
+        )
+    )
+    return tuple([next(made) if need else None for need in needs])
+
+
 def _as_arguments(strengths: _Numbers) -> tuple[tuple[float, ...], torch.Tensor | None]:
     return ((), strengths) if isinstance(strengths, torch.Tensor) else (strengths, None)
 
 
 class _Penalty(torch.autograd.Function):  # type: ignore[misc]
-    """``operators.penalty``, whose gradient is computed from the weights again.
+    """The penalty of plain tensors, whose gradient is computed from the weights again.
 
     It has the context in ``forward``, which torch.func does not take: of the other kind torch
     inspects the signature at every call, which takes longer than all the rest.
@@ -250,28 +294,26 @@ class _Penalty(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(
         ctx: Any,
-        strengths: _Numbers,
+        strengths: _Strengths,
+        scale: float,
         which: tuple[int, ...],
         per_tensor: bool,
         *weights: torch.Tensor,
     ) -> Any:
-        _keep(ctx, weights, strengths, which)
-        return operators.penalty(weights, *_as_arguments(strengths), which, per_tensor)
+        ctx.rules = strengths, scale, which
+        ctx.save_for_backward(*weights)
+        return operators.value(weights, strengths, which, scale, per_tensor)
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> Any:
-        weights, strengths = _kept(ctx)
-        which, needs = ctx.which, ctx.needs_input_grad[3:]
-        needed = [place for place, need in enumerate(needs) if need]
-        if len(needed) < len(weights):
-            weights, which = [weights[i] for i in needed], tuple([which[i] for i in needed])
-            upstream = upstream[needed] if upstream.dim() else upstream
-        made = iter(gradients(weights, upstream, strengths, which))
-        return (None, None, None, *[next(made) if need else None for need in needs])
+        strengths, scale, which = ctx.rules
+        numbers = products([number for pair in strengths for number in pair], scale)
+        needs = ctx.needs_input_grad[4:]
+        return (None,) * 4 + _needed(ctx.saved_tensors, upstream, numbers, which, needs)
 
 
-class _Transformed(torch.autograd.Function):  # type: ignore[misc]
-    """:class:`_Penalty` as torch.func takes it."""
+class _Traced(torch.autograd.Function):  # type: ignore[misc]
+    """``operators.penalty``, for all that torch traces or transforms."""
 
     @staticmethod
     def forward(
@@ -284,7 +326,11 @@ class _Transformed(torch.autograd.Function):  # type: ignore[misc]
         strengths, which, _, *weights = inputs
         _keep(ctx, weights, strengths, which)
 
-    backward = _Penalty.backward
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> Any:
+        weights, strengths = _kept(ctx)
+        needs = ctx.needs_input_grad[3:]
+        return (None,) * 3 + _needed(weights, upstream, strengths, ctx.which, needs)
 
     @staticmethod
     def vmap(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from ..._engine import backend, cuda
 from ..._engine.recording import claim, unclaimed
 
 _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
+_IS_CPU, _IS_CUDA, _DTYPE = map(attrgetter, ("is_cpu", "is_cuda", "dtype"))
 _HALF = (torch.float16, torch.bfloat16)
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -58,6 +60,27 @@ def penalty(
     return run(weights, numbers, strengths, which, per_tensor)
 
 
+def value(
+    weights: Sequence[torch.Tensor],
+    strengths: Sequence[tuple[float, float]],
+    which: Sequence[int],
+    scale: float,
+    per_tensor: bool,
+) -> torch.Tensor:
+    """Return what :func:`penalty` does of plain tensors, by pairs of strengths as they are."""
+    first = weights[0]
+    dtype = torch.float64 if torch.float64 in map(_DTYPE, weights) else torch.float32
+    into = None
+    if per_tensor and first.is_cuda:
+        into = torch.empty(len(weights), dtype=torch.float64, device=first.device)
+    found = _evaluate(VALUE, weights, None, strengths, which, scale, 1.0, per_tensor, into)
+    if type(found) is float:
+        return as_value(found, dtype)
+    if isinstance(found, torch.Tensor):  # on a device
+        return found.to(dtype)
+    return torch.tensor(found, dtype=dtype, device=first.device)
+
+
 def penalty_gradient(
     weights: Sequence[torch.Tensor],
     upstream: torch.Tensor,
@@ -81,7 +104,9 @@ def are_plain(weights: Sequence[torch.Tensor]) -> bool:
     """Return whether torch would do no more than call the kernel, which takes it 5 us."""
     if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
         return False
-    return all([type(w) in _PLAIN and (w.is_cpu or w.is_cuda) for w in weights])
+    if not _PLAIN.issuperset(map(type, weights)):
+        return False
+    return all(map(_IS_CPU, weights)) or all(map(_IS_CUDA, weights))
 
 
 # ------------------------------------------------------------------------------------- the kernels
@@ -94,14 +119,7 @@ def _penalty_of(
     which: Sequence[int],
     per_tensor: bool,
 ) -> torch.Tensor:
-    pairs, dtype, device = _pairs(numbers, strengths), value_dtype(weights), weights[0].device
-    into = None
-    if per_tensor and weights[0].is_cuda:
-        into = torch.empty(len(weights), dtype=torch.float64, device=device)
-    value = _evaluate(VALUE, weights, None, pairs, which, 1.0, per_tensor, into)
-    if isinstance(value, torch.Tensor):  # on a device
-        return value.to(dtype)
-    return torch.tensor(value, dtype=dtype, device=device) if per_tensor else as_value(value, dtype)
+    return value(weights, _pairs(numbers, strengths), which, 1.0, per_tensor)
 
 
 def _gradients_of(
@@ -142,7 +160,7 @@ def _new_gradients(
     grad_scale: float,
 ) -> list[torch.Tensor]:
     gradients = [torch.empty_like(w) for w in weights]
-    _evaluate(GRADIENT, weights, gradients, pairs, which, grad_scale)
+    _evaluate(GRADIENT, weights, gradients, pairs, which, 1.0, grad_scale)
     return gradients
 
 
@@ -152,30 +170,31 @@ def _evaluate(
     gradients: Sequence[torch.Tensor] | None,
     pairs: Sequence[tuple[float, float]],
     which: Sequence[int],
+    scale: float,
     grad_scale: float,
     per_tensor: bool = False,
     into: torch.Tensor | None = None,
 ) -> Any:
     """Call the core; the values of a list stay on the device in `into`."""
-    names = _names(len(weights))
     if into is not None:
+        names = _names(len(weights))
         value = cuda.evaluate_many(
-            outputs, names, weights, None, pairs, which, 1.0, grad_scale, per_tensor, into=into
+            outputs, names, weights, None, pairs, which, scale, grad_scale, per_tensor, into=into
         )
     elif len(weights) == 1:  # for the messages, which then call it "w"
         gradient = None if gradients is None else gradients[0]
         l1, l2 = pairs[which[0]]
-        value = backend.evaluate_one(outputs, weights[0], gradient, l1, l2, 1.0, grad_scale)
+        value = backend.evaluate_one(outputs, weights[0], gradient, l1, l2, scale, grad_scale)
         value = [value] if per_tensor else value
     else:
         value = backend.evaluate_many(
             outputs,
-            names,
+            _names(len(weights)),
             tuple(weights),
             None if gradients is None else tuple(gradients),
             tuple(pairs),
             tuple(which),
-            1.0,
+            scale,
             grad_scale,
             per_tensor,
         )
