@@ -169,14 +169,7 @@ def complete(options: argparse.Namespace) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse to start what would fail later.
-
-    Raises
-    ------
-    UsageError
-        A package of the extra ``bench`` is missing, or a peer, or the backend asked for; a file
-        for the results cannot be written, or a plot's suffix is unknown.
-    """
+    """Refuse by a UsageError what would fail later: what is missing, and files that cannot be."""
     plot: Path | None = options.plot
     check_cases(options, {} if plot is None else {"matplotlib": "--plot"})
     if plot is not None and plot.suffix.lower() not in PLOT_SUFFIXES:
@@ -192,14 +185,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def check_comparison(choices: argparse.Namespace) -> None:
-    """Refuse to start what would fail later.
-
-    Raises
-    ------
-    UsageError
-        A and B are of different kinds, a file is not there, options do not fit, or something is
-        not installed.
-    """
+    """Refuse by a UsageError what would fail later: A and B of two kinds, options of another."""
     for option in ("peers", "csv", "plot"):
         if getattr(choices, option) is not None:
             raise UsageError(f"--{option} is not for `compare`")
@@ -232,14 +218,7 @@ def is_record(side: str) -> bool:
 
 
 def check_frameworks(choices: argparse.Namespace) -> None:
-    """Refuse to start what would fail later.
-
-    Raises
-    ------
-    UsageError
-        The backend is missing, Rich, all frameworks, or one that was asked for; a file cannot be
-        written.
-    """
+    """Refuse by a UsageError what would fail later: a framework that is missing, or all."""
     require_backend()
     require({"rich": "the table"})
     missing = {name: FRAMEWORKS[name].missing() for name in choices.frameworks or FRAMEWORKS}

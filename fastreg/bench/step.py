@@ -38,24 +38,17 @@ class _Network:
     def __init__(self, regularized: bool) -> None:
         kernel = regularizers.L1L2(L1_STRENGTH, L2_STRENGTH) if regularized else None
         activity = regularizers.L1(L1_STRENGTH) if regularized else None
-        *hidden, classes = WIDTHS[1:]
+        classes = WIDTHS[-1]
         self.layers = [
             Dense(
                 units,
-                "relu",
+                "relu" if units != classes else None,
                 kernel_initializer=GlorotUniform(seed=place),
                 kernel_regularizer=kernel,
-                activity_regularizer=activity,
+                activity_regularizer=activity if units != classes else None,
             )
-            for place, units in enumerate(hidden)
+            for place, units in enumerate(WIDTHS[1:])
         ]
-        self.layers.append(
-            Dense(
-                classes,
-                kernel_initializer=GlorotUniform(seed=len(hidden)),
-                kernel_regularizer=kernel,
-            )
-        )
         rng = np.random.default_rng(20260101)
         self.x = rng.random((BATCH, WIDTHS[0]), dtype=np.float32)
         self.labels = rng.integers(0, classes, BATCH)

@@ -79,6 +79,33 @@ def test_who_spins_is_followed_by_a_rest() -> None:
     assert elapsed("a") - elapsed() > 5 * REST_SECONDS
 
 
+def test_what_a_device_measures_is_read_when_the_turn_is_over() -> None:
+    events: list[str] = []
+
+    def timer(name: str, call: Callable[[], object]) -> Callable[[], float]:
+        events.append(name)
+
+        def seconds() -> float:
+            events.append("read")
+            return {"a": 1.0, "b": 2.0}[name]
+
+        return seconds
+
+    calls = {"a": lambda: None, "b": lambda: None}
+    samples = interleave(calls, 3, timer=timer)
+    assert samples == {"a": [1.0] * 3, "b": [2.0] * 3}
+    for start in range(0, len(events), 4):
+        assert set(events[start : start + 2]) == {"a", "b"}
+        assert events[start + 2 : start + 4] == ["read", "read"]
+
+
+def test_turns_end_early_when_they_are_enough() -> None:
+    samples = interleave(
+        {"a": lambda: None}, 9, timer=lambda name, call: 1.0, is_enough=lambda turns: turns == 4
+    )
+    assert samples == {"a": [1.0] * 4}
+
+
 def test_the_collector_is_as_before() -> None:
     assert gc.isenabled()
     with no_collection():

@@ -147,6 +147,30 @@ def run(tmp_path: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
 
 
 @pytest.mark.usefixtures("torch")
+@pytest.mark.parametrize(("seconds", "turns"), [(0.0, 5), (100.0, 7)])
+def test_a_case_ends_after_five_turns_when_the_time_is_used_up(seconds: float, turns: int) -> None:
+    device = benchmark.Device("cpu", seconds, 7)
+    for timer in (device.device_time, device.until_done, device.host_time):
+        samples = device.in_turns(timer)({"a": lambda: None, "b": lambda: None}, 7, ())
+        assert {name: len(taken) for name, taken in samples.items()} == {"a": turns, "b": turns}
+
+
+@pytest.mark.usefixtures("torch")
+def test_a_wrong_peer_is_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(gpu_peers.Torch):
+        def make(self, workload: Workload) -> Prepared:
+            return Prepared(lambda: 1.0, lambda: workload.tensors.gradients)
+
+    monkeypatch.setitem(gpu_peers.PEERS, "torch", Wrong())
+    arguments = ("--terms", "L2", "--outputs", "value", "--peers", "torch")
+    status, result = run(tmp_path, *arguments)
+    assert status == 1
+    (row,) = result["rows"]
+    assert "torch" not in row["variants"]
+    assert row["blanks"]["torch"].startswith("its value is off by ")
+
+
+@pytest.mark.usefixtures("torch")
 def test_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, result = run(tmp_path, "--terms", "L1", "--peers", "torch,cupy")
     assert status == 0
