@@ -70,3 +70,21 @@ def test_it_fits_a_terminal():
 def test_lines_are_read():
     lines = ["a/b/      rooms", "    c.py    one,", "            two", "    *.h     three"]
     assert named(lines) == {"a/b/": "rooms", "a/b/c.py": "one,", "a/b/*.h": "three"}
+
+
+def test_the_picture_is_plain_mermaid():
+    """Nodes, each with a quoted text, then edges between them: what every version of it draws."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert page.count("\n") <= 120
+    (picture,) = re.findall(r"^```mermaid\n(.*?)^```$", page, re.M | re.S)
+    first, *lines = picture.splitlines()
+    assert first == "flowchart TD"
+    nodes = [re.fullmatch(r' {4}(\w+)(?:\["[^"]+"\]|\(\["[^"]+"\]\))', line) for line in lines]
+    names = [node[1] for node in nodes if node]
+    assert len(set(names)) == len(names)
+    edges = [line for line, node in zip(lines, nodes, strict=True) if not node]
+    ends = [re.fullmatch(r' {4}(\w+) (?:-- "[^"]+" )?--> (\w+)', edge).groups() for edge in edges]
+    assert {name for pair in ends for name in pair} == set(names)
+    assert not {"end", "graph", "subgraph", "class", "click", "style"} & set(names)
+    for folder in re.findall(r"\bcsrc/\w+\b(?!\.)|\b_[a-z]+\b", picture):
+        assert {f"{folder}/", f"fastreg/{folder}/", f"{folder}.*"} & set(MAP), folder
