@@ -2,13 +2,11 @@
 
 Contract
 --------
-- Arguments are positional. Objects are read where they lie: exact ``numpy.ndarray`` and torch
-  tensors directly, everything else through ``fastreg._arrays.host.host_view``.
-- A call whose tensors lie on a CUDA device is made by ``fastreg._engine.cuda``: of described
-  tensors where all are torch's and plainly right, else of the objects.
-- Whatever is not plainly right is put to ``fastreg._engine.checks``, so refusals have the types and
-  texts of the fallback (``TypeError`` for kinds, ``ValueError`` for values, ``BufferError`` for
-  memory that must not be written), and nothing has been written when one is raised.
+- Arguments are positional. Objects are read where they lie: exact ``numpy.ndarray``, and exact
+  tensors and parameters of torch once `learn_torch` has shown what they are.
+- What is not plainly right, or is not in host memory, gives NotImplemented, and nothing has been
+  written: foreign arrays, arrays on a device, scales that are no finite numbers, and what deserves
+  an error. Python decides (``fastreg/_engine/calls.py``); the core runs no Python code but torch's.
 - The interpreter is released during calls on 256 KiB or more. All functions may be called by
   several threads at once, and after ``os.fork()``.  A thread that is inside a call when the
   interpreter ends sleeps until the process has ended.
@@ -48,14 +46,11 @@ def evaluate_one(
 
     Returns
     -------
-    float or None
-        The penalty in float64, on a device what ``fastreg._arrays.cuda_results`` makes of it; None
-        when `outputs` has no VALUE.
+    float, None or NotImplemented
+        The penalty in float64; None when `outputs` has no VALUE.
 
     Raises
     ------
-    TypeError, ValueError, BufferError
-        As ``fastreg._engine.checks`` says them.
     MemoryError
         When there is no memory for the sums of the chunks: 16 bytes for 4,096 elements.
     """
@@ -80,7 +75,7 @@ def evaluate_many(
     outputs, scale, grad_scale
         As for `evaluate_one`.
     names
-        The tensors' names, for messages.
+        The tensors' names, which the core does not need.
     weights, gradients
         One array per name, as for `evaluate_one`; `gradients` is None for outputs=1.
     strengths, which
@@ -93,15 +88,58 @@ def evaluate_many(
 
     Returns
     -------
-    float, list of float or None
+    float, list of float, None or NotImplemented
         None when `outputs` has no VALUE.
 
     Raises
     ------
-    TypeError, ValueError, BufferError, MemoryError
-        As for `evaluate_one`; the messages name the tensor.
-    RuntimeError
-        When reading one array has moved, resized or freed another.
+    MemoryError
+        As for `evaluate_one`.
+    """
+
+def evaluate_views(
+    outputs: int,
+    views: tuple[tuple[Any, str], ...],
+    targets: tuple[tuple[Any, str], ...] | None,
+    strengths: tuple[tuple[float, float], ...],
+    which: tuple[int, ...],
+    scale: float,
+    grad_scale: float,
+    per_tensor: bool,
+    copies: tuple[tuple[tuple[Any, str], Any], ...],
+    checked: bool,
+    /,
+) -> Any:
+    """Do what `evaluate_many` does for arrays that Python has described.
+
+    Parameters
+    ----------
+    views, targets
+        Pairs (numpy.ndarray, name of the dtype) in the place of weights and gradients; bfloat16 is
+        "bf16" with its bits as uint16.
+    copies
+        As for `evaluate_many`, with such a pair as target.
+    checked
+        Whether the call is known to be right. Then NotImplemented is returned only where it would
+        touch memory that is not the views'.
+    """
+
+def describe_tensors(
+    outputs: int,
+    weights: tuple[Any, ...],
+    gradients: tuple[Any, ...] | None,
+    strengths: tuple[tuple[float, float], ...],
+    which: tuple[int, ...],
+    scale: float,
+    grad_scale: float,
+    /,
+) -> Any:
+    """Describe the tensors of a call on a CUDA device; parameters are those of `evaluate_many`.
+
+    Returns
+    -------
+    DeviceTensors or NotImplemented
+        For `cuda_evaluate`, of torch's tensors on one device where all is plainly right.
     """
 
 def accumulate_parameters(
@@ -134,21 +172,21 @@ def accumulate_parameters(
 
     Returns
     -------
-    float, None or NotImplemented
-        What `evaluate_many` gives. NotImplemented, with nothing written, for what has to go a
-        longer way: subclasses, a missing gradient, a condition that is not met.
-
-    Raises
-    ------
-    TypeError, ValueError, BufferError, MemoryError
-        As for `evaluate_many`.
+    float, tuple or NotImplemented
+        The penalty alone; else a pair, the gradients the second of it, for
+        ``calls.finish_parameters``: what `evaluate_many` returns, or for tensors on a device what
+        `describe_tensors` does. NotImplemented, with nothing written, for what has to go a longer
+        way: subclasses, a missing gradient, a condition that is not met.
     """
 
 def have_members(dicts: tuple[dict[str, Any], ...], members: tuple[Any, ...], /) -> bool:
     """Return whether the values of dicts, one dict after the other, are these very objects."""
 
-def shares_address(weights: Sequence[Any], /) -> bool:
-    """Return whether two of the arrays have the same lowest address. Empty ones do not count."""
+def shares_address(weights: Sequence[Any], /) -> Any:
+    """Return whether two of the arrays have the same lowest address. Empty ones do not count.
+
+    NotImplemented where the core does not read one of them.
+    """
 
 def canonical_sum(values: Sequence[float]) -> float:
     """Sum numbers, of any sign, in the fixed order of the numerics contract; +0.0 for none."""
@@ -210,6 +248,22 @@ def cuda_copy(device: int, stream: int, address: int, bytes: int) -> bytearray:
 
 def torch_stream(device: int) -> int | None:
     """Return torch's current stream, 0 for the default; None where torch has no exchange table."""
+
+def learn_torch(
+    tensor: type,
+    parameter: type,
+    is_inference_mode_enabled: Any,
+    flags: Any,
+    samples: Sequence[tuple[Any, int, int, int, int, int]],
+    other_numbers: int,
+    not_inference: int,
+    asks: bool,
+) -> bool:
+    """Learn torch's types, and from samples how it keeps tensors; return whether it did.
+
+    With `asks`, ``flags(tensor)`` is asked where the samples do not agree.
+    ``fastreg/_arrays/torch_memory.py`` says what the arguments are.
+    """
 
 def describe_by_exchange(tensor: Any) -> tuple[Any, ...] | None:
     """Describe an exact torch tensor by DLPack's exchange table; None for all else.

@@ -10,7 +10,7 @@ import pytest
 import fastreg
 from fastreg._base import memory as _memory
 from fastreg._engine import backend as _backend
-from fastreg._engine import checks
+from fastreg._engine import calls, checks
 from fastreg.layers import Dense, Sequential
 from fastreg.regularizers import L1, L1L2, L2, OrthogonalRegularizer
 
@@ -269,7 +269,7 @@ def test_refusals_of_many_tensors_change_none(backend):
     names = tuple(f"layer{place}" for place in range(50))
     gradients[49] = np.zeros(4)
     with pytest.raises(ValueError, match=r"^grads\['layer49'\] has shape"):
-        _backend.evaluate_many(
+        calls.evaluate_many(
             7, names, weights, tuple(gradients), ((0.5, 0.5),), (0,) * 50, 1.0, 1.0, False
         )
     assert not any(gradient.any() for gradient in gradients)

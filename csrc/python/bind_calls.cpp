@@ -18,78 +18,43 @@ namespace py = pybind11;
 namespace fastreg::python {
 namespace {
 
-// Runs body(), which throws OnDevice where it meets a device tensor; the call is then fastreg._engine.cuda's.
-template <class Body>
-PyObject* on_host_or_device(const char* function, PyObject* const* arguments, Py_ssize_t count, Body body) {
-  return translate_exceptions([&]() -> PyObject* {
-    try {
-      return body();
-    } catch (const OnDevice&) {
-      const py::object target = py::module_::import("fastreg._engine.cuda").attr(function);
-      return PyObject_Vectorcall(target.ptr(), arguments, static_cast<std::size_t>(count), nullptr);
-    }
-  });
-}
+// What the caller gets who has to decide: an operand or a number is not plainly right, or lies on a device. Nothing has
+// been written.
+PyObject* not_plain() { Py_RETURN_NOTIMPLEMENTED; }
 
-// A scale may be anything that the caller gave: what is not plainly a finite number goes to fastreg._engine.checks.
-double to_scale(PyObject* number, const char* name) {
-  if (PyFloat_CheckExact(number)) {
-    const double value = PyFloat_AS_DOUBLE(number);
-    if (std::isfinite(value)) {
-      return value;
-    }
+// A scale may be anything that the caller was given: true for what is plainly a finite number.
+bool read_scale(PyObject* number, double& value) {
+  if (PyFloat_Check(number)) {  // numpy.float64 is one too
+    value = PyFloat_AS_DOUBLE(number);
+    return std::isfinite(value);
   }
-  return py::cast<double>(py::module_::import("fastreg._base.arguments")
-                              .attr("multiplier")(py::reinterpret_borrow<py::object>(number), name));
-}
-
-void check(const Call& call, unsigned outputs, const py::object& names, const py::tuple& weights,
-           const py::object& gradients, const py::tuple& strengths, const py::tuple& which, PyObject* scale,
-           PyObject* grad_scale) {
-  py::module_::import("fastreg._engine.checks")
-      .attr("check_call")(outputs, names, weights, gradients, strengths, which,
-                          py::reinterpret_borrow<py::object>(scale), py::reinterpret_borrow<py::object>(grad_scale));
-  call.require_safe();
+  if (!PyLong_CheckExact(number)) {
+    return false;
+  }
+  value = PyLong_AsDouble(number);
+  if (value == -1.0 && PyErr_Occurred() != nullptr) {
+    PyErr_Clear();
+    return false;
+  }
+  return true;
 }
 
 PyObject* evaluate_one(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  return on_host_or_device("evaluate_one", arguments, count, [&]() -> PyObject* {
+  return translate_exceptions([&]() -> PyObject* {
     require_arguments("evaluate_one", count, 7);
     const unsigned outputs = to_outputs(arguments[0]);
-    PyObject* weights = arguments[1];
-    PyObject* gradients = arguments[2];
     const double l1 = to_double(arguments[3]);
     const double l2 = to_double(arguments[4]);
-    const double scale = to_scale(arguments[5], "scale");  // before the other: where both are wrong it is named
-    const double grad_scale = to_scale(arguments[6], "grad_scale");
-    const Rule rule(l1, l2, scale, grad_scale);
-    const auto check_call = [&](const Call& call) {
-      check(call, outputs, py::none(), py::make_tuple(py::handle(weights)),
-            outputs == output_value ? py::object(py::none()) : py::make_tuple(py::handle(gradients)),
-            py::make_tuple(py::make_tuple(l1, l2)), py::make_tuple(0), arguments[5], arguments[6]);
-    };
+    double scale;
+    double grad_scale;
+    if (!read_scale(arguments[5], scale) || !read_scale(arguments[6], grad_scale)) {
+      return not_plain();
+    }
     Item item;
     double value;
     Call call(outputs, {&item, &value, 1});
-    try {
-      call.add(weights, gradients, (outputs & output_add) != 0 ? "grad" : "out", rule);
-    } catch (py::error_already_set&) {
-      check_call(call);  // the same refusal, which knows of both arrays
-      throw;
-    }
-    if (call.device() > on_host) {
-      return evaluate_described(call, outputs, nullptr, py::make_tuple(py::handle(weights)),
-                                py::make_tuple(py::handle(gradients)), py::make_tuple(py::make_tuple(l1, l2)),
-                                arguments[5], arguments[6], false);
-    }
-    if (!call.is_plainly_right()) {
-      check_call(call);
-    }
-    if (call.ran_foreign_code()) {
-      Item same_item;
-      Call second(outputs, {&same_item, &value, 1}, &call);
-      second.add(weights, gradients, "out", rule);
-      second.require_same(call);
+    if (!call.add(arguments[1], arguments[2], Rule(l1, l2, scale, grad_scale)) || !call.is_plainly_right()) {
+      return not_plain();
     }
     call.run();
     if ((outputs & output_value) == 0) {
@@ -102,107 +67,122 @@ PyObject* evaluate_one(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
 // The arguments of a call of many tensors, in tuples of one length; `gradients` may be None where none is written.
 struct Many {
   unsigned outputs;
-  PyObject* names;
   PyObject* weights;
   PyObject* gradients;
   PyObject* strengths;
   PyObject* which;
   PyObject* scale;
   PyObject* grad_scale;
-  bool per_tensor;
   PyObject* copies = nullptr;  // a tuple of pairs (target, source) to be written with the gradients
 };
 
-// Null, and no error, where `others` is not null and one of its objects begins where another or a weight does.
-PyObject* evaluate(const Many& many, PyObject* others) {
-  const Py_ssize_t tensors = PyTuple_GET_SIZE(many.weights);
-  const bool writes = (many.outputs & output_gradient) != 0;
-  if (PyTuple_GET_SIZE(many.names) != tensors || PyTuple_GET_SIZE(many.which) != tensors ||
-      (writes && (!PyTuple_Check(many.gradients) || PyTuple_GET_SIZE(many.gradients) != tensors))) {
-    throw std::invalid_argument("names, weights, gradients and which must be of one length");
-  }
-  const double scale = to_scale(many.scale, "scale");
-  const double grad_scale = to_scale(many.grad_scale, "grad_scale");
-  std::vector<Rule> rules;
-  for (const py::handle pair : py::reinterpret_borrow<py::tuple>(many.strengths)) {
-    const auto both = py::cast<py::tuple>(pair);
-    rules.emplace_back(to_double(py::object(both[0]).ptr()), to_double(py::object(both[1]).ptr()), scale, grad_scale);
-  }
-
-  const auto check_all = [&](const Call& call) {
-    check(call, many.outputs, py::reinterpret_borrow<py::object>(many.names),
-          py::reinterpret_borrow<py::tuple>(many.weights), py::reinterpret_borrow<py::object>(many.gradients),
-          py::reinterpret_borrow<py::tuple>(many.strengths), py::reinterpret_borrow<py::tuple>(many.which), many.scale,
-          many.grad_scale);
-  };
-  const auto size = static_cast<std::size_t>(tensors);
-  const auto add_all = [&](Call& call) {
-    for (Py_ssize_t i = 0; i < tensors; ++i) {
+// A call of many tensors, described and judged.
+class ManyTensors {
+ public:
+  ManyTensors(const Many& many, Call::Operands operands)
+      : items_(static_cast<std::size_t>(PyTuple_GET_SIZE(many.weights))),
+        values_(items_.size()),
+        call_(many.outputs, {items_.data(), values_.data(), items_.size()}, operands) {
+    const Py_ssize_t tensors = PyTuple_GET_SIZE(many.weights);
+    const bool writes = (many.outputs & output_gradient) != 0;
+    if (PyTuple_GET_SIZE(many.which) != tensors ||
+        (writes && (!PyTuple_Check(many.gradients) || PyTuple_GET_SIZE(many.gradients) != tensors))) {
+      throw std::invalid_argument("names, weights, gradients and which must be of one length");
+    }
+    double scale = 0.0;
+    double grad_scale = 0.0;
+    is_read_ = read_scale(many.scale, scale) && read_scale(many.grad_scale, grad_scale);
+    std::vector<Rule> rules;
+    for (const py::handle pair : py::reinterpret_borrow<py::tuple>(many.strengths)) {
+      const auto both = py::cast<py::tuple>(pair);
+      rules.emplace_back(to_double(py::object(both[0]).ptr()), to_double(py::object(both[1]).ptr()), scale, grad_scale);
+    }
+    for (Py_ssize_t i = 0; is_read_ && i < tensors; ++i) {
       const std::size_t rule = PyLong_AsSize_t(PyTuple_GET_ITEM(many.which, i));
       if (rule >= rules.size()) {
         PyErr_Clear();
         throw std::invalid_argument("which must hold indices into strengths");
       }
-      call.add(PyTuple_GET_ITEM(many.weights, i), writes ? PyTuple_GET_ITEM(many.gradients, i) : nullptr, "grads",
-               rules[rule]);
+      is_read_ = call_.add(PyTuple_GET_ITEM(many.weights, i), writes ? PyTuple_GET_ITEM(many.gradients, i) : nullptr,
+                           rules[rule]);
     }
-    for (Py_ssize_t i = 0; many.copies != nullptr && i < PyTuple_GET_SIZE(many.copies); ++i) {
+    for (Py_ssize_t i = 0; is_read_ && many.copies != nullptr && i < PyTuple_GET_SIZE(many.copies); ++i) {
       PyObject* pair = PyTuple_GET_ITEM(many.copies, i);
       if (!PyTuple_Check(pair) || PyTuple_GET_SIZE(pair) != 2) {
         throw std::invalid_argument("copies must hold pairs (target, source)");
       }
-      call.add_copy(PyTuple_GET_ITEM(pair, 0), PyTuple_GET_ITEM(pair, 1), "grads");
+      is_read_ = call_.add_copy(PyTuple_GET_ITEM(pair, 0), PyTuple_GET_ITEM(pair, 1));
     }
-  };
-  std::vector<Item> items(size);
-  std::vector<double> values(size);
-  Call call(many.outputs, {items.data(), values.data(), size});
-  try {
-    add_all(call);
-  } catch (py::error_already_set&) {
-    check_all(call);  // the same refusal, with the name of the tensor
-    throw;
   }
-  if (others != nullptr &&
-      call.shares_address(PySequence_Fast_ITEMS(others), static_cast<std::size_t>(PyTuple_GET_SIZE(others)))) {
-    return nullptr;
+
+  // False where an operand or a number cannot be read as it is.
+  bool is_read() const { return is_read_; }
+  bool is_on_host() const { return call_.device() <= on_host; }
+  const Call& call() const { return call_; }
+
+  // None, the values, or their canonical sum.
+  py::object run(unsigned outputs, bool per_tensor) {
+    call_.run();
+    if ((outputs & output_value) == 0) {
+      return py::none();
+    }
+    return per_tensor ? py::cast(values_) : py::object(py::float_(total_of(values_)));
   }
-  if (call.device() > on_host) {
-    return evaluate_described(call, many.outputs, many.which, py::reinterpret_borrow<py::tuple>(many.weights),
-                              py::reinterpret_borrow<py::object>(many.gradients),
-                              py::reinterpret_borrow<py::tuple>(many.strengths), many.scale, many.grad_scale,
-                              many.per_tensor);
-  }
-  if (!call.is_plainly_right()) {
-    check_all(call);
-  }
-  if (call.ran_foreign_code()) {
-    std::vector<Item> same_items(size);
-    Call second(many.outputs, {same_items.data(), values.data(), size}, &call);
-    add_all(second);
-    second.require_same(call);
-  }
-  call.run();
-  if ((many.outputs & output_value) == 0) {
-    Py_RETURN_NONE;
-  }
-  if (many.per_tensor) {
-    return py::cast(values).release().ptr();
-  }
-  return PyFloat_FromDouble(total_of(values));
-}
+
+ private:
+  std::vector<Item> items_;
+  std::vector<double> values_;
+  Call call_;
+  bool is_read_;
+};
+
+bool is_true(PyObject* flag) { return PyObject_IsTrue(flag) != 0; }
 
 PyObject* evaluate_many(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  return on_host_or_device("evaluate_many", arguments, count, [&]() -> PyObject* {
+  return translate_exceptions([&]() -> PyObject* {
     require_arguments("evaluate_many", count, count == 10 ? 10 : 9);
     const unsigned outputs = to_outputs(arguments[0]);
-    require_tuples("evaluate_many", arguments, {1, 2, 4, 5});
+    require_tuples("evaluate_many", arguments, {2, 4, 5});
     if (count == 10) {
       require_tuples("evaluate_many", arguments, {9});
     }
-    return evaluate({outputs, arguments[1], arguments[2], arguments[3], arguments[4], arguments[5], arguments[6],
-                     arguments[7], PyObject_IsTrue(arguments[8]) != 0, count == 10 ? arguments[9] : nullptr},
-                    nullptr);
+    ManyTensors tensors({outputs, arguments[2], arguments[3], arguments[4], arguments[5], arguments[6], arguments[7],
+                         count == 10 ? arguments[9] : nullptr},
+                        Call::Operands::of_host);
+    if (!tensors.is_read() || !tensors.call().is_plainly_right()) {
+      return not_plain();
+    }
+    return tensors.run(outputs, is_true(arguments[8])).release().ptr();
+  });
+}
+
+PyObject* evaluate_views(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  return translate_exceptions([&]() -> PyObject* {
+    require_arguments("evaluate_views", count, 10);
+    const unsigned outputs = to_outputs(arguments[0]);
+    require_tuples("evaluate_views", arguments, {1, 3, 4, 8});
+    ManyTensors tensors(
+        {outputs, arguments[1], arguments[2], arguments[3], arguments[4], arguments[5], arguments[6], arguments[8]},
+        Call::Operands::views);
+    const Call& call = tensors.call();
+    if (!tensors.is_read() || !(is_true(arguments[9]) ? call.is_safe() : call.is_plainly_right())) {
+      return not_plain();
+    }
+    return tensors.run(outputs, is_true(arguments[7])).release().ptr();
+  });
+}
+
+PyObject* describe_tensors(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  return translate_exceptions([&]() -> PyObject* {
+    require_arguments("describe_tensors", count, 7);
+    const unsigned outputs = to_outputs(arguments[0]);
+    require_tuples("describe_tensors", arguments, {1, 3, 4});
+    const ManyTensors tensors(
+        {outputs, arguments[1], arguments[2], arguments[3], arguments[4], arguments[5], arguments[6]},
+        Call::Operands::of_any_device);
+    const py::object described =
+        tensors.is_read() && !tensors.is_on_host() ? device_tensors(tensors.call(), arguments[4]) : py::object();
+    return described ? py::object(described).release().ptr() : not_plain();
   });
 }
 
@@ -238,31 +218,34 @@ PyObject* accumulate_parameters(PyObject*, PyObject* const* arguments, Py_ssize_
     require_arguments("accumulate_parameters", count, 10);
     const unsigned outputs = to_outputs(arguments[0]);
     require_tuples("accumulate_parameters", arguments, {1, 2, 3, 4, 5, 6});
-    PyObject* result = nullptr;
     const bool writes = (outputs & output_gradient) != 0;
-    const py::object gradients = are_frozen(arguments[4])
-                                     ? gradients_of(arguments[2], writes, PyObject_IsTrue(arguments[9]) != 0)
-                                     : py::object();
-    if (gradients) {
-      try {
-        result = evaluate({outputs, arguments[1], arguments[2], gradients.ptr(), arguments[5], arguments[6],
-                           arguments[7], arguments[8], false},
-                          arguments[3]);
-        if (result == nullptr && PyErr_Occurred() != nullptr) {
-          throw py::error_already_set();
-        }
-      } catch (const OnDevice&) {
-        result = nullptr;
-      }
+    const py::object gradients =
+        are_frozen(arguments[4]) ? gradients_of(arguments[2], writes, is_true(arguments[9])) : py::object();
+    if (!gradients) {
+      return not_plain();
     }
-    if (result == nullptr) {
-      Py_RETURN_NOTIMPLEMENTED;
+    ManyTensors tensors(
+        {outputs, arguments[2], gradients.ptr(), arguments[5], arguments[6], arguments[7], arguments[8]},
+        Call::Operands::of_any_device);
+    std::vector<std::uintptr_t> addresses;
+    if (tensors.is_read()) {
+      tensors.call().add_addresses(addresses);
     }
-    const py::object owned = py::reinterpret_steal<py::object>(result);
-    if (writes) {
-      py::module_::import("fastreg._arrays.results").attr("torch_written")(gradients);
+    if (!tensors.is_read() || !tensors.call().is_plainly_right() ||
+        !add_addresses(PySequence_Fast_ITEMS(arguments[3]), static_cast<std::size_t>(PyTuple_GET_SIZE(arguments[3])),
+                       addresses) ||
+        has_duplicate(addresses)) {
+      return not_plain();
     }
-    return owned.inc_ref().ptr();
+    const py::object result =
+        tensors.is_on_host() ? tensors.run(outputs, false) : device_tensors(tensors.call(), arguments[6]);
+    if (!result) {
+      return not_plain();
+    }
+    if (tensors.is_on_host() && !writes) {
+      return py::object(result).release().ptr();
+    }
+    return py::make_tuple(result, gradients).release().ptr();
   });
 }
 
@@ -295,13 +278,18 @@ PyObject* have_members(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
   });
 }
 
-PyObject* any_shared_address(PyObject*, PyObject* weights) {
-  return on_host_or_device("shares_address", &weights, 1, [&]() -> PyObject* {
+PyObject* shares_address(PyObject*, PyObject* weights) {
+  return translate_exceptions([&]() -> PyObject* {
     const py::tuple objects = py::reinterpret_steal<py::tuple>(PySequence_Tuple(weights));
     if (!objects) {
       throw py::error_already_set();
     }
-    return PyBool_FromLong(shares_address(PySequence_Fast_ITEMS(objects.ptr()), objects.size()));
+    std::vector<std::uintptr_t> addresses;
+    addresses.reserve(objects.size());
+    if (!add_addresses(PySequence_Fast_ITEMS(objects.ptr()), objects.size(), addresses)) {
+      return not_plain();
+    }
+    return PyBool_FromLong(has_duplicate(addresses));
   });
 }
 
@@ -310,13 +298,17 @@ PyMethodDef hot_functions[] = {
      "evaluate_one(outputs, weight, gradient, l1, l2, scale, grad_scale)"},
     {"evaluate_many", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(evaluate_many)), METH_FASTCALL,
      "evaluate_many(outputs, names, weights, gradients, strengths, which, scale, grad_scale, per_tensor, copies=())"},
+    {"evaluate_views", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(evaluate_views)), METH_FASTCALL,
+     "evaluate_views(outputs, views, targets, strengths, which, scale, grad_scale, per_tensor, copies, checked)"},
+    {"describe_tensors", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(describe_tensors)), METH_FASTCALL,
+     "describe_tensors(outputs, weights, gradients, strengths, which, scale, grad_scale)"},
     {"accumulate_parameters", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(accumulate_parameters)),
      METH_FASTCALL,
      "accumulate_parameters(outputs, names, parameters, others, frozen, strengths, which, scale, grad_scale, "
      "may_be_recorded)"},
     {"have_members", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(have_members)), METH_FASTCALL,
      "have_members(dicts, members)"},
-    {"shares_address", any_shared_address, METH_O, "shares_address(weights)"},
+    {"shares_address", shares_address, METH_O, "shares_address(weights)"},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -3,14 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <stdexcept>
 
 #include "../canonical_sum.h"
 #include "../cpu/float_environment.h"
-#include "device.h"
 #include "interpreter_lock.h"
-
-namespace py = pybind11;
 
 namespace fastreg::python {
 namespace {
@@ -40,53 +36,6 @@ bool same_order(const ArrayView& a, const ArrayView& b) {
   return (a.c_contiguous && b.c_contiguous) || (a.f_contiguous && b.f_contiguous);
 }
 
-// Asks fastreg._arrays.host for a view; raises the error that says why there is none.
-py::object convert(PyObject* object, const char* argument, bool writable, ArrayView& view) {
-  py::object pair = py::module_::import("fastreg._arrays.host")
-                        .attr("host_view")(py::reinterpret_borrow<py::object>(object), argument, writable);
-  describe_host_view(pair.ptr(), view);
-  return pair;
-}
-
-[[noreturn]] void raise_changed() {
-  const py::object error = py::module_::import("fastreg._base.errors").attr("changed_error")();
-  PyErr_SetObject(py::type::of(error).ptr(), error.ptr());
-  throw py::error_already_set();
-}
-
-// Adds the lowest addresses of objects that are not empty.
-void add_lowest_addresses(PyObject* const* objects, std::size_t count, std::vector<std::uintptr_t>& addresses) {
-  for (std::size_t i = 0; i < count; ++i) {
-    ArrayView view;
-    int device = on_host;  // no two devices have an address in common
-    py::object kept;
-    if (!describe(objects[i], view, device)) {
-      if (is_on_cuda(objects[i])) {
-        throw OnDevice{};
-      }
-      kept = convert(objects[i], "w", false, view);
-    }
-    if (view.count != 0) {
-      addresses.push_back(extent_of(view).low);
-    }
-  }
-}
-
-// As in spans_are_disjoint: a training loop asks about the same addresses at every step.
-bool has_duplicate(const std::vector<std::uintptr_t>& addresses) {
-  static thread_local std::vector<std::uintptr_t> known_distinct;
-  if (addresses == known_distinct) {
-    return false;
-  }
-  std::vector<std::uintptr_t> sorted = addresses;
-  std::sort(sorted.begin(), sorted.end());
-  if (std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end()) {
-    return true;
-  }
-  known_distinct = addresses;
-  return false;
-}
-
 bool fits_f32(double x) { return std::isfinite(static_cast<float>(x)); }
 
 }  // namespace
@@ -104,57 +53,34 @@ double total_of(std::vector<double>& values) {
   return FloatEnvironment::unmoved(canonical_sum_in_place(values.data(), static_cast<std::int64_t>(values.size())));
 }
 
-Call::Call(unsigned outputs, Slots slots, const Call* first) : outputs_(outputs), slots_(slots), first_(first) {
+Call::Call(unsigned outputs, Slots slots, Operands operands) : outputs_(outputs), slots_(slots), operands_(operands) {
   if (writes_gradients() && slots.count > 1) {
     spans_.reserve(2 * slots.count);
   }
 }
 
-void Call::place(int device) {
+bool Call::describe_operand(PyObject* object, ArrayView& view) {
+  int device = on_host;
+  if (!(operands_ == Operands::views ? describe_view(object, view) : describe(object, view, device))) {
+    return false;
+  }
   if (device_ < on_host) {
     device_ = device;
-  } else if (device_ != device) {
-    throw OnDevice{};
   }
+  return device_ == device && (device == on_host || operands_ == Operands::of_any_device);
 }
 
-void Call::describe_or_convert(PyObject* object, const char* argument, bool writable, ArrayView& view) {
-  int device = on_host;
-  if (describe(object, view, device)) {
-    place(device);
-    return;
-  }
-  if (first_ != nullptr) {
-    take_converted(object, view);
-    return;
-  }
-  if (device_ > on_host || is_on_cuda(object)) {
-    throw OnDevice{};
-  }
-  place(on_host);
-  ran_foreign_code_ |= !is_plain_torch(object);
-  kept_.push_back({object, convert(object, argument, writable, view)});
-}
-
-void Call::take_converted(PyObject* object, ArrayView& view) {
-  if (taken_ == first_->kept_.size() || first_->kept_[taken_].object != object) {
-    raise_changed();
-  }
-  const py::object& pair = first_->kept_[taken_++].view;
-  if (!py::cast<bool>(py::module_::import("fastreg._arrays.host").attr("is_current")(pair))) {
-    raise_changed();
-  }
-  place(on_host);
-  describe_host_view(pair.ptr(), view);
-}
-
-void Call::add(PyObject* object, PyObject* gradient_object, const char* gradient_argument, const Rule& rule) {
+bool Call::add(PyObject* object, PyObject* gradient_object, const Rule& rule) {
   ArrayView weights;
   ArrayView gradients;
-  describe_or_convert(object, "w", false, weights);
+  if (!describe_operand(object, weights)) {
+    return false;
+  }
   is_plain_ &= rule.is_finite;
   if (writes_gradients()) {
-    describe_or_convert(gradient_object, gradient_argument, true, gradients);
+    if (!describe_operand(gradient_object, gradients)) {
+      return false;
+    }
     judge_gradients(weights, gradients, rule);
   }
   slots_.items[added_++] = {weights.data,
@@ -164,22 +90,26 @@ void Call::add(PyObject* object, PyObject* gradient_object, const char* gradient
                             layout_of(weights, writes_gradients() ? gradients : weights),
                             weights.dtype};
   bytes_ += weights.count * static_cast<std::int64_t>(item_size(weights.dtype));
+  return true;
 }
 
-void Call::add_copy(PyObject* target_object, PyObject* source_object, const char* target_argument) {
+bool Call::add_copy(PyObject* target_object, PyObject* source_object) {
   ArrayView target;
   ArrayView source;
-  describe_or_convert(target_object, target_argument, true, target);
-  describe_or_convert(source_object, "a result", false, source);
+  int device = on_host;
+  if (!describe_operand(target_object, target) || !describe(source_object, source, device) || device != device_) {
+    return false;
+  }
   const std::size_t size = item_size(target.dtype);
   if (!same_shape(target, source) || item_size(source.dtype) != size || !target.writable) {
-    raise_changed();  // the result was made for what the target was then
+    return false;
   }
   const Layout* layout = nullptr;
   if (!same_order(source, target)) {
     layout = layouts_.emplace_back(std::make_unique<Layout>(make_layout(source, &target))).get();
   }
   copies_.push_back({source.data, target.data, target.count, size, layout});
+  return true;
 }
 
 void Call::copy(const Copy& copy) const {
@@ -193,33 +123,6 @@ void Call::copy(const Copy& copy) const {
     const std::int64_t count = std::min(step, copy.count - begin);
     gather(*copy.layout, Operand::weights, copy.source, copy.item_size, begin, count, buffer);
     scatter(*copy.layout, Operand::gradients, copy.target, copy.item_size, begin, count, buffer);
-  }
-}
-
-void Call::require_same(const Call& other) const {
-  const auto same_layout = [](const Layout* a, const Layout* b) {
-    if (a == nullptr || b == nullptr) {
-      return a == b;
-    }
-    return a->axis_count == b->axis_count && a->weights_consecutive == b->weights_consecutive &&
-           a->gradients_consecutive == b->gradients_consecutive &&
-           std::equal(a->axes, a->axes + a->axis_count, b->axes, [](const Layout::Axis& one, const Layout::Axis& two) {
-             return one.extent == two.extent && one.weight_stride == two.weight_stride &&
-                    one.gradient_stride == two.gradient_stride;
-           });
-  };
-  const auto same_item = [&](const Item& a, const Item& b) {
-    return a.weights == b.weights && a.gradients == b.gradients && a.count == b.count && a.dtype == b.dtype &&
-           same_layout(a.layout, b.layout);
-  };
-  const auto same_copy = [&](const Copy& a, const Copy& b) {
-    return a.source == b.source && a.target == b.target && a.count == b.count && a.item_size == b.item_size &&
-           same_layout(a.layout, b.layout);
-  };
-  if (!is_safe_ || added_ != other.added_ || device_ != other.device_ || taken_ != other.kept_.size() ||
-      !std::equal(slots_.items, slots_.items + added_, other.slots_.items, same_item) ||
-      !std::equal(copies_.begin(), copies_.end(), other.copies_.begin(), other.copies_.end(), same_copy)) {
-    raise_changed();
   }
 }
 
@@ -278,22 +181,12 @@ bool Call::spans_are_disjoint() const {
 
 bool Call::is_plainly_right() const { return is_safe_ && is_plain_ && (spans_.empty() || spans_are_disjoint()); }
 
-void Call::require_safe() const {
-  if (!is_safe_) {
-    throw std::logic_error("fastreg._engine.checks.check_call let a call pass that cannot be made");
-  }
-}
-
-bool Call::shares_address(PyObject* const* others, std::size_t count) const {
-  std::vector<std::uintptr_t> addresses;
-  addresses.reserve(added_ + count);
+void Call::add_addresses(std::vector<std::uintptr_t>& addresses) const {
   for (std::size_t i = 0; i < added_; ++i) {
     if (slots_.items[i].count != 0) {
       addresses.push_back(reinterpret_cast<std::uintptr_t>(slots_.items[i].weights));
     }
   }
-  add_lowest_addresses(others, count, addresses);
-  return has_duplicate(addresses);
 }
 
 void Call::run() {
@@ -307,11 +200,33 @@ void Call::run() {
   }
 }
 
-bool shares_address(PyObject* const* objects, std::size_t count) {
-  std::vector<std::uintptr_t> addresses;
-  addresses.reserve(count);
-  add_lowest_addresses(objects, count, addresses);
-  return has_duplicate(addresses);
+bool add_addresses(PyObject* const* objects, std::size_t count, std::vector<std::uintptr_t>& addresses) {
+  for (std::size_t i = 0; i < count; ++i) {
+    ArrayView view;
+    int device = on_host;  // no two devices have an address in common
+    if (!describe(objects[i], view, device)) {
+      return false;
+    }
+    if (view.count != 0) {
+      addresses.push_back(extent_of(view).low);
+    }
+  }
+  return true;
+}
+
+// As in spans_are_disjoint: a training loop asks about the same addresses at every step.
+bool has_duplicate(const std::vector<std::uintptr_t>& addresses) {
+  static thread_local std::vector<std::uintptr_t> known_distinct;
+  if (addresses == known_distinct) {
+    return false;
+  }
+  std::vector<std::uintptr_t> sorted = addresses;
+  std::sort(sorted.begin(), sorted.end());
+  if (std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end()) {
+    return true;
+  }
+  known_distinct = addresses;
+  return false;
 }
 
 }  // namespace fastreg::python

@@ -1,9 +1,11 @@
 // One call from Python: its operands described, judged, and turned into the plan's items.
+//
+// What is not plainly right is not decided here, and no Python code is run but torch's own: the caller says
+// NotImplemented, and Python decides.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
-#include <exception>
 #include <memory>
 #include <vector>
 
@@ -26,9 +28,6 @@ struct Rule {
 // The canonical sum of the values, which are overwritten; whatever the caller's floating-point state.
 double total_of(std::vector<double>& values);
 
-// Thrown where an operand lies on a device and not all is as plain as Call has it: the call is fastreg._engine.cuda's.
-struct OnDevice : std::exception {};
-
 class Call {
  public:
   // Memory for each tensor, which the caller provides: on the stack where there is but one tensor.
@@ -38,29 +37,27 @@ class Call {
     std::size_t count;
   };
 
-  // `first` may be a call of the same objects, whose conversions are used: the code of other libraries is not run
-  // again. What it converted must come again.
-  Call(unsigned outputs, Slots slots, const Call* first = nullptr);
+  enum class Operands {
+    of_host,
+    of_any_device,  // all on the same
+    views,          // on the host: pairs (numpy.ndarray, name of the dtype), as Python has described them
+  };
 
-  // Borrows the objects, which must outlive the call. `gradients` is ignored when the outputs need none.
-  void add(PyObject* weights, PyObject* gradients, const char* gradient_argument, const Rule& rule);
+  Call(unsigned outputs, Slots slots, Operands operands = Operands::of_host);
 
-  // An array of which run() writes a copy into another one of the same shape and size of elements. Both are borrowed.
-  void add_copy(PyObject* target, PyObject* source, const char* target_argument);
+  // Borrows the objects, which must outlive the call. `gradients` is ignored when the outputs need none. Returns false,
+  // and leaves no Python error, where one cannot be read directly or does not lie where operands have to.
+  bool add(PyObject* weights, PyObject* gradients, const Rule& rule);
 
-  // True if the code of other libraries has run since the call looked at its first operand: it may have resized or
-  // freed an earlier one. Then a second call has to find the same, before anything is read or written.
-  bool ran_foreign_code() const { return ran_foreign_code_; }
+  // An array of which run() writes a copy into another one of the same shape and size of elements. Both are borrowed;
+  // the source is a NumPy array. Returns false, and leaves no Python error, where they are not.
+  bool add_copy(PyObject* target, PyObject* source);
 
-  // Raises fastreg._base.errors.changed_error where this call has not found what the other one has.
-  void require_same(const Call& other) const;
-
-  // False when anything is not plainly right. Then fastreg._engine.checks.check_call decides: it raises the error, or
-  // finds that memory only seemed to overlap.
+  // False when anything is not plainly right: an argument is wrong, or memory only seems to overlap.
   bool is_plainly_right() const;
 
-  // Throws std::logic_error if what remains is a matter on which check_call cannot overrule is_plainly_right.
-  void require_safe() const;
+  // False when what is wrong would read or write memory that is not the operands'.
+  bool is_safe() const { return is_safe_; }
 
   // The CUDA device of all operands, or on_host, or less where there is none.
   int device() const { return device_; }
@@ -68,9 +65,8 @@ class Call {
   const Item* items() const { return slots_.items; }
   std::size_t size() const { return added_; }
 
-  // True if two of the weights and the other objects, of those that are not empty, begin at the same address. The
-  // weights are torch's, which has no negative strides.
-  bool shares_address(PyObject* const* others, std::size_t count) const;
+  // Adds the lowest addresses of the weights that are not empty. They are torch's, which has no negative strides.
+  void add_addresses(std::vector<std::uintptr_t>& addresses) const;
 
   // Writes the gradients and the values. The operands are on the host.
   void run();
@@ -85,12 +81,6 @@ class Call {
     }
   };
 
-  // The memory of a converted operand, alive until the end of the call.
-  struct Kept {
-    PyObject* object;
-    pybind11::object view;
-  };
-
   struct Copy {
     const void* source;
     void* target;
@@ -99,10 +89,8 @@ class Call {
     const Layout* layout;  // null: both are consecutive and in the same order
   };
 
-  void place(int device);
-  void take_converted(PyObject* object, ArrayView& view);
   void copy(const Copy& copy) const;
-  void describe_or_convert(PyObject* object, const char* argument, bool writable, ArrayView& view);
+  bool describe_operand(PyObject* object, ArrayView& view);
   void judge_gradients(const ArrayView& weights, const ArrayView& gradients, const Rule& rule);
   const Layout* layout_of(const ArrayView& weights, const ArrayView& gradients);
   bool writes_gradients() const { return (outputs_ & output_gradient) != 0; }
@@ -110,21 +98,22 @@ class Call {
 
   unsigned outputs_;
   Slots slots_;
+  Operands operands_;
   std::size_t added_ = 0;
   int device_ = on_host - 1;
   std::int64_t bytes_ = 0;
   bool is_safe_ = true;   // dtypes, shapes and permission to write
   bool is_plain_ = true;  // the rest, each tensor by itself
   std::vector<Span> spans_;
-  const Call* first_;
-  std::size_t taken_ = 0;  // of what the first call kept
-  bool ran_foreign_code_ = false;
-  std::vector<Kept> kept_;
   std::vector<Copy> copies_;
   std::vector<std::unique_ptr<Layout>> layouts_;
 };
 
-// True if two of the objects, of those that are not empty, have the same lowest address.
-bool shares_address(PyObject* const* objects, std::size_t count);
+// Adds the lowest addresses of objects that are not empty. Returns false, and leaves no Python error, where one cannot
+// be read directly.
+bool add_addresses(PyObject* const* objects, std::size_t count, std::vector<std::uintptr_t>& addresses);
+
+// Returns whether two are equal.
+bool has_duplicate(const std::vector<std::uintptr_t>& addresses);
 
 }  // namespace fastreg::python

@@ -353,35 +353,18 @@ std::vector<Coefficients> coefficients_of(const std::vector<std::pair<double, do
 
 }  // namespace
 
-bool is_on_cuda(PyObject* object) {
-  const auto has = [&](const char* attribute) { return PyObject_HasAttrString(object, attribute) != 0; };
-  // What else may be on a device is wrapped by Keras.
-  if (!has("__dlpack_device__") && !has("__cuda_array_interface__") &&
-      PyDict_GetItemString(PyImport_GetModuleDict(), "keras") == nullptr) {
-    return false;
-  }
-  return py::cast<bool>(py::module_::import("fastreg._arrays.cuda").attr("is_on_cuda")(py::handle(object)));
-}
-
-PyObject* evaluate_described(const Call& call, unsigned outputs, PyObject* which, const py::tuple& weights,
-                             const py::object& gradients, const py::tuple& strengths, PyObject* scale,
-                             PyObject* grad_scale, bool per_tensor) {
+py::object device_tensors(const Call& call, PyObject* which) {
   void* stream = nullptr;
   if (!call.is_plainly_right() || cuda_backend().backend == nullptr || !torch_stream(call.device(), stream)) {
-    throw OnDevice{};
+    return {};
   }
   auto tensors = std::make_unique<DeviceTensors>(call.device(), address_of(stream));
   for (std::size_t i = 0; i < call.size(); ++i) {
     const Item& item = call.items()[i];
-    const std::size_t rule =
-        which != nullptr ? PyLong_AsSize_t(PyTuple_GET_ITEM(which, static_cast<Py_ssize_t>(i))) : 0;
+    const std::size_t rule = PyLong_AsSize_t(PyTuple_GET_ITEM(which, static_cast<Py_ssize_t>(i)));
     tensors->add({item.weights, item.gradients, item.count, static_cast<std::uint32_t>(rule), item.dtype, item.layout});
   }
-  return py::module_::import("fastreg._engine.cuda")
-      .attr("evaluate_described")(outputs, std::move(tensors), weights, strengths, py::handle(scale),
-                                  py::handle(grad_scale), per_tensor, gradients)
-      .release()
-      .ptr();
+  return py::cast(std::move(tensors));
 }
 
 void add_device_functions(py::module_& m) {
@@ -399,6 +382,16 @@ void add_device_functions(py::module_& m) {
     void* stream = nullptr;
     return torch_stream(device, stream) ? py::object(py::int_(address_of(stream))) : py::none();
   });
+  m.def(
+      "learn_torch",
+      [](const py::object& tensor, const py::object& parameter, const py::object& is_inference_mode_enabled,
+         const py::object& flags, const TorchSamples& samples, std::uint64_t other_numbers, std::uint64_t not_inference,
+         bool asks) {
+        return learn_torch(tensor, parameter,
+                           {samples, other_numbers, not_inference, is_inference_mode_enabled, flags, asks});
+      },
+      py::arg("tensor"), py::arg("parameter"), py::arg("is_inference_mode_enabled"), py::arg("flags"),
+      py::arg("samples"), py::arg("other_numbers"), py::arg("not_inference"), py::arg("asks"));
   m.def("describe_by_exchange", describe_by_exchange);
   m.def("describe_capsule", describe_capsule);
 

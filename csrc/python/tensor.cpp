@@ -109,39 +109,9 @@ struct TorchTypes {
   py::object grad;
 };
 
-const TorchTypes* find_torch() {
-  PyObject* torch = PyDict_GetItemString(PyImport_GetModuleDict(), "torch");  // never imports it
-  if (torch == nullptr) {
-    return nullptr;
-  }
-  try {
-    const py::object tensor = py::reinterpret_borrow<py::object>(torch).attr("Tensor");
-    const py::object parameter = py::reinterpret_borrow<py::object>(torch).attr("nn").attr("Parameter");
-    const py::object capsule = tensor.attr("__dlpack_c_exchange_api__");
-    auto* table =
-        static_cast<const dlpack::ExchangeTable*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::exchange_capsule_name));
-    if (table == nullptr || table->header.version.major != 1 || table->tensor_from_py_object == nullptr) {
-      PyErr_Clear();
-      return nullptr;
-    }
-    capsule.inc_ref();
-    return new TorchTypes{reinterpret_cast<PyTypeObject*>(tensor.inc_ref().ptr()),
-                          reinterpret_cast<PyTypeObject*>(parameter.inc_ref().ptr()), table,
-                          py::getattr(tensor, "requires_grad", py::none()), py::getattr(tensor, "grad", py::none())};
-  } catch (py::error_already_set&) {
-    return nullptr;  // an older torch, or one that is being imported at this moment
-  }
-}
+std::atomic<const TorchTypes*> known_torch{nullptr};
 
-const TorchTypes* torch_types() {
-  static std::atomic<const TorchTypes*> known{nullptr};
-  const TorchTypes* types = known.load(std::memory_order_acquire);
-  if (types == nullptr) {
-    types = find_torch();
-    known.store(types, std::memory_order_release);
-  }
-  return types;
-}
+const TorchTypes* torch_types() { return known_torch.load(std::memory_order_acquire); }
 
 bool is_plain(PyObject* object, const TorchTypes* types) {
   return types != nullptr && (Py_TYPE(object) == types->tensor || Py_TYPE(object) == types->parameter);
@@ -224,7 +194,25 @@ bool describe(PyObject* object, ArrayView& view, int& device) {
   return describe_torch(object, view, device);
 }
 
-bool is_plain_torch(PyObject* object) { return is_plain(object, torch_types()); }
+bool learn_torch(const py::object& tensor, const py::object& parameter, const TorchMemory& memory) {
+  const py::object capsule = py::getattr(tensor, "__dlpack_c_exchange_api__", py::none());
+  auto* table =
+      static_cast<const dlpack::ExchangeTable*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::exchange_capsule_name));
+  if (table == nullptr || table->header.version.major != 1 || table->tensor_from_py_object == nullptr) {
+    PyErr_Clear();
+    return false;  // an older torch
+  }
+  if (!learn_torch_memory(memory)) {
+    return false;
+  }
+  capsule.inc_ref();
+  known_torch.store(
+      new TorchTypes{reinterpret_cast<PyTypeObject*>(tensor.inc_ref().ptr()),
+                     reinterpret_cast<PyTypeObject*>(parameter.inc_ref().ptr()), table,
+                     py::getattr(tensor, "requires_grad", py::none()), py::getattr(tensor, "grad", py::none())},
+      std::memory_order_release);
+  return true;
+}
 
 bool exchange(PyObject* object, dlpack::Tensor& tensor) {
   const TorchTypes* types = torch_types();
@@ -232,7 +220,7 @@ bool exchange(PyObject* object, dlpack::Tensor& tensor) {
     return false;
   }
   if (types->table->tensor_from_py_object(object, &tensor) != 0) {
-    PyErr_Clear();  // sparse, meta and wrapped tensors; host_view names what it is
+    PyErr_Clear();  // sparse, meta and wrapped tensors
     return false;
   }
   return true;
@@ -267,14 +255,15 @@ bool torch_stream(int device, void*& stream) {
   return true;
 }
 
-bool describe_host_view(PyObject* pair, ArrayView& view) {
-  if (!PyTuple_Check(pair) || PyTuple_GET_SIZE(pair) != 2 || !PyArray_Check(PyTuple_GET_ITEM(pair, 0))) {
-    PyErr_SetString(PyExc_SystemError, "fastreg._arrays.host.host_view must give (numpy.ndarray, dtype name)");
-    throw py::error_already_set();
+bool describe_view(PyObject* pair, ArrayView& view) {
+  if (!PyTuple_Check(pair) || PyTuple_GET_SIZE(pair) != 2 || !PyArray_Check(PyTuple_GET_ITEM(pair, 0)) ||
+      !describe_numpy(reinterpret_cast<PyArrayObject*>(PyTuple_GET_ITEM(pair, 0)), view)) {
+    return false;
   }
   const char* name = PyUnicode_AsUTF8(PyTuple_GET_ITEM(pair, 1));
-  if (name == nullptr || !describe_numpy(reinterpret_cast<PyArrayObject*>(PyTuple_GET_ITEM(pair, 0)), view)) {
-    throw py::error_already_set();
+  if (name == nullptr) {
+    PyErr_Clear();
+    return false;
   }
   if (std::strcmp(name, dtype_names[static_cast<int>(DType::bf16)]) == 0) {
     view.dtype = DType::bf16;  // bits in an array of uint16, since NumPy has no such type

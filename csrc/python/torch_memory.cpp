@@ -24,10 +24,6 @@ Word word_at(const void* object, std::size_t place) {
 
 const void* pointer(Word word) { return reinterpret_cast<const void*>(static_cast<std::uintptr_t>(word)); }
 
-// A tensor, and what torch says of it: addresses of its objects for tensor and storage, dispatch keys, offset in the
-// storage in elements, bytes of the storage.
-using Sample = std::tuple<py::object, Word, Word, Word, Word, Word>;
-
 // Where in torch's objects the words are.
 struct Places {
   std::size_t tensor;                 // in Python's object
@@ -43,10 +39,10 @@ constexpr std::size_t words_of_storage = 8;
 
 // The first place that has the right word in every sample.
 template <class Object, class Wanted>
-std::optional<std::size_t> find(const std::vector<Sample>& samples, std::size_t words, Object object, Wanted wanted) {
+std::optional<std::size_t> find(const TorchSamples& samples, std::size_t words, Object object, Wanted wanted) {
   for (std::size_t place = 0; place < words; ++place) {
     bool fits = true;
-    for (const Sample& sample : samples) {
+    for (const TorchSample& sample : samples) {
       fits = fits && word_at(object(sample), place) == wanted(sample);
     }
     if (fits) {
@@ -56,55 +52,45 @@ std::optional<std::size_t> find(const std::vector<Sample>& samples, std::size_t 
   return std::nullopt;
 }
 
-const Places* find_places() {
-  try {
-    const auto [samples, other_numbers, not_inference] = py::cast<std::tuple<std::vector<Sample>, Word, Word>>(
-        py::module_::import("fastreg._arrays.torch_memory").attr("samples")());
-    const auto object = [](const Sample& sample) -> const void* { return std::get<0>(sample).ptr(); };
-    const auto tensor = [](const Sample& sample) { return pointer(std::get<1>(sample)); };
-    const auto storage = [](const Sample& sample) { return pointer(std::get<2>(sample)); };
-    const auto words_of_object = static_cast<std::size_t>(Py_TYPE(object(samples.at(0)))->tp_basicsize) / sizeof(Word);
-    const auto in_object = find(samples, words_of_object, object, [](const Sample& s) { return std::get<1>(s); });
-    const auto in_tensor = [&](auto wanted) { return find(samples, words_of_tensor, tensor, wanted); };
-    const auto to_storage = in_tensor([](const Sample& s) { return std::get<2>(s); });
-    const auto keys = in_tensor([](const Sample& s) { return std::get<3>(s); });
-    const auto offset = in_tensor([](const Sample& s) { return std::get<4>(s); });
-    const auto bytes = find(samples, words_of_storage, storage, [](const Sample& s) { return std::get<5>(s); });
-    if (!in_object || !to_storage || !keys || !offset || !bytes) {
-      return nullptr;
-    }
-    return new Places{*in_object, *to_storage, *keys, *offset, *bytes, other_numbers, not_inference};
-  } catch (py::error_already_set&) {
-    return nullptr;
-  } catch (py::cast_error&) {
-    return nullptr;
+// What has been learned.
+struct Learned {
+  std::optional<Places> places;
+  PyObject* is_inference_mode_enabled;
+  PyObject* flags;
+};
+std::atomic<const Learned*> learned{nullptr};
+
+std::optional<Places> find_places(const TorchMemory& memory) {
+  const TorchSamples& samples = memory.samples;
+  if (samples.empty()) {
+    return std::nullopt;
   }
+  const auto object = [](const TorchSample& sample) -> const void* { return std::get<0>(sample).ptr(); };
+  const auto tensor = [](const TorchSample& sample) { return pointer(std::get<1>(sample)); };
+  const auto storage = [](const TorchSample& sample) { return pointer(std::get<2>(sample)); };
+  const auto size = static_cast<std::size_t>(Py_TYPE(std::get<0>(samples.at(0)).ptr())->tp_basicsize);
+  const auto in_object =
+      find(samples, size / sizeof(Word), object, [](const TorchSample& s) { return std::get<1>(s); });
+  const auto in_tensor = [&](auto wanted) { return find(samples, words_of_tensor, tensor, wanted); };
+  const auto to_storage = in_tensor([](const TorchSample& s) { return std::get<2>(s); });
+  const auto keys = in_tensor([](const TorchSample& s) { return std::get<3>(s); });
+  const auto offset = in_tensor([](const TorchSample& s) { return std::get<4>(s); });
+  const auto bytes = find(samples, words_of_storage, storage, [](const TorchSample& s) { return std::get<5>(s); });
+  if (!in_object || !to_storage || !keys || !offset || !bytes) {
+    return std::nullopt;
+  }
+  return Places{*in_object, *to_storage, *keys, *offset, *bytes, memory.other_numbers, memory.not_inference};
 }
 
-const Places* places() {
-  static std::atomic<const Places*> known{nullptr};
-  static std::atomic<int> tries_left{8};  // some states of torch, as a mode of fake tensors, spoil the samples
-  const Places* found = known.load(std::memory_order_acquire);
-  if (found == nullptr && tries_left.load(std::memory_order_relaxed) > 0) {
-    tries_left.fetch_sub(1, std::memory_order_relaxed);
-    found = find_places();
-    known.store(found, std::memory_order_release);
-  }
-  return found;
+bool is_in_inference_mode(const Learned& of) {
+  const auto answer = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(of.is_inference_mode_enabled));
+  PyErr_Clear();
+  return answer.ptr() == Py_True;
 }
 
-bool is_in_inference_mode() {
+TorchFlags ask(const Learned& of, PyObject* tensor) {
   try {
-    return py::cast<bool>(py::module_::import("torch").attr("is_inference_mode_enabled")());
-  } catch (py::error_already_set&) {
-    return false;
-  }
-}
-
-TorchFlags ask(PyObject* tensor) {
-  try {
-    const auto [has_elements, is_writable] = py::cast<std::tuple<bool, bool>>(
-        py::module_::import("fastreg._arrays.torch_memory").attr("flags")(py::handle(tensor)));
+    const auto [has_elements, is_writable] = py::cast<std::tuple<bool, bool>>(py::handle(of.flags)(py::handle(tensor)));
     return {has_elements, is_writable};
   } catch (py::error_already_set&) {
     return {false, false};
@@ -113,11 +99,23 @@ TorchFlags ask(PyObject* tensor) {
 
 }  // namespace
 
-TorchFlags torch_flags(PyObject* object, const ArrayView& view) {
-  const Places* at = places();
-  if (at == nullptr) {
-    return ask(object);
+bool learn_torch_memory(const TorchMemory& memory) {
+  const std::optional<Places> places = find_places(memory);
+  if (!places && !memory.asks) {
+    return false;
   }
+  const auto kept = [](const py::object& object) { return py::object(object).release().ptr(); };
+  learned.store(new Learned{places, kept(memory.is_inference_mode_enabled), kept(memory.flags)},
+                std::memory_order_release);
+  return true;
+}
+
+TorchFlags torch_flags(PyObject* object, const ArrayView& view) {
+  const Learned& of = *learned.load(std::memory_order_acquire);
+  if (!of.places) {
+    return ask(of, object);
+  }
+  const Places* at = &*of.places;
   const void* tensor = pointer(word_at(object, at->tensor));
   const Word keys = word_at(tensor, at->keys);
   bool has_elements = (keys & at->other_numbers) == 0;
@@ -133,7 +131,7 @@ TorchFlags torch_flags(PyObject* object, const ArrayView& view) {
     }
     has_elements = has_elements && bytes >= 0 && offset + span <= static_cast<Word>(bytes);
   }
-  return {has_elements, (keys & at->not_inference) != 0 || is_in_inference_mode()};
+  return {has_elements, (keys & at->not_inference) != 0 || is_in_inference_mode(of)};
 }
 
 }  // namespace fastreg::python

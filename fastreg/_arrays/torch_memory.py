@@ -86,7 +86,7 @@ def require_memory(torch: Any, x: Any, name: str, writable: bool) -> None:
 def flags(x: Any) -> tuple[bool, bool]:
     """Return whether a plain tensor's elements lie in its memory, and whether they may be written.
 
-    The core asks where it does not find them out by itself.
+    The core asks where it has not learned to see them by itself.
     """
     torch: Any = sys.modules["torch"]
     try:
@@ -94,6 +94,43 @@ def flags(x: Any) -> tuple[bool, bool]:
     except (TypeError, ValueError):
         return False, False
     return True, is_writable(torch, x)
+
+
+_tries_left = 8
+
+
+def teach(core: Any) -> bool:
+    """Show the core how torch keeps its tensors; return whether it reads them from now on.
+
+    Samples show it.  Some states of torch spoil them, as a mode of fake tensors; where a release
+    keeps its tensors in another way, the core asks :func:`flags`.
+    """
+    global _tries_left
+    torch: Any = sys.modules.get("torch")
+    if _tries_left == 0 or torch is None:
+        return False
+    tensor: Any = getattr(torch, "Tensor", None)
+    if not hasattr(tensor, "__dlpack_c_exchange_api__"):
+        return False
+    _tries_left -= 1
+    found: tuple[Any, int, int] = [], 0, 0
+    try:
+        found = samples()
+    except AttributeError:  # another release
+        _tries_left = 0
+    except Exception:  # torch's, of any kind
+        return False
+    learned: bool = core.learn_torch(
+        tensor,
+        torch.nn.Parameter,
+        torch.is_inference_mode_enabled,
+        flags,
+        *found,
+        _tries_left == 0,
+    )
+    if learned:
+        _tries_left = 0
+    return learned
 
 
 def samples() -> tuple[list[tuple[Any, int, int, int, int, int]], int, int]:

@@ -3,8 +3,8 @@
 Contract
 --------
 - Nothing is written by any function here, so a call that is refused has changed nothing.
-- The native core decides only "certainly fine" or "not sure" and asks :func:`check_call` in the
-  second case: an error has one text, whichever backend found it.
+- The native core says only "certainly fine" or NotImplemented; in the second case it is decided
+  here: an error has one text, whichever backend found it.
 """
 
 from __future__ import annotations
@@ -122,16 +122,16 @@ class Seen:
 
     def __init__(self, label: str, view: tuple[Array, str], writable: bool) -> None:
         self.label = label
-        self._view = view
+        self.view = view
         self._writable = writable
         self._form = self._form_now()
 
     def is_current(self) -> bool:
         """Return whether the view is as it was made, and still the memory of its array."""
-        return self._form_now() == self._form and host.is_current(self._view)
+        return self._form_now() == self._form and host.is_current(self.view)
 
     def _form_now(self) -> Any:
-        array = self._view[0]
+        array = self.view[0]
         writable = self._writable and array.flags.writeable
         return array.shape, array.strides, array.dtype, writable
 

@@ -15,16 +15,6 @@ from .._base.penalty import GRADIENT, VALUE
 from . import checks, recording
 
 
-def evaluate_one(
-    outputs: int, weight: Any, gradient: Any, l1: float, l2: float, scale: Any, grad_scale: Any
-) -> Any:
-    """Do on the device what the entry point of the same name does on the host."""
-    gradients = (gradient,) if outputs & GRADIENT else None
-    return evaluate_many(
-        outputs, None, (weight,), gradients, ((l1, l2),), (0,), scale, grad_scale, False
-    )
-
-
 def evaluate_many(
     outputs: int,
     names: Sequence[str] | None,

@@ -21,7 +21,7 @@ from typing import Any, cast
 from .._arrays import results
 from .._autodiff.dispatch import Port
 from .._base.penalty import ADD, GRADIENT, VALUE
-from .._engine import backend
+from .._engine import calls
 from ._framework import keras
 from .strengths import Pair
 
@@ -47,7 +47,7 @@ class _Step:
             return _port.total(weights, pairs, which, 1.0)
         self.variables, self.weights, self.pairs = variables, weights, pairs
         names = tuple(variable.path for variable in variables)
-        value = backend.evaluate_many(VALUE, names, weights, None, pairs, which, 1.0, 1.0, False)
+        value = calls.evaluate_many(VALUE, names, weights, None, pairs, which, 1.0, 1.0, False)
         return results.wrap_value(value, weights[0])
 
     def add_gradients(self, gradients: list[Any], variables: Sequence[Any]) -> None:
@@ -62,7 +62,7 @@ class _Step:
         names = tuple(variable.path for variable in self.variables)
         targets = tuple(gradients[place] for place in chosen)
         which = tuple(range(len(chosen)))
-        backend.evaluate_many(
+        calls.evaluate_many(
             GRADIENT | ADD, names, self.weights, targets, self.pairs, which, 1.0, 1.0, False
         )
         results.all_written(targets)

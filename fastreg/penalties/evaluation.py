@@ -19,7 +19,7 @@ from .._autodiff import dispatch
 from .._base import arguments
 from .._base.float_environment import Default, product
 from .._base.penalty import ADD, VALUE
-from .._engine import backend, checks
+from .._engine import backend, calls, checks
 from .._engine.recording import claim, unclaimed
 from . import callables
 from .plan import Arrays, Plan
@@ -69,7 +69,7 @@ def total(
             else _with_callables(outputs, plan, weights, gradients, scale, grad_scale)
         )
         return penalties if per_tensor or penalties is None else backend.canonical_sum(penalties)
-    result = backend.evaluate_many(
+    call = (
         outputs,
         plan.names,
         weights,
@@ -80,6 +80,9 @@ def total(
         grad_scale,
         per_tensor,
     )
+    result = backend.evaluate_many(*call)
+    if result is NotImplemented:
+        result = calls.complete(*call)
     if unclaimed:
         claim(plan.strengths)
     return result
@@ -92,7 +95,7 @@ def values(plan: Plan, weights: Arrays, scale: float) -> list[float]:
         return fused_values
     factor = arguments.multiplier(scale, "scale")
     merged = iter(
-        backend.evaluate_many(
+        calls.evaluate_many(
             VALUE,
             tuple(compress(plan.names, plan.fused)),
             tuple(compress(weights, plan.fused)),
@@ -237,7 +240,7 @@ def _with_callables(
             labels.append(label)
     for (gradient, result), label in zip(copies, labels, strict=True):
         results.require_fitting(gradient, result, label)  # later rules may have changed it
-    fused_values = backend.evaluate_many(
+    fused_values = calls.evaluate_many(
         outputs,
         tuple(compress(plan.names, plan.fused)),
         tuple(compress(weights, plan.fused)),

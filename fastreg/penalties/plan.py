@@ -19,7 +19,7 @@ from .._arrays import cuda
 from .._arrays.libraries import ALL_NUMPY, framework, has_dtensors, is_dtensor
 from .._autodiff import dispatch
 from .._base import errors, memory
-from .._engine import backend
+from .._engine import backend, calls
 from ..regularizers.elementwise import Elementwise, is_fused
 from .names import Names, is_mapping, names_of, numbered, require_strings
 from .rules import Rules, match, same_rule
@@ -276,7 +276,10 @@ def share_address(weights: Arrays) -> bool:
             for weight in weights
         )
     try:
-        return backend.shares_address(weights) and backend.shares_address(_with_memory(weights))
+        shared = backend.shares_address(weights)
+        if shared is NotImplemented:
+            shared = calls.shares_address(weights)
+        return shared and calls.shares_address(_with_memory(weights))
     except (TypeError, ValueError, BufferError):
         # A callable may take it, and what nothing takes is refused by its name later.
         weights = _with_memory(weights)
@@ -284,7 +287,7 @@ def share_address(weights: Arrays) -> bool:
         traced = [
             id(weight) for weight in weights if dispatch.port_for_gradient(weight) is not None
         ]
-        return backend.shares_address(readable) or len(set(traced)) < len(traced)
+        return calls.shares_address(readable) or len(set(traced)) < len(traced)
 
 
 def _with_memory(weights: Arrays) -> Arrays:

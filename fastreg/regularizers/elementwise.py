@@ -10,7 +10,7 @@ from .._arrays import results
 from .._autodiff import dispatch
 from .._base import arguments
 from .._base.penalty import GRADIENT, VALUE, VALUE_AND_ADD, VALUE_AND_GRADIENT
-from .._engine import backend
+from .._engine import backend, calls
 from .._engine.recording import claim, unclaimed
 from .base import Configured
 
@@ -62,11 +62,16 @@ class Elementwise(Configured):
         1.25
         """
         if type(w) is _ndarray:
-            return backend.evaluate_one(VALUE, w, None, self._l1, self._l2, scale, 1.0)
+            value = backend.evaluate_one(VALUE, w, None, self._l1, self._l2, scale, 1.0)
+            if value is NotImplemented:
+                value = calls.complete_one(VALUE, w, None, self._l1, self._l2, scale, 1.0)
+            return value
         port = dispatch.port_for_value(w, self._l1, self._l2, scale)
         if port is not None:
             return port.total((w,), ((self._l1, self._l2),), (0,), scale)
         value = backend.evaluate_one(VALUE, w, None, self._l1, self._l2, scale, 1.0)
+        if value is NotImplemented:
+            value = calls.complete_one(VALUE, w, None, self._l1, self._l2, scale, 1.0)
         if unclaimed:
             claim(self._strengths)
         return results.wrap_value(value, w)
@@ -107,7 +112,9 @@ class Elementwise(Configured):
             if port is not None:
                 return port.gradients((w,), self._strengths(), (0,), scale, grad_scale)[0]
         result = out if type(out) is _ndarray else self._target(w, out)
-        backend.evaluate_one(GRADIENT, w, result, self._l1, self._l2, scale, grad_scale)
+        found = backend.evaluate_one(GRADIENT, w, result, self._l1, self._l2, scale, grad_scale)
+        if found is NotImplemented:
+            calls.complete_one(GRADIENT, w, result, self._l1, self._l2, scale, grad_scale)
         return result if type(result) is type(w) is _ndarray else self._made(result, w, out)
 
     def value_and_grad(
@@ -138,6 +145,10 @@ class Elementwise(Configured):
         value = backend.evaluate_one(
             VALUE_AND_GRADIENT, w, result, self._l1, self._l2, scale, grad_scale
         )
+        if value is NotImplemented:
+            value = calls.complete_one(
+                VALUE_AND_GRADIENT, w, result, self._l1, self._l2, scale, grad_scale
+            )
         if type(result) is type(w) is _ndarray:
             return value, result
         return results.wrap_value(value, w), self._made(result, w, out)
@@ -179,6 +190,10 @@ class Elementwise(Configured):
         if foreign:
             results.checked_target(grad, "grad")
         value = backend.evaluate_one(VALUE_AND_ADD, w, grad, self._l1, self._l2, scale, grad_scale)
+        if value is NotImplemented:
+            value = calls.complete_one(
+                VALUE_AND_ADD, w, grad, self._l1, self._l2, scale, grad_scale
+            )
         if foreign:
             if unclaimed:
                 claim(self._strengths)

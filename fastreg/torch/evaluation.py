@@ -24,7 +24,7 @@ from .._arrays.torch_agreement import Terms
 from .._autodiff.torch import dtensors, engines
 from .._base import errors
 from .._base.penalty import ADD, GRADIENT, VALUE, VALUE_AND_ADD
-from .._engine import backend
+from .._engine import backend, calls
 from .._engine.recording import claim, unclaimed
 from ..penalties import Report, evaluation
 from ..penalties.names import is_mapping
@@ -276,6 +276,7 @@ class ModulePenalties:
             engines.require_gradients(plain.weights, plan.names)
         else:
             engines.require_elements(plain.weights, engines.parameter_label(plan.names))
+        strengths = plan.strengths()
         try:
             found = backend.accumulate_parameters(
                 outputs,
@@ -283,12 +284,16 @@ class ModulePenalties:
                 plain.weights,
                 plain.others,
                 plain.frozen,
-                plan.strengths(),
+                strengths,
                 plan.which,
                 scale,
                 grad_scale,
                 may_be_recorded,
             )
+            if type(found) is tuple:
+                found = calls.finish_parameters(
+                    outputs, found, plain.weights, strengths, scale, grad_scale
+                )
         except (TypeError, ValueError):  # the long way says it of parameters
             return NotImplemented
         if found is not NotImplemented and unclaimed:

@@ -33,7 +33,7 @@ from .._arrays import torch_memory
 from .._autodiff.torch import engines, functions, operators
 from .._base.float_environment import products
 from .._base.penalty import ADD, GRADIENT
-from .._engine import backend
+from .._engine import backend, calls
 from ..penalties.plan import Arrays, Plan
 
 _private: Any = torch._C
@@ -235,6 +235,10 @@ def _add(call: _Call, factor: float) -> None:
             factor,
             True,
         )
+        if found is not NotImplemented:
+            calls.finish_parameters(
+                GRADIENT | ADD, found, weights, call.strengths, call.scale, factor
+            )
     except (TypeError, ValueError):  # autograd takes gradients that the core does not
         found = NotImplemented
     if found is NotImplemented:

@@ -21,7 +21,7 @@ torch: Any = install(has_table=HAS_TABLE)
 
 import fastreg  # noqa: E402
 from fastreg._base.penalty import VALUE  # noqa: E402
-from fastreg._engine import backend, cuda  # noqa: E402
+from fastreg._engine import calls, cuda  # noqa: E402
 from fastreg.regularizers import L1L2, L2  # noqa: E402
 
 RULE = L1L2(0.01, 0.3)
@@ -117,7 +117,9 @@ def test_a_model_in_one_call(runtime: Runtime, judged: list[int]) -> None:
     before = torch.fake.exchanges()
     penalty = penalties.accumulate(grads)
     if HAS_TABLE:
-        assert torch.fake.exchanges() - before == 2 * 360 + 400
+        assert (
+            torch.fake.exchanges() - before == 2 * 360 + 400 + 1
+        )  # the first is seen to be on a device, and left to Python
     assert float(penalty) == expected.accumulate(host_grads)
     for name, grad in grads.items():
         assert grad.host().tobytes() == host_grads[name].tobytes()
@@ -269,7 +271,7 @@ def test_out_of_memory(runtime: Runtime) -> None:
     grads = dict(zip(weights, parts(2).values(), strict=True))
     penalties = fastreg.attach(weights, RULE)
     with runtime.memory_limit(0), pytest.raises(MemoryError, match="out of memory"):
-        backend.evaluate_many(
+        calls.evaluate_many(
             6, tuple(weights), tuple(weights.values()), tuple(grads.values()),
             ((0.1, 0.2),), (0,) * len(weights), 1.0, 1.0, False,
         )  # fmt: skip

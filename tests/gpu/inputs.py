@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastreg._base.penalty import ADD, GRADIENT, VALUE, VALUE_AND_ADD, VALUE_AND_GRADIENT
-from fastreg._engine import backend
+from fastreg._engine import calls
 from fastreg.regularizers import L1, L1L2, L2
 
 RULES = {"L1": L1(0.01), "L2": L2(0.3), "L1L2": L1L2(0.01, 0.3)}
@@ -87,7 +87,7 @@ def evaluate(
     if outputs == "VGA":
         return rule.accumulate(w, g, **factors)
     # No public function adds a gradient and keeps the penalty to itself.
-    backend.evaluate_one(OUTPUTS["GA"], w, g, rule._l1, rule._l2, scale, grad_scale)
+    calls.evaluate_one(OUTPUTS["GA"], w, g, rule._l1, rule._l2, scale, grad_scale)
     return None
 
 

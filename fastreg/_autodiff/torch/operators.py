@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from ..._base.penalty import GRADIENT, VALUE
-from ..._engine import backend, cuda
+from ..._engine import backend, calls, cuda
 from ..._engine.recording import claim, unclaimed
 
 _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
@@ -185,9 +185,11 @@ def _evaluate(
         gradient = None if gradients is None else gradients[0]
         l1, l2 = pairs[which[0]]
         value = backend.evaluate_one(outputs, weights[0], gradient, l1, l2, scale, grad_scale)
+        if value is NotImplemented:
+            value = calls.complete_one(outputs, weights[0], gradient, l1, l2, scale, grad_scale)
         value = [value] if per_tensor else value
     else:
-        value = backend.evaluate_many(
+        call = (
             outputs,
             _names(len(weights)),
             tuple(weights),
@@ -198,6 +200,9 @@ def _evaluate(
             grad_scale,
             per_tensor,
         )
+        value = backend.evaluate_many(*call)
+        if value is NotImplemented:
+            value = calls.complete(*call)
     if unclaimed:  # captured into a CUDA graph: no regularizer is known here, so strengths stay
         claim(None)
     return value

@@ -18,18 +18,26 @@ from fastreg.bench.workloads import Array, Workload
 from fastreg.regularizers import L1L2
 
 
-def entry_points() -> ModuleType:
-    """Return the module below the public methods, of builds from before _engine as well.
+def entry_points(*names: str) -> ModuleType:
+    """Return the first of the modules below the public methods that this build has.
 
-    `bench compare` measures them with this benchmark.
+    `bench compare` measures older builds with this benchmark.
     """
-    try:
-        return import_module("fastreg._engine.backend")
-    except ModuleNotFoundError:
-        return import_module("fastreg._backend")
+    for name in names:
+        try:
+            return import_module(name)
+        except ModuleNotFoundError:
+            pass
+    return import_module("fastreg._backend")
 
 
-backend: Any = entry_points()
+backend: Any = entry_points("fastreg._engine.backend")
+calls: Any = entry_points("fastreg._engine.calls", "fastreg._engine.backend")
+
+
+def entries_for(w: Array) -> Any:
+    """Return the entry points for an array; the core alone takes NumPy's."""
+    return backend if type(w) is np.ndarray else calls
 
 
 class Fastreg(Peer):
@@ -64,7 +72,7 @@ class Fastreg(Peer):
                 return partial(regularizer.accumulate, w, g)
             case outputs:
                 mask = OUTPUTS[outputs].mask
-                return partial(backend.evaluate_one, mask, w, g, l1, l2, 1.0, 1.0)
+                return partial(entries_for(w).evaluate_one, mask, w, g, l1, l2, 1.0, 1.0)
 
     @staticmethod
     def _many(workload: Workload) -> Any:
@@ -78,7 +86,7 @@ class Fastreg(Peer):
                 return partial(fastreg.attach(weights, L1L2(*strengths)).accumulate, gradients)
             case outputs:
                 return partial(
-                    backend.evaluate_many,
+                    entries_for(workload.tensors.weights[0]).evaluate_many,
                     OUTPUTS[outputs].mask,
                     tuple(weights),
                     tuple(weights.values()),
