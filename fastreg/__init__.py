@@ -47,7 +47,7 @@ try:
 except PackageNotFoundError:  # run from a checkout
     __version__ = "0.0.0+source"
 
-# What most users of the penalties alone never touch is imported at its first use.  The adapters are
+# Imported at first use, as most users of the penalties need none of them.  The adapters are
 # not in __all__: `from fastreg import *` must not fail for want of a framework.
 _ADAPTERS = ("jax", "keras", "torch")
 _LAZY = ("backend", "cuda", "layers", "models", *_ADAPTERS)

@@ -2,7 +2,7 @@
 
 Contract: results go to standard output, progress and errors to standard error; the exit status is
 0 on success, 1 where something could not be measured or written, 2 on a wrong option or environment
-variable (of the latter _engine/backend.py tells) or a missing package, 130 when interrupted. Only
+variable (see _engine/backend.py) or a missing package, 130 when interrupted. Only
 the command that runs is imported.
 """
 

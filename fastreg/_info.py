@@ -1,8 +1,8 @@
-"""What this installation is and what it found here: the facts behind ``python -m fastreg info``.
+"""Facts about this installation and machine, for ``python -m fastreg info``.
 
-Contract: facts only from what is installed; frameworks are looked up, never imported, and nothing
-here needs more than the standard library and fastreg itself. ``gather`` gives plain dictionaries,
-lists, strings and numbers (JSON as they stand); ``render`` turns them into text.
+Contract: frameworks are looked up, never imported, and nothing here needs more than the standard
+library and fastreg itself. ``gather`` returns dictionaries, lists, strings and numbers that JSON
+can hold; ``render`` formats them as text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-#: The path which the arrays of a framework take into fastreg, in the order of the listing.
+#: How the arrays of a framework are read, in the order of the listing.
 PATHS = {
     "numpy": "array struct, no copy",
     "torch": "DLPack C exchange (CPU and CUDA tensors and parameters), no copy",
@@ -30,7 +30,7 @@ PATHS = {
     "cupy": "CUDA array interface, no copy, where CUDA is available",
 }
 
-#: The adapters, which are there with the framework that each is for.
+#: The adapters, each for a framework.
 ADAPTERS = ("torch", "jax", "keras")
 
 #: The distribution of another project which installs a module of the same name.
@@ -49,7 +49,7 @@ INDENT = 18
 
 @cache
 def native_core() -> ModuleType | None:
-    """The compiled core, or None where it is not built or cannot be loaded."""
+    """Return the compiled core, or None where it is not built or cannot be loaded."""
     try:
         return importlib.import_module("fastreg._core")
     except ImportError:
@@ -57,15 +57,10 @@ def native_core() -> ModuleType | None:
 
 
 def gather() -> dict[str, Any]:
-    """All facts, in the order in which they are printed.
+    """Return all facts, in the order in which they are printed.
 
-    Examples
-    --------
-    >>> facts = gather()
-    >>> list(facts)[:5]
+    >>> list(gather())[:5]
     ['fastreg', 'build', 'instruction_sets', 'threads', 'cuda']
-    >>> list(facts)[5:]
-    ['machine', 'frameworks', 'adapters', 'clash']
     """
     import fastreg
 
@@ -92,7 +87,7 @@ def gather() -> dict[str, Any]:
 
 
 def _cuda(core: ModuleType | None) -> dict[str, Any]:
-    """Whether there is CUDA, and why not; looking for it opens the library of the backend."""
+    """Return whether there is CUDA, and why not; this opens the library of the backend."""
     if core is None:
         return {"available": False, "reason": "not built: there is no compiled core"}
     available, reason, devices = core.cuda_state()
@@ -100,7 +95,7 @@ def _cuda(core: ModuleType | None) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """The processor, the cores which this process may use, the system and the interpreter."""
+    """Return the processor, the cores which this process may use, system and interpreter."""
     return {
         "processor": _processor(),
         "cores": _usable_cores(),
@@ -110,13 +105,7 @@ def machine() -> dict[str, Any]:
 
 
 def frameworks() -> dict[str, dict[str, str | None]]:
-    """Framework -> version (None: not installed) and the path its arrays take.
-
-    Examples
-    --------
-    >>> frameworks()["numpy"]["path"]
-    'array struct, no copy'
-    """
+    """Return, by framework, its version (None: not installed) and how its arrays are read."""
     from ._engine import backend
 
     paths = dict(PATHS)
@@ -126,24 +115,12 @@ def frameworks() -> dict[str, dict[str, str | None]]:
 
 
 def adapters() -> dict[str, bool]:
-    """Module of an adapter -> whether the framework that it needs is installed.
-
-    Examples
-    --------
-    >>> list(adapters())
-    ['fastreg.torch', 'fastreg.jax', 'fastreg.keras']
-    """
+    """Return, by module of an adapter, whether the framework that it needs is installed."""
     return {f"fastreg.{name}": version(name) is not None for name in ADAPTERS}
 
 
 def name_clash() -> str | None:
-    """What to do about another project's module ``fastreg``; None where there is none.
-
-    Examples
-    --------
-    >>> name_clash() is None
-    True
-    """
+    """Return what to do about another project's module ``fastreg``; None without one."""
     try:
         version = metadata.version(CLASHING_DISTRIBUTION)
     except metadata.PackageNotFoundError:
@@ -157,14 +134,7 @@ def name_clash() -> str | None:
 
 
 def shadowed() -> str | None:
-    """Return where an installed copy lies that is not the one that runs; None where there is none.
-
-    Examples
-    --------
-    >>> from pathlib import Path
-    >>> shadowed() is None or Path(shadowed()).name == "fastreg"
-    True
-    """
+    """Return the directory of an installed copy that is not the one that runs, or None."""
     import fastreg
 
     try:
@@ -178,7 +148,7 @@ def shadowed() -> str | None:
 
 
 def _backend_is_usable(core: ModuleType | None) -> bool:
-    """Whether calls work: FASTREG_BACKEND=native does not fail before them without a core."""
+    """Return whether calls work: without a core, FASTREG_BACKEND=native fails in them."""
     from ._engine import backend
 
     return backend.name == "numpy" or core is not None
@@ -212,7 +182,7 @@ def _instruction_sets(core: ModuleType | None) -> dict[str, Any]:
 
 
 def version(module: str) -> str | None:
-    """The version of an installed module, without importing it."""
+    """Return the version of an installed module, without importing it."""
     if module in sys.modules:
         return str(getattr(sys.modules[module], "__version__", "unknown version"))
     if find_spec(module) is None:
@@ -243,7 +213,7 @@ def _usable_cores() -> int:
 
 
 def render(facts: dict[str, Any]) -> str:
-    """The facts as text, one per line, aligned, in 80 columns where no word is longer."""
+    """Return the facts as text, aligned, in 80 columns where no word is longer."""
     own, build, sets, host = (
         facts[key] for key in ("fastreg", "build", "instruction_sets", "machine")
     )

@@ -31,7 +31,7 @@ Recording.__module__ = __name__
 
 
 def recording() -> Recording:
-    """Make a recording of the calls that are captured into a CUDA graph inside its ``with`` block.
+    """Return a recording of the calls that are captured into a CUDA graph in its ``with`` block.
 
     Returns
     -------

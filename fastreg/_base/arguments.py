@@ -2,7 +2,7 @@
 
 Contract
 --------
-- Nothing is written by any function here, so a call that is refused has changed nothing.
+- No function here writes anything, so a call that raises has changed nothing.
 - The native core decides only "certainly fine" or "not sure"; in the second case these functions
   decide, so that an error has one text, whichever backend found it.
 """

@@ -61,7 +61,7 @@ def stored(name: str) -> np.dtype[Any]:
 
 
 def to_float64(view: Array, dtype: str) -> npt.NDArray[np.float64]:
-    """Convert a view's elements to float64, exactly but for integers above 2**53."""
+    """Return a view's elements in float64, exact but for integers above 2**53."""
     if dtype == "bf16":
         return from_bfloat16(view).astype(np.float64)
     return view.astype(np.float64)
@@ -72,14 +72,14 @@ _HALF = np.uint32(16)
 
 
 def from_bfloat16(bits: Array) -> npt.NDArray[np.float32]:
-    """Widen bfloat16 bits (uint16) to float32, exactly."""
+    """Return bfloat16 bits (uint16) as float32, exactly."""
     wide = bits.astype(np.uint32)
     wide <<= _HALF
     return wide.view(np.float32)
 
 
 def to_bfloat16(numbers: npt.NDArray[np.float32]) -> Array:
-    """Round float32 to bfloat16 bits (uint16), to nearest even; NaN stays a quiet NaN."""
+    """Return float32 rounded to nearest even as bfloat16 bits (uint16); NaN stays quiet NaN."""
     bits = numbers.view(np.uint32)
     # Written into arrays, because operators make numbers of arrays without axes: those warn of what
     # wraps, and cannot be written to.

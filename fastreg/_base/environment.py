@@ -10,13 +10,13 @@ from . import arguments
 
 
 def choice(name: str, choices: Sequence[str]) -> str | None:
-    """Read an environment variable which takes one of `choices`; unset or empty gives None."""
+    """Return an environment variable that is one of `choices`; None if unset or empty."""
     value = os.environ.get(name)
     return arguments.choice(value, f"the environment variable {name}", choices) if value else None
 
 
 def thread_count(name: str) -> int | None:
-    """Read an environment variable which takes a number of threads; unset or empty gives None."""
+    """Return an environment variable that is a number of threads; None if unset or empty."""
     value = os.environ.get(name)
     if not value:
         return None
@@ -30,6 +30,6 @@ def thread_count(name: str) -> int | None:
 
 
 def runs_the_command() -> bool:
-    """Return whether it is for ``python -m fastreg`` that the package is being imported."""
+    """Return whether the package is being imported for ``python -m fastreg``."""
     # While Python looks for the module to run, and imports its package, its path stands as "-m".
     return sys.argv[:1] == ["-m"] and "fastreg" in sys.orig_argv

@@ -4,7 +4,7 @@ Contract
 --------
 - ``TypeError`` for a wrong kind, ``ValueError`` for a wrong value, ``BufferError`` for memory that
   may not be written.  Each message names the argument, says what it was and what would do.
-- Errors are built here and raised by who found the fault, so that each has one text.
+- Errors are built here and raised where the fault is found, so that each has one text.
 - Nothing of the package is imported here.
 """
 
@@ -106,7 +106,7 @@ def holder_remedy(x: object) -> str | None:
 
 
 def kind_error(x: object, name: str) -> TypeError:
-    """Build the error for an object that is no array fastreg can read without copying."""
+    """Build the error for an object that is not an array readable without a copy."""
     kind = type(x)
     package = kind.__module__.partition(".")[0]
     holder = holder_remedy(x)
@@ -164,7 +164,7 @@ def special_array_error(name: str, what: str, remedy: str) -> TypeError:
 
 
 def dlpack_error(name: str, x: object, error: Exception) -> TypeError:
-    """Build the error for an array whose library does not give its memory to others."""
+    """Build the error for an array whose ``__dlpack__`` fails."""
     remedy = "pass a copy"
     if type(x).__module__.partition(".")[0] == "pyarrow":
         remedy = f"pass {name}.to_numpy(zero_copy_only=False), which may copy"
@@ -187,14 +187,14 @@ def unversioned_error(name: str, x: object) -> BufferError:
 
 
 def number_error(value: object, name: str) -> TypeError:
-    """Build the error for a callable that gave something other than one number."""
+    """Build the error for a callable that returned something other than one number."""
     shape = getattr(value, "shape", None)
     what = described(value) + (f" of shape {tuple(shape)}" if shape else "")
     return TypeError(f"{name} must be one number, not {what}; sum it")
 
 
 def recorded_target_error(name: str) -> TypeError:
-    """Build the error for a torch tensor that autograd would not see being written."""
+    """Build the error for a torch tensor whose in-place change autograd would miss."""
     return TypeError(
         f"{name} is a torch tensor that requires a gradient while torch records gradients: writing "
         "into it would make those gradients wrong; pass a tensor that does not require one (as "
@@ -212,7 +212,7 @@ def changed_error(name: str = "an array of the call") -> RuntimeError:
 
 
 def matrix_error(shape: tuple[int, ...]) -> ValueError:
-    """Build the error for what has no rows and columns to be orthogonal."""
+    """Build the error for an array that is not a matrix, to be made orthogonal."""
     return ValueError(
         f"w must have 2 axes for OrthogonalRegularizer, not shape {shape}; pass w.reshape(...)"
     )

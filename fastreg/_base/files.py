@@ -5,11 +5,11 @@ Contract
 - The new content is written into a temporary file in the same directory, brought to the disk, and
   renamed over the old one.  Whatever interrupts that, the old file is as it was, or the new one is
   there; a temporary that this process can still remove is removed.
-- One that a killed process left is removed at the next replacement of that file.  It is told from
-  one in use by its lock, which ends with its process.
+- A temporary of a killed process is removed at the next replacement of that file.  One in use is
+  recognized by its lock, which ends with its process.
 - A link stays a link, the mode of the file stays, and a file that is new gets the mode that the
   umask gives.
-- What is no regular file, a pipe or ``/dev/stdout``, cannot be replaced, and is written.
+- A path that is not a regular file, a pipe or ``/dev/stdout``, is written, not replaced.
 """
 
 from __future__ import annotations
@@ -37,19 +37,10 @@ GRACE = 5.0
 
 
 def replace(path: str | os.PathLike[str], write: Callable[[IO[bytes]], Any]) -> None:
-    """Replace the file at `path` by what `write` writes.
+    """Replace the file at `path`, or at the end of a link, by what `write` writes.
 
-    Parameters
-    ----------
-    path : path
-        Of the file, or of a link to it.
-    write : callable
-        Gets a binary file, open for writing.
-
-    Raises
-    ------
-    OSError
-        When the file cannot be written: with `path` as its filename.  What was there is as before.
+    `write` gets a binary file, open for writing.  An OSError has `path` as its filename; the old
+    file is unchanged then.
     """
     target = Path(os.path.realpath(path))
     try:
@@ -75,13 +66,7 @@ def replace_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def require_writable(path: str | os.PathLike[str]) -> None:
-    """Refuse a path to which :func:`replace` could not write, before the work for it is done.
-
-    Raises
-    ------
-    OSError
-        When there is no such directory, it may not be written, or `path` is a directory.
-    """
+    """Raise OSError for a path to which :func:`replace` could not write."""
     mode = _mode_of(path)
     if mode is not None and stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
@@ -126,7 +111,7 @@ def _write_and_rename(target: Path, mode: int | None, write: Callable[[IO[bytes]
 
 
 def _lock(file: IO[bytes]) -> bool:
-    """Lock a file until it is closed; say whether that was possible, without waiting."""
+    """Lock a file until it is closed; return whether that was possible, without waiting."""
     if fcntl is None:
         return False
     try:
@@ -156,7 +141,7 @@ def _remove_if_abandoned(entry: os.DirEntry[str]) -> None:
 
 
 def _sync_directory(directory: Path) -> None:
-    """Bring the rename itself to the disk, where the file system can."""
+    """Flush the rename itself to the disk, where the file system can."""
     try:
         descriptor = os.open(directory, os.O_RDONLY)
     except OSError:  # a directory that may be written and not read

@@ -4,9 +4,9 @@ Contract
 --------
 - Inside :class:`Default` numbers are rounded to nearest and subnormal ones are kept, whatever the
   thread has set: a rounding mode, flush to zero (``torch.set_flush_denormal(True)``, or a library
-  that was linked with ``-ffast-math``).  Afterwards it is set again.
-- Three operations tell whether anything is to be done; only then the C library is asked.  Where it
-  has no ``fesetenv``, nothing changes.
+  that was linked with ``-ffast-math``).  At exit that is restored.
+- Three operations test the environment; the C library is called only if it is not the default.
+  Without its ``fesetenv``, :class:`Default` is a no-op.
 - No code of a caller runs inside.
 """
 
@@ -74,7 +74,7 @@ class Default:
 def product(first: float, *others: float) -> float:
     """Return the product from left to right, rounded to nearest after each factor.
 
-    Factors that a framework follows are multiplied by the framework, in its own environment.
+    Traced factors are multiplied by their framework, in its own environment.
 
     >>> product(0.1, 3.0, 2.0)
     0.6000000000000001

@@ -1,4 +1,4 @@
-"""Where the elements of NumPy arrays lie: views by address, bounds, overlaps, equality."""
+"""The memory of NumPy arrays: views by address, bounds, overlaps, equality."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Array = npt.NDArray[Any]
 
 
 class _Memory:
-    """What NumPy makes a view of; the view keeps it, and it keeps the owner."""
+    """An owner of ``__array_interface__``: a view keeps it alive, and it keeps `owner`."""
 
     def __init__(self, interface: dict[str, Any], owner: Any) -> None:
         self.__array_interface__ = interface
@@ -36,7 +36,7 @@ def at(address: int, shape: Any, strides: Any, dtype: np.dtype[Any], owner: Any 
 
 
 def owner(base: Any) -> Any:
-    """Return what a view by :func:`at` keeps alive, given its base; None for all other bases."""
+    """Return the owner of a view by :func:`at`, given its base; None for all other bases."""
     return base.owner if type(base) is _Memory else None
 
 
@@ -98,7 +98,7 @@ def share_memory(first: Array, second: Array) -> bool:
 
 
 def elements(view: Array) -> tuple[Any, ...]:
-    """Return where the elements of an array that is not empty are: equal answers mean the same set.
+    """Return a key of the elements' addresses in a non-empty array: equal keys, equal sets.
 
     The order of the elements does not count, so an array and its transpose or reverse are equal.
     """

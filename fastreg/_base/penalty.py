@@ -22,7 +22,7 @@ def coefficients(pair: tuple[float, float], scale: float, grad_scale: float) -> 
 
 
 def rounded(coefficient: float, dtype: str) -> float:
-    """Round a gradient's factor once to the type of the gradient's arithmetic."""
+    """Return a gradient's factor, rounded once to the dtype of the gradient's arithmetic."""
     if dtype == "f64":
         return coefficient
     with Default(), np.errstate(over="ignore", under="ignore"):

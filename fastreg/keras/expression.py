@@ -1,10 +1,10 @@
-"""The port for what is symbolic in Keras: the penalties as expressions of ``keras.ops``.
+"""The port for symbolic tensors and other backends of Keras: penalties in ``keras.ops``.
 
 Contract
 --------
-- It serves ``KerasTensor``, whose penalty is one operation of the symbolic model and runs as any
-  call of a regularizer once the model has arrays, and backends for which fastreg has no port
-  (TensorFlow), where it is computed by that backend.
+- It serves ``KerasTensor``, whose penalty is one operation of the symbolic model and a usual call
+  of a regularizer once the model has arrays, and backends without a port of their own (TensorFlow),
+  which compute it.
 - There, too, half precision and integers are computed in float32, a term of strength 0 is absent,
   and the result is float64 for float64, else float32.  The order of the sum is the backend's.
 """

@@ -7,8 +7,7 @@ Contract
 - Fused are the regularizers that the core evaluates, and L1, L2 and L1L2 of Keras itself, read at
   each call.  Everything else is called as Keras calls it.
 - Saved forms do not change.
-- What Keras offers no public place for is ``_get_regularization_losses``: a Keras without it is
-  refused.
+- ``_get_regularization_losses`` is private to Keras: a Keras without it is refused.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from typing import Any, TypeVar
 from ._framework import backend, keras
 from .strengths import strengths_of
 
-#: What computes the penalties on this backend; None where each is Keras' own call.
+#: The module for this backend; None where Keras calls each regularizer.
 _steps: Any = (
     import_module(f"{__package__}.steps_{backend}") if backend in ("torch", "jax") else None
 )
@@ -48,7 +47,7 @@ def fuse(model: Model) -> Model:
     Raises
     ------
     TypeError
-        When `model` is no Keras model.
+        When `model` is not a Keras model.
     RuntimeError
         When this version of Keras has no place for it.
 
@@ -129,7 +128,7 @@ def _make(model: Any, which: str, original: Callable[..., Any], force: bool = Fa
 
 
 def weight_losses(model: Any, original: Callable[[], Sequence[Any]]) -> Sequence[Any]:
-    """Return what `original`, Keras' method, gives: what the core can evaluate, from one call."""
+    """Return what `original`, Keras' method, returns; fused penalties from one call."""
     variables = [v for v in model.trainable_weights if v.regularizer is not None]
     pairs = [strengths_of(variable.regularizer) for variable in variables]
     fused = [(v, pair) for v, pair in zip(variables, pairs, strict=True) if pair is not None]
@@ -145,5 +144,5 @@ def weight_losses(model: Any, original: Callable[[], Sequence[Any]]) -> Sequence
 
 
 def _argument(variable: Any) -> Any:
-    """Return what Keras gives a regularizer: in a stateless step the array, else the variable."""
+    """Return the argument of a regularizer: in a stateless step the array, else the variable."""
     return variable.value if backend == "jax" else variable

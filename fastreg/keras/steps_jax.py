@@ -2,10 +2,9 @@
 
 Contract
 --------
-- Keras compiles a step once, and numbers that it reads in Python are constants of it from then on.
-  Here the strengths of the weight penalties are arguments of the compiled step: a schedule sets
-  them without compiling again.  Other strengths, those of activity regularizers above all, are part
-  of the key of the compilation: setting one compiles again, once a value.
+- Keras compiles a step once, with Python numbers as constants.  Here the strengths of the weight
+  penalties are arguments of the compiled step: a schedule sets them without a recompilation.  Other
+  strengths, those of activity regularizers above all, are static: each new value compiles again.
 - Which variables have which regularizer is read when Keras makes its function: after ``compile``.
 """
 
@@ -27,9 +26,9 @@ _tracing = threading.local()
 
 
 class Batch:
-    """What a compiled step is given in place of a batch: the batch and the strengths.
+    """The batch and the strengths, in place of the batch that a compiled step gets.
 
-    A pytree whose leaves are those of both; `constants` decides whether to compile again.
+    A pytree with the leaves of both; `constants` is static.
     """
 
     def __init__(self, data: Any, strengths: Any, constants: Any) -> None:
@@ -39,7 +38,7 @@ class Batch:
 
 
 def make(model: Any, which: str, original: Callable[..., Any]) -> None:
-    """Have Keras make a function of the model's step, and return it strengths at each call."""
+    """Have Keras make a function of the model's step, which gets the strengths at each call."""
     # Flax' modules look the step up in the class, where it cannot be replaced for one model.
     if keras.config.is_nnx_enabled():
         original(force=True)

@@ -2,10 +2,10 @@
 
 Contract
 --------
-- In a training step of Keras' own the penalties are numbers beside the autograd graph, and their
-  gradients are added in place to those that Keras gives its optimizer: the optimizer gets what it
-  would have got, before it clips, accumulates or averages them.
-- That is so where the gradient of the loss by a penalty is known to be 1 and the core can write:
+- In a training step of Keras' own the penalties are outside the autograd graph, and their gradients
+  are added in-place to those for the optimizer, before it clips, accumulates or averages them.
+- That is so where the gradient of the loss with respect to a penalty is known to be 1 and the core
+  can write:
   with Keras' ``train_step`` and ``compute_loss``, without loss scaling and ``torch.compile``, for
   weights in host memory.  In all other cases the penalties are part of the graph.
 - A step of Keras' own has one entry for all fused penalties, which only its sum reads.
@@ -30,7 +30,7 @@ _port: Port = cast(Any, import_module("fastreg._autodiff.torch.functions"))
 
 
 class _Step:
-    """The step of Keras that runs: whose it is, and the penalties whose gradients it needs."""
+    """The running step of Keras: its model, and the penalties whose gradients it needs."""
 
     def __init__(self, model: Any, outside_of_graph: bool) -> None:
         self.model = model
@@ -51,7 +51,7 @@ class _Step:
         return results.wrap_value(value, weights[0])
 
     def add_gradients(self, gradients: list[Any], variables: Sequence[Any]) -> None:
-        """Add the gradients of the penalties to those that backward gave, in place."""
+        """Add the gradients of the penalties to those of the loss, in-place."""
         if not self.variables:
             return
         places = {id(variable): place for place, variable in enumerate(variables)}
@@ -137,5 +137,5 @@ def _leaves_losses_unscaled(optimizer: Any) -> bool:
 
 
 def _is_writable(weight: Any) -> bool:
-    """Return whether the core reads and writes such tensors: no device, shard or subclass."""
+    """Return whether the core can write such tensors: on the CPU, no shard or subclass."""
     return type(weight) is torch.nn.Parameter and weight.device.type == "cpu"

@@ -1,4 +1,4 @@
-"""What the core needs to know of a regularizer: its two strengths at this moment."""
+"""The two strengths of a regularizer, as the core takes them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ _theirs = keras.regularizers
 
 
 def strengths_of(rule: Any) -> Pair | None:
-    """Read l1 and l2 of a regularizer that the core can evaluate; None for all others.
+    """Return l1 and l2 of a regularizer that the core can evaluate, else None.
 
-    L1, L2 and L1L2 of Keras are among those as long as their strengths are constants: someone may
-    have put a variable there.
+    L1, L2 and L1L2 of Keras are among those unless a strength is a variable.
     """
     if is_fused(rule):
         return rule._l1, rule._l2
@@ -36,10 +35,7 @@ def strengths_of(rule: Any) -> Pair | None:
 
 
 def snapshot(rule: Any) -> Any:
-    """Return something that differs once the strengths of a regularizer do; its id, if it has none.
-
-    It is hashable.
-    """
+    """Return a hashable that differs once a regularizer's strengths do; its id if it has none."""
     if isinstance(rule, Configured) or type(rule) in (
         _theirs.L1,
         _theirs.L2,

@@ -3,14 +3,14 @@
 Contract
 --------
 - An activation is an object with the pair ``forward(z)`` and ``derivative(z, y, dy)``.  The first
-  gives the output ``y``, of the shape of ``z``; the second gives the gradient by ``z`` from the
-  gradient ``dy`` by ``y``.  Both get and give arrays in the layer's type of arithmetic.
+  returns the output ``y``, of the shape of ``z``; the second the gradient with respect to ``z``,
+  given ``dy``, that with respect to ``y``.  All arrays have the layer's compute dtype.
 - A class with ``needs_input = False`` gets None for ``z`` in ``derivative``, and its ``forward``
   may overwrite ``z``: the layer then keeps one array instead of two.  Without that attribute ``z``
   is kept.
 - Saved by name, as Keras does; an object of your own is saved when it has ``get_config``.
 - Derivatives are those of Keras on torch: relu has 0 at 0.
-- An underflow is the answer 0, never an error, whatever ``numpy.errstate`` says.
+- An underflow is 0, never an error, whatever ``numpy.errstate`` says.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from .precision import Array
 
 
 class Activation(Protocol):
-    """What a layer asks of an activation."""
+    """The protocol of an activation."""
 
     def forward(self, z: Array) -> Array:
         """Return the output."""
 
     def derivative(self, z: Any, y: Array, dy: Array) -> Array:
-        """Return the gradient by `z`."""
+        """Return the gradient with respect to `z`."""
 
 
 class _Named:
@@ -69,7 +69,7 @@ class Relu(_Named):
     name = "relu"
 
     def forward(self, z: Array) -> Array:
-        """Return ``max(z, 0)``, in place."""
+        """Return ``max(z, 0)``, in-place."""
         return np.maximum(z, 0, out=z)
 
     def derivative(self, z: Any, y: Array, dy: Array) -> Array:
@@ -84,7 +84,7 @@ class Tanh(_Named):
     name = "tanh"
 
     def forward(self, z: Array) -> Array:
-        """Return ``tanh(z)``, in place."""
+        """Return ``tanh(z)``, in-place."""
         with np.errstate(under="ignore"):
             return np.tanh(z, out=z)
 
@@ -133,8 +133,8 @@ class Softmax(_Named):
     name = "softmax"
 
     def forward(self, z: Array) -> Array:
-        """Return ``exp(z) / sum(exp(z))`` along the last axis, in place."""
-        # invalid: a row with an infinity becomes NaN, not news
+        """Return ``exp(z) / sum(exp(z))`` along the last axis, in-place."""
+        # no warning: a row with an infinity becomes NaN
         with np.errstate(invalid="ignore", under="ignore"):
             z -= z.max(axis=-1, keepdims=True)
             np.exp(z, out=z)
@@ -153,20 +153,20 @@ _BUILT_IN: dict[str, Any] = {kind.name: kind() for kind in (Linear, Relu, Tanh, 
 
 
 def get(identifier: Any, custom_objects: Mapping[str, Any] | None = None) -> Activation:
-    """Turn what stands for an activation into one.
+    """Return the activation that an argument stands for.
 
     Parameters
     ----------
     identifier : None, str, dict, or object with forward and derivative
         None is linear.  A function of ``keras.activations`` stands for its name.  A dict is what
-        :func:`serialize` gave for an object of your own.
+        :func:`serialize` returned for an object of your own.
     custom_objects : mapping, optional
         Classes by name, for such dicts, and objects by name, for strings.
 
     Raises
     ------
     TypeError, ValueError
-        For another kind, and for an unknown name.
+        For another type of argument, and for an unknown name.
 
     Examples
     --------
@@ -201,13 +201,7 @@ def get(identifier: Any, custom_objects: Mapping[str, Any] | None = None) -> Act
 
 
 def serialize(activation: Any) -> Any:
-    """Return the saved form: the name, or Keras' form of an object that has ``get_config``.
-
-    Raises
-    ------
-    TypeError
-        For an object of your own without ``get_config``.
-    """
+    """Return the saved form: the name, or Keras' form of an object with ``get_config``."""
     if isinstance(activation, _Named):
         return activation.name
     if not callable(getattr(activation, "get_config", None)):

@@ -2,17 +2,17 @@
 
 Contract
 --------
-- ``layer(x)`` leaves what ``layer.backward(dy)`` needs, once: a backward without a call before it,
+- ``layer(x)`` keeps what ``layer.backward(dy)`` needs, once: a backward without a call before it,
   and a second one, are errors.
-- What a call or a backward computes is put in place at its end, by :meth:`Layer._keep` and
-  :meth:`Layer._finish` alone.  A refused one has changed nothing; :class:`Sequential` uses the same
-  two steps over several layers.
+- A call or a backward changes the layer at its end, by :meth:`Layer._keep` and
+  :meth:`Layer._finish` alone.  If it raises, the layer is unchanged; :class:`Sequential` uses the
+  same two steps over several layers.
 - The activity term is on the output, after the activation, divided by the batch size as in Keras
   since 3.14 (``activity_reduction="sum"``: not divided, as before).  Its gradient joins ``dy`` in
   one pass, which gives its value too.
-- The array that a call gives belongs to the caller.  The array that it takes is kept as it is,
-  not copied, until backward: do not write into it before.
-- A layer is not for several threads at once.
+- The output of a call belongs to the caller.  Its input is kept until backward, not copied: do not
+  write into it before.
+- A layer is not thread-safe.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Form = tuple[tuple[int, ...], str]
 
 REDUCTIONS = ("mean", "sum")
 
-# What Keras writes into configurations and fastreg has only one way of.
+# Arguments that Keras writes into configurations, of which fastreg takes one value.
 _ONLY_CHOICE: dict[str, tuple[Any, ...]] = {
     "data_format": (None, "channels_last"),
     "groups": (1,),
@@ -78,14 +78,14 @@ class ActivityTerm:
 
 @dataclass(slots=True)
 class Call:
-    """What one call of a layer leaves behind."""
+    """What one call of a layer keeps."""
 
     shape: tuple[int, ...]
     """The shape of the output."""
     output: Array | None
-    """The output in the type of storage, where backward needs it."""
+    """The output in the storage dtype, where backward needs it."""
     kept: Any
-    """What else the layer's own backward needs."""
+    """What else backward needs."""
     activity: ActivityTerm | None
     waiting: bool
     """Whether backward may still be run."""
@@ -93,7 +93,7 @@ class Call:
 
 @dataclass(slots=True)
 class Step:
-    """What one backward of a layer computes."""
+    """The results of one backward of a layer."""
 
     input_gradient: Array | None
     gradients: list[Array]
@@ -175,7 +175,7 @@ class Layer:
     )
 
     def _label(self) -> str:
-        """What errors call the layer: its name and kind."""
+        """Return what errors call the layer: its name and class."""
         return f"{self.name} ({type(self).__name__})"
 
     def __repr__(self) -> str:
@@ -184,7 +184,7 @@ class Layer:
     # ------------------------------------------------------------------ shapes and weights
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> Shape:
-        """Return the shape of the output; None stands for an extent that is not known.
+        """Return the shape of the output; None is an unknown extent.
 
         Raises
         ------
@@ -205,12 +205,12 @@ class Layer:
         self.built = True
 
     def _unbuild(self) -> None:
-        """Take `build` back, for a model of which another layer could not be built."""
+        """Undo `build`, for a model of which another layer could not be built."""
         self.built = False
 
     @property
     def weights(self) -> list[Array]:
-        """All weights, kernel before bias: the arrays themselves, to be changed in place."""
+        """All weights, kernel before bias: the arrays themselves, which may be changed in-place."""
         return []
 
     @property
@@ -324,12 +324,12 @@ class Layer:
         given = precision.numbers(x, "x")
         output, call = self._run(given, keep)
         self._keep(call)
-        # Neither what is kept for backward nor `x`, of which Flatten gives a view, may change with
-        # what the caller does to the result.
+        # The caller may write into the result: it must not alias what is kept for backward, or `x`,
+        # of which Flatten returns a view.
         return output.copy() if keep or np.may_share_memory(output, given) else output
 
     def _run(self, x: Array, keep: bool) -> tuple[Array, Call]:
-        """Compute a call without putting it in place."""
+        """Return the output and what to keep, without keeping it."""
         self.compute_output_shape(x.shape)
         if not self.built:
             self.build(x.shape)
@@ -352,7 +352,7 @@ class Layer:
         self._call = call
 
     def _forward(self, x: Array) -> tuple[Array, Any]:
-        """Return the output, and what backward needs of it; `x` has the type of the arithmetic."""
+        """Return the output, and what backward needs of it; `x` has the compute dtype."""
         raise NotImplementedError
 
     def _needs_output(self) -> bool:
@@ -368,7 +368,8 @@ class Layer:
         Parameters
         ----------
         dy : array
-            The gradient of the data loss by the last output, of its shape.  It is not changed.
+            The gradient of the data loss with respect to the last output, of its shape.  It is not
+            changed.
         grad_scale : float, optional
             Factor of the penalties' gradients: that of loss scaling, where `dy` has it already.
         input_gradient : bool, optional
@@ -385,7 +386,7 @@ class Layer:
         RuntimeError
             Without a call before it, or a second time after one call.
         TypeError
-            When a regularizer offers no gradient.
+            When a regularizer has no gradient.
         ValueError
             When `dy` does not fit.  In all cases nothing has changed.
         """
@@ -394,7 +395,7 @@ class Layer:
         return step.input_gradient
 
     def _reverse(self, dy: Any, grad_scale: float, input_gradient: bool) -> Step:
-        """Compute a backward without putting it in place."""
+        """Return the results of a backward, without keeping them."""
         call = self._call
         if call is None:
             raise RuntimeError(f"{self.name}.backward(dy) needs a call before it: call the layer")
@@ -525,7 +526,7 @@ class Layer:
         config: Mapping[str, Any],
         custom_objects: Mapping[str, Any] | None = None,
     ) -> AnyLayer:
-        """Make a layer from what :meth:`get_config` gave, here or in Keras.
+        """Return a layer with the arguments that :meth:`get_config` returned, here or in Keras.
 
         Parameters
         ----------
@@ -552,7 +553,7 @@ class Layer:
     def _from_saved(
         cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None
     ) -> dict[str, Any]:
-        """Turn saved parts that need custom objects into the parts."""
+        """Return saved arguments with the parts that need custom objects."""
         key = "activity_regularizer"
         if key in config:
             config[key] = terms.regularizer(config[key], key, custom_objects)
@@ -570,7 +571,7 @@ class Layer:
 
 
 def refuse_others(kind: type, name: str, others: Mapping[str, Any]) -> None:
-    """Refuse keywords that a class does not have; those of Keras' default may be there."""
+    """Raise for keywords that a class does not have, but for Keras' defaults."""
     for key, value in others.items():
         if key not in _ONLY_CHOICE:
             near = errors.suggestion(key, _arguments_of(kind))
@@ -585,7 +586,7 @@ def refuse_others(kind: type, name: str, others: Mapping[str, Any]) -> None:
 
 
 def _arguments_of(kind: type) -> list[str]:
-    """List the keywords that a class takes, those which it hands on to its bases among them."""
+    """Return the keywords that a class and its bases take."""
     return [
         name
         for base in kind.__mro__
@@ -596,7 +597,7 @@ def _arguments_of(kind: type) -> list[str]:
 
 
 def shape_of(shape: Any, name: str) -> Shape:
-    """Return a shape as a tuple of extents, None where one is not known."""
+    """Return a shape as a tuple of extents, None where one is unknown."""
     if isinstance(shape, (str, bytes)) or not isinstance(shape, Sequence):
         raise TypeError(
             f"{name} must be a tuple of integers and None, not {errors.described(shape)}"
@@ -626,7 +627,7 @@ def _input_without_batch(input_shape: Any, input_dim: Any) -> Shape | None:
 
 
 def checked_name(name: Any) -> str:
-    """Return a name: a string that is not empty and has no "/", which parts names of weights."""
+    """Return a name: a string that is not empty and has no "/", the separator of weight names."""
     if not isinstance(name, str):
         raise TypeError(f"name must be a string, not {errors.described(name)}")
     if not name or "/" in name:
@@ -638,7 +639,7 @@ _numbers: dict[str, Any] = defaultdict(itertools.count)
 
 
 def automatic_name(kind: type) -> str:
-    """Make a name as Keras does: "conv2d", "conv2d_1", ..."""
+    """Return a new name as Keras does: "conv2d", "conv2d_1", ..."""
     stem = arguments.snake_case(kind.__name__)
     number = next(_numbers[stem])
     return stem if number == 0 else f"{stem}_{number}"

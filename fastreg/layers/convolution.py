@@ -2,9 +2,9 @@
 
 Contract
 --------
-- A position of the output is one row of a matrix, its window of the input with all channels; the
-  convolution is the product of these rows with the kernel, by BLAS.  The rows are views of sliding
-  windows, written out once per block of samples: a block's matrix has at most ``BLOCK_BYTES``
+- im2col: a position of the output is one row of a matrix, its window of the input with all
+  channels; the convolution is the product of these rows with the kernel, by BLAS.  The rows are
+  sliding windows, copied once per block of samples: a block's matrix has at most ``BLOCK_BYTES``
   (or one line of positions), so that memory stays bounded and the matrix in the cache.
 - Backward is two products per block: one for the kernel's gradient, one for those of the windows,
   which are then added to the input's gradient by a loop over the taps of the kernel (27 for
@@ -146,7 +146,7 @@ class Conv(KernelLayer):
         return shape[0], *extents, self.filters
 
     def _reach(self) -> tuple[int, ...]:
-        """How far a window goes along each axis, dilation included."""
+        """Return the extent of a window along each axis, dilation included."""
         return tuple(
             (taps - 1) * dilation + 1
             for taps, dilation in zip(self.kernel_size, self.dilation_rate, strict=True)
@@ -156,7 +156,7 @@ class Conv(KernelLayer):
         return *self.kernel_size, channels, self.filters
 
     def _margins(self, extents: Sequence[int]) -> list[tuple[int, int]]:
-        """Zeros before and after each spatial axis."""
+        """Return the zeros before and after each spatial axis."""
         if self.padding == "valid":
             return [(0, 0)] * self.rank
         margins = []
@@ -177,7 +177,7 @@ class Conv(KernelLayer):
         return padded
 
     def _inner(self, shape: tuple[int, ...]) -> tuple[slice, ...]:
-        """Where an input of this shape lies in the padded one."""
+        """Return where an input of this shape lies in the padded one."""
         return (
             slice(None),
             *(
@@ -189,7 +189,7 @@ class Conv(KernelLayer):
     # ------------------------------------------------------------------ windows
 
     def _windows(self, padded: Array) -> Array:
-        """View the windows: (batch, *positions, *taps, channels)."""
+        """Return a view of the windows: (batch, *positions, *taps, channels)."""
         axes = tuple(range(1, self.rank + 1))
         view = sliding_window_view(padded, self._reach(), axis=axes)
         # it has the axes (batch, *positions, channels, *window)
@@ -199,7 +199,7 @@ class Conv(KernelLayer):
         return view[steps + taps].transpose(0, *axes, *window_axes, self.rank + 1)
 
     def _blocks(self, windows: Array) -> Iterator[tuple[slice, slice]]:
-        """Cut (samples, lines of the first spatial axis) into blocks of limited size."""
+        """Yield blocks of limited size: samples, and lines of the first spatial axis."""
         samples, lines = windows.shape[:2]
         line = windows.itemsize * math.prod(windows.shape[2:])
         at_once = max(1, BLOCK_BYTES // (line * lines)) if samples else 1
@@ -243,7 +243,7 @@ class Conv(KernelLayer):
         )
 
     def _add_windows(self, target: Array, dwindows: Array, first_line: int) -> None:
-        """Add the gradients of windows to the elements that the windows saw."""
+        """Add the gradients of windows to those of the elements in them."""
         positions = dwindows.shape[1 : self.rank + 1]
         firsts = (first_line, *(0,) * (self.rank - 1))
         for taps in product(*map(range, self.kernel_size)):

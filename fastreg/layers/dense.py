@@ -1,4 +1,4 @@
-"""Dense: every output sees every input, along the last axis."""
+"""Dense: a matrix product along the last axis."""
 
 from __future__ import annotations
 
@@ -113,5 +113,5 @@ class Dense(KernelLayer):
 
 
 def _rows(x: Array) -> Array:
-    """All positions below each other."""
+    """Return an array as a matrix: its positions are the rows."""
     return x.reshape(-1, x.shape[-1])

@@ -1,4 +1,4 @@
-"""Flatten: what lies between a convolution and a Dense layer."""
+"""Flatten: all axes but the batch in one, between a convolution and a Dense layer."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Flatten(Layer):
     def _backward(
         self, call: Call, dy: Array, grad_scale: float, input_gradient: bool
     ) -> tuple[Array | None, list[Array], list[float]]:
-        # a copy: what backward gives must not be the memory of its argument
+        # a copy: the result of backward must not alias its argument
         return np.array(dy, order="C").reshape(call.kept) if input_gradient else None, [], []
 
     def get_config(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""The saved form of a model, in Keras' words: its layers, and the weights that they will have.
+"""The saved form of a model, that of Keras: its layers, and the shapes of their weights.
 
-Contract: what is read here comes from other programs and from files.  No weight is made.
+Contract: the input comes from other programs and from files.  No weight is made.
 """
 
 from __future__ import annotations
@@ -23,12 +23,8 @@ LAYERS: dict[str, type[Layer]] = {
 def layers_of(config: Any, custom_objects: Mapping[str, Any] | None) -> list[Layer | InputLayer]:
     """Return the layers of a saved model; they are not built.
 
-    Raises
-    ------
-    TypeError
-        When `config` is no mapping.
-    TypeError, ValueError
-        When it lacks a part, holds what fastreg does not have, or is that of a graph of layers.
+    TypeError when `config` is no mapping; TypeError or ValueError when it lacks a part, holds what
+    fastreg does not have, or is that of a graph of layers.
     """
     if not isinstance(config, Mapping):
         raise TypeError(
@@ -46,13 +42,7 @@ def layers_of(config: Any, custom_objects: Mapping[str, Any] | None) -> list[Lay
 
 
 def weights_of(config: Any, custom_objects: Mapping[str, Any] | None) -> dict[str, Form]:
-    """Return shape and dtype of each weight that a model of this form will have.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Those of :func:`layers_of`, and when a layer does not take its input.
-    """
+    """Return shape and dtype of each weight of a saved model, by name."""
     found: dict[str, Form] = {}
     shape: Shape | None = None
     for place, layer in enumerate(layers_of(config, custom_objects)):
@@ -71,7 +61,7 @@ def weights_of(config: Any, custom_objects: Mapping[str, Any] | None) -> dict[st
 
 
 def _refuse_graph(config: Mapping[str, Any]) -> None:
-    """Refuse a functional model, which has "layers" too: read as a stack it is another model."""
+    """Raise for a functional model, which has "layers" too: as a stack it is another model."""
     for owner in (config, *config["layers"]):
         for key in ("input_layers", "output_layers", "inbound_nodes"):
             if isinstance(owner, Mapping) and key in owner:
@@ -85,7 +75,7 @@ def _refuse_graph(config: Mapping[str, Any]) -> None:
 def _layer_of(
     saved: Any, place: int, custom_objects: Mapping[str, Any] | None
 ) -> Layer | InputLayer:
-    """Make one layer of a saved model; errors say which one it is."""
+    """Return one layer of a saved model; errors say which one it is."""
     where = f'config["layers"][{place}]'
     name = saved.get("class_name") if isinstance(saved, Mapping) else None
     if not isinstance(name, str) or (name != "InputLayer" and name not in LAYERS):

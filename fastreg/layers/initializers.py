@@ -281,21 +281,15 @@ _CLASSES: dict[str, type[Initializer]] = {
 def get(
     identifier: Any, argument: str, custom_objects: Mapping[str, Any] | None = None
 ) -> Callable[..., Any]:
-    """Turn what stands for an initializer into one.
+    """Return the initializer that an argument stands for; errors call it `argument`.
 
-    Parameters
-    ----------
-    identifier : str, dict, class or callable
-        A name of Keras, a saved form, a class, or a callable of ``(shape, dtype)``.
-    argument : str
-        What errors call it.
-    custom_objects : mapping, optional
-        Classes and functions by name, for saved forms.
+    It is a name of Keras, a saved form, a class, or a callable of ``(shape, dtype)``;
+    `custom_objects` are classes and functions by name, for saved forms.
 
     Raises
     ------
     TypeError, ValueError
-        For another kind, and for an unknown name.
+        For another type of argument, and for an unknown name.
 
     Examples
     --------
@@ -331,13 +325,7 @@ def get(
 
 
 def serialize(initializer: Any, argument: str) -> Any:
-    """Return the saved form, the one that Keras writes.
-
-    Raises
-    ------
-    TypeError
-        For a lambda, and for an object without ``get_config``.
-    """
+    """Return the saved form, that of Keras; TypeError for an initializer without one."""
     kind = type(initializer)
     if kind.__name__ in ("function", "builtin_function_or_method"):
         if initializer.__name__ == "<lambda>":

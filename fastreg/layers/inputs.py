@@ -1,4 +1,4 @@
-"""Input: what a model takes, as a shape without elements."""
+"""Input: the shape and dtype of a model's input."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .base import automatic_name, checked_name, refuse_others, shape_of
 
 
 class InputLayer:
-    """What a model takes: a shape without elements; made by :func:`Input`."""
+    """The shape and dtype of a model's input; made by :func:`Input`."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class InputLayer:
 
 
 def Input(shape: Sequence[int | None], **others: Any) -> InputLayer:  # noqa: N802, as in Keras
-    """Return what a model takes, as ``keras.Input``.
+    """Return the shape and dtype of a model's input, as ``keras.Input``.
 
     Parameters
     ----------

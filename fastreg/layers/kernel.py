@@ -1,8 +1,8 @@
 """What Dense and the convolutions share: kernel, bias, activation, and their penalties.
 
-Contract: a subclass is a linear map.  It says what kernel it needs for an input, and gives the map
-and the two gradients of the map; bias, activation, penalties, weights and saved form are here.  The
-penalties of kernel and bias join their gradients through one fused pass each.
+Contract: a subclass is a linear map.  It defines the shape of its kernel, the map and its two
+gradients; bias, activation, penalties, weights and saved form are here.  The penalties of kernel
+and bias are added to their gradients in one fused pass each.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PARTS = ("kernel", "bias")
 
 
 class _Kept(NamedTuple):
-    """What a call keeps: the input (and what the map made of it), and z where it is needed."""
+    """What a call keeps: the input, and z where the derivative needs it."""
 
     x: Array
     z: Array | None
@@ -97,13 +97,13 @@ class KernelLayer(Layer):
         raise NotImplementedError
 
     def _map(self, x: Array, kernel: Array) -> Array:
-        """Return a new array, in the type of the arithmetic."""
+        """Return a new array, in the compute dtype."""
         raise NotImplementedError
 
     def _map_gradients(
         self, x: Array, kernel: Array, dz: Array, wants: tuple[bool, bool]
     ) -> tuple[Array | None, Array | None]:
-        """Return the gradients by `x` and by the kernel, each where it is wanted."""
+        """Return the gradients with respect to `x` and the kernel, each where it is wanted."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------ weights
@@ -116,7 +116,7 @@ class KernelLayer(Layer):
         ValueError
             When the layer does not take such an input, or is built for another number of channels.
         TypeError, ValueError
-            When an initializer gives something other than numbers of the right shape.
+            When an initializer returns something other than numbers of the right shape.
         """
         if self.built:
             self.compute_output_shape(input_shape)
@@ -149,7 +149,7 @@ class KernelLayer(Layer):
         super()._unbuild()
 
     def _made(self, part: str, initializer: Any, shape: tuple[int, ...]) -> Array:
-        # drawn in the type of the arithmetic: few initializers know bfloat16
+        # drawn in the compute dtype: few initializers know bfloat16
         made = precision.numbers(
             initializer(shape, dtype=self._precision.compute), f"what {part}_initializer gives"
         )
@@ -210,7 +210,7 @@ class KernelLayer(Layer):
 
     @property
     def weights(self) -> list[Array]:
-        """Kernel and bias: the arrays themselves, to be changed in place; none before `build`."""
+        """Kernel and bias: the arrays themselves, none before `build`."""
         return list(self._weights.values())
 
     def weight_names(self) -> list[str]:
@@ -273,7 +273,7 @@ class KernelLayer(Layer):
     # ------------------------------------------------------------------ penalties
 
     def _rules(self) -> dict[str, Any]:
-        """The regularizers of the weights that are there, by part."""
+        """Return the regularizers of the weights that are there, by part."""
         rules = {"kernel": self.kernel_regularizer, "bias": self.bias_regularizer}
         return {
             part: rule

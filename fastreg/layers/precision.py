@@ -1,4 +1,4 @@
-"""The ``dtype`` of a layer: what its weights are stored in, and what it computes in.
+"""The ``dtype`` of a layer: that of its weights, and that of its arithmetic.
 
 Contract: float32 and float64 layers compute in their own type.  Half precision layers store
 weights, outputs and gradients in float16 or bfloat16 and compute in float32 in between, each result
@@ -30,14 +30,14 @@ class Precision(NamedTuple):
     compute: np.dtype[Any]
 
     def rounded(self, x: Array) -> Array:
-        """Return a result in the type of storage; too large a number becomes infinite."""
+        """Return a result in the storage dtype; too large a number becomes infinite."""
         if x.dtype == self.storage:
             return x
         with np.errstate(over="ignore", under="ignore"):
             return x.astype(self.storage)
 
     def computable(self, x: Array) -> Array:
-        """Return a stored array in the type of the arithmetic, itself where that is the same."""
+        """Return a stored array in the compute dtype, itself where that is the same."""
         return x.astype(self.compute, copy=False)
 
     def config(self) -> Any:
@@ -46,17 +46,14 @@ class Precision(NamedTuple):
 
 
 def get(dtype: Any) -> Precision:
-    """Turn a layer's ``dtype`` argument into a :class:`Precision`.
+    """Return the :class:`Precision` of a layer's ``dtype`` argument.
 
-    Parameters
-    ----------
-    dtype : None, str, dtype, or a dtype policy of Keras, saved or not
-        None is float32.
+    It is None (float32), a name, a dtype, or a dtype policy of Keras, saved or not.
 
     Raises
     ------
     TypeError, ValueError
-        For another kind, and for a type that layers do not have.
+        For another type of argument, and for a dtype that layers do not have.
     ImportError
         For bfloat16 without the package ml_dtypes.
 
@@ -113,12 +110,6 @@ def _name(dtype: Any) -> str:
 
 
 def numbers(x: Any, name: str) -> Array:
-    """View or widen what a caller passed: real numbers in host memory, in a type NumPy knows.
-
-    Raises
-    ------
-    TypeError
-        For what is no array of real numbers in host memory.
-    """
+    """Return an argument as an array of a NumPy dtype, a view where it can be."""
     view, dtype = host.host_view(x, name, False)
     return dtypes.from_bfloat16(view) if dtype == "bf16" else view

@@ -5,8 +5,8 @@ Contract
 - The model is built as soon as the shape of its input is known: from :func:`Input`, from
   ``input_shape`` or ``input_dim`` of the first layer, from :meth:`Sequential.build`, or from the
   first call.
-- A call or backward goes through all layers before any of them keeps something, so a refused one
-  has changed nothing.
+- A call or backward goes through all layers before any of them keeps something: if it raises, the
+  model is unchanged.
 - Weights and gradients are dicts by name, "dense/kernel", with the arrays themselves: for loops,
   and for ``fastreg.attach``.
 - ``losses`` has Keras' order: the activity terms of all layers, then their weight terms.
@@ -39,7 +39,7 @@ _LOOP = (
     "examples/digits_conv.py is a whole one. To train in Keras: "
     "keras.Sequential.from_config(model.get_config())"
 )
-#: What users of keras.Sequential look for, and what there is instead.
+#: Attributes of keras.Sequential, and what there is instead.
 _OF_KERAS = {
     **dict.fromkeys(("compile", "fit", "train_on_batch", "evaluate", "test_on_batch"), _LOOP),
     **dict.fromkeys(("predict", "predict_on_batch"), "call the model, model(x, training=False)"),
@@ -63,7 +63,7 @@ class Sequential:
     Raises
     ------
     TypeError, ValueError
-        For what is no layer, two layers of one name, and shapes that do not fit.
+        For an object that is not a layer, two layers of one name, and shapes that do not fit.
 
     Examples
     --------
@@ -131,7 +131,7 @@ class Sequential:
         return f"<Sequential {self.name} of {len(self._layers)} layers>"
 
     def add(self, layer: Any) -> None:
-        """Put a layer at the end; it is built where the model's input is known.
+        """Append a layer; it is built if the model's input is known.
 
         Parameters
         ----------
@@ -141,10 +141,10 @@ class Sequential:
         Raises
         ------
         TypeError
-            For what is no layer of fastreg.
+            For an object that is not a layer of fastreg.
         ValueError
-            For a name that is there already, and where the layer does not take what the one before
-            it gives.  Nothing has changed then.
+            For a name that is there already, and if the layer does not take the output of the one
+            before it.  Nothing has changed then.
         """
         if isinstance(layer, InputLayer):
             if self._layers or self._input is not None:
@@ -192,8 +192,8 @@ class Sequential:
         RuntimeError
             Without layers.
         TypeError, ValueError
-            When a layer does not take its input, or an initializer gives what does not fit.  After
-            this and every other error no layer has been built that was not before.
+            When a layer does not take its input, or an initializer returns weights that do not fit.
+            After this and every other error no layer has been built that was not before.
         """
         self._require_layers()
         shape = shape_of(input_shape, "input_shape")
@@ -256,7 +256,7 @@ class Sequential:
             layer._keep(call)
         self._calls = calls
         last = self._layers[-1]._precision.storage
-        # what is kept for backward must not change with what the caller does to the result
+        # the caller may write into the result: it must not alias what is kept for backward
         return np.array(output, dtype=last, order="C")
 
     def backward(
@@ -363,17 +363,8 @@ class Sequential:
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Write new numbers into all weights, or into none when one does not fit.
 
-        Parameters
-        ----------
-        weights : sequence of arrays
-            In the order of :meth:`get_weights`, which is that of Keras.
-
-        Raises
-        ------
-        RuntimeError
-            Before the model is built.
-        TypeError, ValueError
-            When number, shapes or kinds do not fit.
+        They are in the order of :meth:`get_weights`, which is that of Keras; errors are those of
+        :meth:`~fastreg.layers.base.Layer.set_weights`.
         """
         self._require_built("set_weights(...)")
         if isinstance(weights, Mapping) or not isinstance(weights, Sequence):
@@ -395,13 +386,7 @@ class Sequential:
             layer._put_weights(new)
 
     def count_params(self) -> int:
-        """Return the number of weights' elements.
-
-        Raises
-        ------
-        RuntimeError
-            Before the model is built.
-        """
+        """Return the number of weights' elements; RuntimeError before the model is built."""
         self._require_built("count_params()")
         return sum(layer.count_params() for layer in self._layers)
 
@@ -477,22 +462,10 @@ class Sequential:
         config: Mapping[str, Any],
         custom_objects: Mapping[str, Any] | None = None,
     ) -> AnySequential:
-        """Make a model from what :meth:`get_config` gave, here or in Keras; its weights are new.
+        """Return a new model of the form that :meth:`get_config` returned, here or in Keras.
 
-        Parameters
-        ----------
-        config : mapping
-            The arguments.
-        custom_objects : mapping, optional
-            Functions and classes by name, for parts of your own.
-
-        Raises
-        ------
-        TypeError
-            When `config` is no mapping.
-        TypeError, ValueError
-            When it lacks a part, holds what fastreg does not have, or is that of a graph of layers
-            (a functional model of Keras).
+        Parameters and errors are those of :meth:`~fastreg.layers.base.Layer.from_config`; the form
+        of a graph of layers (a functional model of Keras) is a ValueError.
         """
         layers = forms.layers_of(config, custom_objects)
         model = cls(name=config.get("name"))
@@ -568,7 +541,7 @@ class Sequential:
 
 
 def _read(path: str | os.PathLike[str], read: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what `read` makes of a part of a file; errors name the file."""
+    """Return ``read(*arguments)`` of parts of a file; errors name the file."""
     try:
         return read(*arguments)
     except (TypeError, ValueError) as error:  # in a file a wrong kind is a wrong value
@@ -584,7 +557,7 @@ def _by_name(layers: Iterable[Layer]) -> dict[str, Array]:
 
 
 def _in_columns(start: str, note: str, width: int = 80) -> str:
-    """Return a row; a note that is too long goes on below itself, at a comma."""
+    """Return a row; a note that is too long is wrapped below itself, at a comma."""
     lines = [start]
     for place, part in enumerate(note.split(NEXT)):
         more = f", {part}" if place else part

@@ -36,7 +36,7 @@ from .precision import Array
 FORMAT = "fastreg.layers"
 VERSION = 2
 
-#: In NumPy's words; bfloat16, which NumPy has not, by its bits.
+#: The dtype of NumPy in the file; bfloat16, which NumPy does not have, by its bits.
 STORED = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4", "float64": "<f8"}
 
 #: Saved forms have about 10 levels; some thousand would be more than Python's stack takes.
@@ -49,22 +49,16 @@ _PIECE = 3 << 18
 
 @dataclass
 class Saved:
-    """What a file holds; its weights are still encoded."""
+    """The content of a file; its weights are still encoded."""
 
     file: Path
     config: Any
     forms: Mapping[str, Form]
     decoded: Callable[[], dict[str, Array]]
-    """Makes the arrays, bfloat16 as bits; ValueError when they are damaged."""
+    """Returns the arrays, bfloat16 as bits; ValueError when they are damaged."""
 
     def require(self, wanted: Mapping[str, Form]) -> None:
-        """Refuse weights that are not those of the model.
-
-        Raises
-        ------
-        ValueError
-            For other names, shapes or dtypes.
-        """
+        """Raise ValueError unless names, shapes and dtypes of the weights are the wanted ones."""
         missing, additional = wanted.keys() - self.forms.keys(), self.forms.keys() - wanted.keys()
         if missing or additional:
             raise ValueError(
@@ -112,7 +106,7 @@ def load(path: str | os.PathLike[str]) -> Saved:
 
 
 def stored(weight: Array) -> Array:
-    """View a weight in a dtype that NumPy has."""
+    """Return a view of a weight in a dtype of NumPy."""
     return weight.view(np.uint16) if weight.dtype.name == "bfloat16" else weight
 
 
@@ -129,7 +123,7 @@ def _json_path(path: str | os.PathLike[str]) -> Path:
 
 
 def _pieces(head: str, weights: Mapping[str, Array]) -> Iterator[bytes]:
-    """Make the file piece by piece, so that the text is never whole in memory."""
+    """Yield the file piece by piece, so that the text is never whole in memory."""
     digest = hashlib.sha256()
     yield head.removesuffix("\n}").encode("utf-8") + b',\n "weights": ['
     for place, (name, weight) in enumerate(weights.items()):

@@ -1,12 +1,12 @@
-"""What version 1 of the format saved: JSON that names a file of weights beside it.
+"""Version 1 of the format: JSON that names a file of weights beside it.
 
 Contract
 --------
 - Models of that version are read and not written.  The weights are a .npz of which the JSON has the
   name and the digest; a model that replaces one removes it, unless a copy of the JSON beside it
   names the same weights.
-- Nothing is taken larger than the file: the members of the archive are not compressed, and each
-  has the size that its own head gives.
+- No array is larger than the file: the members of the archive are not compressed, and each has the
+  size in its own header.
 """
 
 from __future__ import annotations
@@ -62,14 +62,10 @@ def weights_beside(target: Path) -> Path | None:
 
 
 def read(target: Path, record: dict[str, Any]) -> tuple[Path, dict[str, Member]]:
-    """Return the path of the weights, and what is in the file by name.
+    """Return the path of the weights, and the arrays in the file by name.
 
-    Raises
-    ------
-    FileNotFoundError
-        When the file is not there.
-    ValueError
-        When it is another file, or holds something other than arrays of numbers.
+    FileNotFoundError when the file is not there; ValueError when it is another file, or holds
+    something other than arrays of numbers.
     """
     weights = _named(target, record)
     if weights is None:
@@ -117,7 +113,7 @@ def _members(content: bytes) -> dict[str, Member]:
 
 
 def _array(name: str, content: bytes) -> Member:
-    """Read a .npy."""
+    """Return the array in a .npy."""
     if content[:8] == b"\x93NUMPY\1\0":
         (length,), start = struct.unpack_from("<H", content, 8), 10
     elif content[:8] in (b"\x93NUMPY\2\0", b"\x93NUMPY\3\0"):

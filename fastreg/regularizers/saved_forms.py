@@ -36,7 +36,7 @@ def _by_name(name: str, argument: str) -> Regularizer:
 
 
 def get(identifier: Any) -> Any:
-    """Turn what stands for a regularizer into one, as ``keras.regularizers.get`` does.
+    """Return the regularizer that an argument stands for, as ``keras.regularizers.get`` does.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def get(identifier: Any) -> Any:
     Raises
     ------
     TypeError
-        For other kinds, numbers for example.
+        For other types, numbers for example.
     ValueError
         For an unknown name.
 
@@ -85,9 +85,9 @@ def get(identifier: Any) -> Any:
 
 
 def converted(found: Any, custom_objects: Mapping[str, Any] | None = None) -> Any:
-    """Turn an instance of a class of ``keras.regularizers`` into the same one of fastreg.
+    """Return an instance of a class of ``keras.regularizers`` as that of fastreg.
 
-    That one needs no framework, and gives gradients.  Everything else is given back as it is.
+    It needs no framework, and has gradients.  Everything else is returned as it is.
     """
     if type(found).__module__.startswith("keras."):
         return deserialize(serialize(found), custom_objects)
@@ -97,7 +97,7 @@ def converted(found: Any, custom_objects: Mapping[str, Any] | None = None) -> An
 def warn_of_nothing(given: Any, found: Any, label: str) -> None:
     """Warn where a name or class stands for a regularizer whose strengths are 0.
 
-    An object with strengths 0 is no mistake: its strengths can be set later.
+    An object with strengths 0 is no mistake: they can be set later.
     """
     if isinstance(given, (str, type)) and isinstance(found, Elementwise):
         if found._l1 or found._l2:
@@ -131,7 +131,7 @@ def serialize(regularizer: Any) -> Any:
     Raises
     ------
     TypeError
-        For what cannot be saved: classes, lambdas, partials, objects without ``get_config``.
+        For classes, lambdas, partials and objects without ``get_config``, which cannot be saved.
     NotImplementedError
         For a :class:`Regularizer` that does not define ``get_config``.
 
@@ -174,7 +174,7 @@ def serialize(regularizer: Any) -> Any:
 
 
 def deserialize(config: Any, custom_objects: Mapping[str, Any] | None = None) -> Any:
-    """Make a regularizer from its saved form, as Keras or :func:`serialize` wrote it.
+    """Return the regularizer of a saved form, one of Keras or :func:`serialize`.
 
     Parameters
     ----------
@@ -192,7 +192,7 @@ def deserialize(config: Any, custom_objects: Mapping[str, Any] | None = None) ->
     Raises
     ------
     TypeError
-        When `config` is of another kind, or the saved arguments do not fit the class.
+        When `config` is of another type, or the saved arguments do not fit the class.
     ValueError
         For an unknown name.
 
@@ -254,7 +254,7 @@ def deserialize(config: Any, custom_objects: Mapping[str, Any] | None = None) ->
 
 
 def _custom(name: Any, custom: Mapping[str, Any]) -> Any:
-    """Find a class or function that is not of this module."""
+    """Return a class or function of the user's."""
     if isinstance(name, str):
         if name in custom:
             return custom[name]

@@ -1,15 +1,15 @@
-"""Penalties on what modules give: collected in forward(), added to the loss by the caller.
+"""Activity penalties: collected in forward hooks, added to the loss by the caller.
 
 Contract
 --------
-- A forward hook evaluates the regularizer of the tensors that a module gives, differentiably, and
-  keeps the term.  Which tensors count, and their batch sizes, is told by :mod:`.outputs`.
-  ``take()`` gives the sum for the loss, and forgets the terms.  The loss is the way in because what
-  treats the loss treats the penalty: loss scaling, division by the number of micro-batches,
-  averaging over processes (:mod:`.replicas`).
-- A term that is in no loss would be dropped silently: :meth:`require_taken` refuses to go on.
-- Terms are collected while torch records gradients, in training and evaluation alike, as in Keras.
-- Copies and pickles of a module carry hooks that do nothing; so do hooks that outlive their owner.
+- A forward hook evaluates the regularizer of a module's output, differentiably, and keeps the term;
+  :mod:`.outputs` chooses the tensors and their batch sizes.  ``take()`` returns the sum for the
+  loss, and forgets the terms.  They go through the loss because its treatment has to be theirs:
+  loss scaling, division by the number of micro-batches, averaging over processes
+  (:mod:`.replicas`).
+- An uncollected term would be dropped silently: :meth:`Activity.require_taken` raises.
+- Terms are collected while grad mode is enabled, in training and evaluation alike, as in Keras.
+- Copied or pickled hooks, and those that outlive their owner, are no-ops.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ REDUCTIONS = ("mean", "sum")
 
 
 class _Term(NamedTuple):
-    """A penalty, and over how many processes its gradient will be averaged (None: not known)."""
+    """A penalty, and over how many processes its gradient is averaged (None: not known)."""
 
     penalty: Any
     processes: float | None
@@ -37,7 +37,7 @@ class _Term(NamedTuple):
 
 
 class Activity:
-    """The hooks on a module's submodules, and the terms that they have collected."""
+    """The hooks on submodules, and the terms that they have collected."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class Activity:
         Raises
         ------
         RuntimeError
-            Without a scale, for sums over samples where nothing tells how gradients are averaged.
+            Without a scale, for sums over samples if it is not known how gradients are averaged.
         """
         if scale is not None:
             scale = arguments.multiplier(scale, "scale")
@@ -106,25 +106,13 @@ class Activity:
         return total
 
     def require_taken(self) -> None:
-        """Refuse to go on with terms that are in no loss.
-
-        Raises
-        ------
-        RuntimeError
-            When terms were collected that nobody has taken.
-        """
+        """Raise RuntimeError if a collected term is in no loss."""
         self._warn_of_lost()
         if self.terms:
             raise self._lost(len(self.terms))
 
     def require_taken_since(self) -> None:
-        """Refuse to go on with terms that were there at the last call, before a forward pass.
-
-        Raises
-        ------
-        RuntimeError
-            When nobody has taken them since.
-        """
+        """Raise RuntimeError if a term is in no loss since the last call of this."""
         self._warn_of_lost()
         if 0 < self._waiting < len(self.terms):
             raise self._lost(self._waiting)
@@ -172,7 +160,7 @@ class Activity:
         self.terms, self._waiting = [], 0
 
     def enclosing(self, name: str) -> list[Any]:
-        """Return the modules around the one of this name and itself, the innermost first."""
+        """Return the named module and those around it, the innermost first."""
         found = [self._module]
         for part in filter(None, name.split(".")):
             child = getattr(found[-1], part, None)
@@ -183,13 +171,7 @@ class Activity:
 
 
 def _checked_batch_axis(batch_axis: Any) -> tuple[dict[str, Any], int]:
-    """Return the batch axes by glob, and the one for modules that say none.
-
-    Raises
-    ------
-    TypeError
-        For another kind.
-    """
+    """Return the batch axes by glob, and that of all other modules."""
     label = outputs.ARGUMENT
     if isinstance(batch_axis, Mapping):
         return {
@@ -258,4 +240,4 @@ class _Hook:
 
 
 def _nobody() -> None:
-    """Stand for the owner of a hook that a copied module has."""
+    """The owner of the hook of a copied module."""

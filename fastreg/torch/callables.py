@@ -1,4 +1,4 @@
-"""Rules that are callables: autograd gives the gradient, and complex parameters are pairs."""
+"""Rules that are callables: gradients by autograd, and complex parameters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..penalties.rules import rule_name
 
 
 class ByAutograd:
-    """A callable of one tensor that gives a 0-d tensor, with ``gradient(w)`` by autograd."""
+    """A callable of one tensor that returns a 0-d tensor; autograd gives its gradient."""
 
     def __init__(self, rule: Any) -> None:
         self.rule = rule
@@ -21,12 +21,12 @@ class ByAutograd:
         return self.rule(w)
 
     def gradient(self, w: Any) -> Any:
-        """Return the gradient of what the callable gives for `w`.
+        """Return the gradient with respect to `w`.
 
         Raises
         ------
         TypeError
-            When it gives no 0-d tensor that depends on `w` by differentiable operations.
+            When the callable does not return a 0-d tensor in a graph with `w`.
         """
         leaf = w.detach().requires_grad_()
         with torch.enable_grad():
@@ -46,10 +46,10 @@ class ByAutograd:
 
 
 class OfComplex:
-    """A callable of one complex tensor, for one that has real and imaginary parts as a last axis.
+    """A callable of one complex tensor, for its real view: parts as last axis.
 
-    That is what the core adds gradients to.  The gradient of a real number with respect to a
-    complex tensor is torch's: its parts are those with respect to the parts.
+    The core adds gradients to that view.  The gradient of a real number with respect to a complex
+    tensor is torch's: its parts are those with respect to the parts.
     """
 
     def __init__(self, differentiated: Any, rule: Any) -> None:
@@ -66,7 +66,7 @@ class OfComplex:
         Raises
         ------
         TypeError
-            When the callable gives none of a complex tensor.
+            When the callable's gradient is not a complex tensor.
         """
         found = self._differentiated.gradient(torch.view_as_complex(w))
         if not isinstance(found, torch.Tensor) or not found.is_complex():
@@ -78,7 +78,7 @@ class OfComplex:
 
 
 def as_real(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return complex tensors as real ones that share their memory, with the parts as last axis."""
+    """Return complex tensors as real views of their storage, with the parts as last axis."""
     return tuple(
         torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor for tensor in tensors
     )

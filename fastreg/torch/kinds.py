@@ -1,11 +1,11 @@
-"""Kinds of parameters: which of a module's are kernels, by the modules that hold them.
+"""Kinds of parameters: kernel, embedding or other, by the modules that hold them.
 
 Contract
 --------
-- A kernel is a weight that multiplies activations.  Modules of ``torch.nn`` say which those are,
-  also where pruning, weight norm or a parametrization has renamed them; of the parameters that
-  other modules hold themselves, names and shapes tell.
-- One that is an embedding in one place is an embedding in all: heads that are tied to embeddings.
+- A kernel is a weight that multiplies activations.  In modules of ``torch.nn`` it is known, also
+  where pruning, weight norm or a parametrization has renamed it; parameters that other modules hold
+  themselves are judged by name and shape.
+- A parameter that is an embedding in one place is an embedding in all: heads tied to embeddings.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def kernels(regularizer: Any, *, embeddings: bool = False) -> Kernels:
     ``_no_weight_decay``.  Lazy parameters are taken in once they are there.
 
     Biases, the scales of norms and the magnitudes of weight norm (``weight_g``, ``original0``) are
-    no kernels.  ``print(penalties.report())`` shows what was found.
+    not kernels.  ``print(penalties.report())`` shows what was found.
 
     Parameters
     ----------

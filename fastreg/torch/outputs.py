@@ -1,11 +1,11 @@
-"""What modules give: which tensors of it are activations, and how many samples these are of.
+"""Outputs of modules: which tensors are activations, and their batch sizes.
 
 Contract
 --------
-- Modules of ``torch.nn`` are known: their batch axis (``batch_first``), what they give for a single
-  sample without a batch axis, and that states and attention weights are no activations.
-- A tensor of any other module has its batch axis first, unless the caller says where.  What else a
-  module gives (tuples, dicts) is refused, unless the caller says which parts count.
+- Modules of ``torch.nn`` are known: their batch axis (``batch_first``), their output for a single
+  sample without a batch axis, and that states and attention weights are not activations.
+- A tensor of any other module has its batch axis first, unless the caller says where.  Other
+  outputs (tuples, dicts) are refused, unless the caller says which parts count.
 """
 
 from __future__ import annotations
@@ -46,20 +46,9 @@ _NORMALIZING = tuple(
 
 
 def checked_axes(axes: Any, label: str) -> Any:
-    """Refuse what says no batch axes.
+    """Return batch axes: an int, None for a tensor that does not count, or both nested.
 
-    Parameters
-    ----------
-    axes : int, None, tuple, list or mapping
-        That of a tensor; None for one that does not count; or those of the parts of a tuple or
-        dict, as they are nested.
-    label : str
-        What errors call it.
-
-    Raises
-    ------
-    TypeError
-        For other kinds.
+    They are nested in tuples and dicts as the output is; TypeError for other kinds.
     """
     if axes is None or (isinstance(axes, int) and not isinstance(axes, bool)):
         return axes
@@ -74,26 +63,17 @@ def checked_axes(axes: Any, label: str) -> Any:
 
 
 def activations(module: Any, output: Any, axes: Any, default: int, label: str) -> Iterator[Any]:
-    """Return the tensors whose penalties count, each with its batch size.
+    """Yield the tensors that have a penalty, each with its batch size.
 
-    Parameters
-    ----------
-    module : torch.nn.Module
-    output : object
-        What it gave.
-    axes : int, tuple, dict or None
-        The batch axes that the caller gave for this module, if any.
-    default : int
-        The batch axis of modules that do not say it.
-    label : str
-        What errors call the module.
+    `axes` are the batch axes that the caller gave for this module, if any; `default` is that of
+    modules with an unknown one.
 
     Raises
     ------
     TypeError
-        For what is no tensor, where nothing says which parts count.
+        For an output that is not a tensor, where the caller did not say which parts count.
     ValueError
-        Where the batch axis cannot be known, or is none of the tensor's.
+        Where the batch axis cannot be known, or the tensor does not have it.
     """
     if isinstance(axes, (tuple, dict)):
         yield from _chosen(output, axes, label)
@@ -117,7 +97,7 @@ def activations(module: Any, output: Any, axes: Any, default: int, label: str) -
 
 
 def _axis(module: Any, tensor: Any, axes: Any, default: int, label: str) -> int | None:
-    """Return the batch axis of a tensor that a module gave, or None where it has none."""
+    """Return the batch axis of an output, or None where it has none."""
     if axes is not None:
         return int(axes)
     said = _said(module)
@@ -136,7 +116,7 @@ def _axis(module: Any, tensor: Any, axes: Any, default: int, label: str) -> int 
 
 
 def _said(module: Any) -> int | None:
-    """Return the batch axis that a module says, if it says one."""
+    """Return the batch axis by ``batch_first``, if the module has it."""
     if isinstance(module, (nn.TransformerEncoder, nn.TransformerDecoder)) and len(module.layers):
         module = module.layers[0]
     if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
@@ -146,7 +126,7 @@ def _said(module: Any) -> int | None:
 
 
 def _axes_of_a_sample(module: Any) -> int | None:
-    """Return how many axes a module gives for a sample without a batch axis, where it takes one."""
+    """Return how many axes the output for one unbatched sample has, if modules take one."""
     for axes, kinds in _SPATIAL.items():
         if isinstance(module, kinds):
             return axes + 1
@@ -167,7 +147,7 @@ def _batch_size(tensor: Any, axis: int | None, label: str) -> int:
 
 
 def _chosen(output: Any, axes: Any, label: str) -> Iterator[Any]:
-    """Return the tensors that the caller asked for, as they are nested."""
+    """Yield the tensors that the caller asked for, as they are nested."""
     if axes is None:
         return
     if isinstance(axes, int):

@@ -2,10 +2,10 @@
 
 Contract
 --------
-- Names are those of ``named_parameters()``: a parameter that has several counts under its first.
-- Nothing is assumed to stay: a parameter may be replaced, moved, frozen or tied between calls.
-  What says that the module has the same ones is quick (5 us for 200 layers).
-- A parameter that requires no gradient keeps its rule but has no penalty.
+- Names are those of ``named_parameters()``; a tied parameter counts under its first name.
+- A parameter may be replaced, moved, frozen or tied between calls.  The check that nothing has
+  changed takes 5 us for 200 layers.
+- A parameter with ``requires_grad=False`` keeps its rule but has no penalty.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Predicate = Callable[[str, Any], Any]
 
 
 class Parameters:
-    """The named parameters of a module, read again where its dicts have other members."""
+    """The named parameters of a module, read again when its modules have changed."""
 
     def __init__(self, module: Any) -> None:
         self._module = module
@@ -44,7 +44,7 @@ class Parameters:
         """Whether the module has the parameters that :meth:`read` found last."""
 
     def aliases(self) -> dict[str, str]:
-        """Return the further names of parameters that have several, each with the first."""
+        """Return the further names of tied parameters, each with its first name."""
         first = {id(parameter): name for name, parameter in self.by_name.items()}
         return {
             name: first[id(parameter)]
@@ -53,12 +53,12 @@ class Parameters:
         }
 
     def kinds(self) -> dict[str, str]:
-        """Return the kind of each parameter by name, as :mod:`fastreg.torch.kinds` tells it."""
+        """Return the kind of each parameter by name; see :mod:`fastreg.torch.kinds`."""
         by_id = kinds(self._module)
         return {name: by_id[id(parameter)] for name, parameter in self.by_name.items()}
 
     def read(self) -> bool:
-        """Read the parameters, and say whether they may have changed."""
+        """Read the parameters; return whether they may have changed."""
         if self.are_same():
             return False
         # All that named_parameters() goes through: a change is a change of one of these dicts.
@@ -92,13 +92,13 @@ class Parameters:
 
 
 class ParameterPlanner(Planner):
-    """Matches rules with parameters that require a gradient; rules may be a predicate."""
+    """Matches rules with parameters; rules may be a predicate."""
 
     def __init__(self, rules: Any, parameters: Parameters, allow_unmatched: bool = False) -> None:
         self._parameters = parameters
         self._predicate: Predicate | None = rules if is_predicate(rules) else None
         self._kernels: dict[str, Kernels] = {}
-        """The rules that are for kernels alone, by glob."""
+        """The rules of :func:`fastreg.torch.kernels`, by glob."""
         if self._predicate is not None:
             rules = {}
         elif isinstance(rules, Kernels):
@@ -111,15 +111,15 @@ class ParameterPlanner(Planner):
             rules = {**rules, **{glob: rule.regularizer for glob, rule in self._kernels.items()}}
         super().__init__(checked_rules(rules)._replace(allow_unmatched=allow_unmatched))
         self.unmatched: list[str] = []
-        """Globs that match no parameter here, where they may."""
+        """Globs that match no parameter, where ``allow_unmatched``."""
         self.frozen: list[str] = []
-        """Names of parameters that have a rule and require no gradient."""
+        """Names of parameters that have a rule and ``requires_grad=False``."""
         self._wrapped: dict[tuple[int, bool], ByAutograd | OfComplex] = {}
         self._ruled: dict[str, Any] = {}
         """The parameters that had a rule when they were last matched."""
 
     def matched(self, names: Names, source: Any) -> tuple[dict[str, Any], dict[str, str]]:
-        """Do what the base class says, for parameters that require a gradient."""
+        """As in the base class, for parameters that require grad."""
         if self._predicate is None:
             rule_of, origins = self._matched_by_glob(names, source)
         else:
@@ -169,7 +169,7 @@ class ParameterPlanner(Planner):
         return rule_of, globs
 
     def _warn_of_lost(self, gone: dict[str, Any], source: Any) -> None:
-        """Warn of names that had a rule and are gone, where what became of them has none."""
+        """Warn of names with a rule that are gone, where what replaced them has none."""
         tied_to = self._parameters.aliases()
         lost = []
         for name, parameter in gone.items():
@@ -202,7 +202,7 @@ class ParameterPlanner(Planner):
 
 
 def _heirs(name: str, parameter: Any, source: Mapping[str, Any]) -> list[str]:
-    """Return the names of what a parameter has become."""
+    """Return the names of what a parameter was renamed to or is computed from."""
     same = [other for other, one in source.items() if one is parameter]
     if same:
         return same
@@ -213,7 +213,7 @@ def _heirs(name: str, parameter: Any, source: Mapping[str, Any]) -> list[str]:
 
 
 def is_predicate(rules: Any) -> bool:
-    """Return whether `rules` is a function of name and parameter, no regularizer of a tensor."""
+    """Return whether `rules` is a function of name and parameter, not a regularizer."""
     if isinstance(rules, (Mapping, str, regularizers.Regularizer)) or not callable(rules):
         return False
     try:
@@ -228,14 +228,7 @@ def is_predicate(rules: Any) -> bool:
 
 
 def _asked(predicate: Predicate, names: Names, source: Any, allow_none: bool) -> dict[str, Any]:
-    """Ask a predicate for the rule of each parameter.
-
-    Raises
-    ------
-    TypeError, ValueError
-        What ``fastreg.regularizers.get`` raises, with the parameter named; ValueError where it has
-        a rule for none.
-    """
+    """Return the rule that a predicate has for each parameter; it must have one for some."""
     found: dict[str, Any] = {}
     for name in names:
         if is_lazy(source[name]):
@@ -252,13 +245,7 @@ def _asked(predicate: Predicate, names: Names, source: Any, allow_none: bool) ->
 
 
 def require_module(module: Any) -> None:
-    """Refuse what is no module.
-
-    Raises
-    ------
-    TypeError
-        With a hint, where parameters were given.
-    """
+    """Raise TypeError for an object that is not a module."""
     if not isinstance(module, torch.nn.Module):
         raise TypeError(
             f"module must be a torch.nn.Module, not {errors.described(module)}; for a mapping or "

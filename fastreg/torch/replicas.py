@@ -1,11 +1,11 @@
-"""Activity penalties where several processes train one model: what each process has of them.
+"""Activity penalties where several processes train one model: factors, and whole outputs.
 
 Contract
 --------
 - Gradients of a loss are averaged over the processes of data parallelism; a penalty that is a sum
   over samples is multiplied by their number, so that it stays one.
-- A tensor that may be a part of what a module gives is refused: its penalty would be this process's
-  part, and nothing in the tensor tells.
+- A tensor that may be a part of a module's output is refused: its penalty would be this process's
+  part.
 - Terms are outputs of the FSDP2 units that they come from: whatever is differentiated first, a
   unit's parameters are gathered before its backward pass.
 """
@@ -30,7 +30,7 @@ def are_many() -> bool:
 
 
 def averaged_over(enclosing: Sequence[Any]) -> float | None:
-    """Return the number of processes whose gradients are averaged; None where nothing tells.
+    """Return the number of processes whose gradients are averaged, None if it is not known.
 
     `enclosing` are the modules around the one that runs, the innermost first.
     """
@@ -53,7 +53,7 @@ def averaged_over(enclosing: Sequence[Any]) -> float | None:
 
 
 def as_output(term: Any, enclosing: Sequence[Any]) -> Any:
-    """Make a term an output of the FSDP2 units around: its backward pass gathers parameters."""
+    """Return a term as an output of the FSDP2 units around: backward gathers parameters."""
     for state in _units(enclosing):
         register = getattr(state, "_register_pre_backward_hook", None)
         if register is not None:
@@ -62,13 +62,7 @@ def as_output(term: Any, enclosing: Sequence[Any]) -> Any:
 
 
 def whole(tensor: Any, enclosing: Sequence[Any], label: str) -> Any:
-    """Return a tensor whose penalty is that of all that a module gave.
-
-    Raises
-    ------
-    TypeError
-        For a plain tensor that a tensor-parallel module gave: it may be a part.
-    """
+    """Return the whole output of a module; TypeError where a tensor may be a part of it."""
     if is_dtensor(tensor):
         from torch.distributed.tensor import Replicate
 
@@ -111,14 +105,14 @@ def _running_parameters(module: Any) -> Iterator[Any]:
 
 
 def _units(enclosing: Sequence[Any]) -> Iterator[Any]:
-    """Return the states of the FSDP2 units among modules."""
+    """Yield the states of the FSDP2 units among modules."""
     for module in enclosing:
         if hasattr(module, "_get_fsdp_state"):
             yield module._get_fsdp_state()
 
 
 def _parameter_groups(state: Any) -> list[Any]:
-    """Return the groups of parameters of a unit: torch has had one of them, and several since."""
+    """Return the groups of parameters of a unit: one in older versions of torch."""
     groups = getattr(state, "_fsdp_param_groups", None)
     if groups is None:
         groups = [getattr(state, "_fsdp_param_group", None)]

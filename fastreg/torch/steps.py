@@ -5,12 +5,11 @@ Contract
 - The gradients are added once per step, whatever the number of backward() calls before it.
 - Where step() gets gradients that are still scaled (``GradScaler`` with optimizers that unscale
   inside their kernels), the penalty's gradient is scaled by the same number.
-- A closure computes gradients inside of step(): the penalty joins each of its evaluations, and the
-  loss that it gives.
-- What the caller has clipped before step() knows nothing of the penalty.  So the sum is clipped
-  here, as ``clip_grad_norm_`` would clip it; or the caller says that nothing is clipped.
-- An optimizer whose step() nobody calls would leave out the penalty without a sign: see
-  :class:`_Watch`.
+- A closure computes gradients inside step(): the penalty is added at each of its evaluations, and
+  to the loss that it returns.
+- A clip before step() does not see the penalty.  So the sum is clipped here, as
+  ``clip_grad_norm_`` would clip it; or the caller says that nothing is clipped.
+- An optimizer whose step() nobody calls would drop the penalty silently: see :class:`_Watch`.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ from .._base import arguments, errors
 from .._base.float_environment import product
 
 UNSAID: Any = object()
-"""What stands for a max_norm that was not given."""
+"""The default of max_norm, which has to be given."""
 
 Add = Callable[[float, float, bool], Any]
-"""Adds gradients, given scale, grad_scale and whether the penalty is wanted; gives what has it as
-``last``: to read it may need all processes."""
+"""Adds gradients, given scale, grad_scale and whether the penalty is wanted; returns an object with
+the penalty as ``last``: to read it may be a collective operation."""
 
 
 class StepHandle:
-    """What keeps penalties before an optimizer's steps; made by ``Penalties.before_step``."""
+    """Handle of the optimizer pre-step hook of ``Penalties.before_step``."""
 
     def __init__(
         self,
@@ -59,7 +58,7 @@ class StepHandle:
         return self._handle is not None
 
     def remove(self) -> None:
-        """Leave the optimizer's steps alone from now on."""
+        """Remove the hook: steps add no penalties from now on."""
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
@@ -74,18 +73,12 @@ class StepHandle:
     def holds(self, parameters: Sequence[Any]) -> bool:
         """Return whether the optimizer updates all of these parameters.
 
-        Between forward and backward, FSDP2 has others in a root module, which none updates.
+        Between forward and backward, a root module of FSDP2 has others, which none updates.
         """
         return not self._missing(parameters)
 
     def require_held(self, names: Sequence[str], parameters: Sequence[Any]) -> None:
-        """Refuse penalised parameters that the optimizer does not update.
-
-        Raises
-        ------
-        ValueError
-            With their names.
-        """
+        """Raise ValueError for penalised parameters that the optimizer does not update."""
         missing = [names[place] for place in self._missing(parameters)]
         if missing:
             raise ValueError(
@@ -133,9 +126,9 @@ class StepHandle:
 
 
 class _Watch:
-    """Notices that a parameter is trained by something else than the optimizer of a handle.
+    """Warns when a parameter is trained by something else than the optimizer of a handle.
 
-    It is a hook of the parameter, which dies with it, and which copies do not have.
+    It is a hook of the parameter: it is freed with it, and not copied.
     """
 
     _ENOUGH = 3
@@ -169,12 +162,12 @@ class _Watch:
                 stacklevel=2,
             )
 
-    #: For ``engines.needs_autograd``: it need not see the sum.
+    #: For ``engines.needs_autograd``: the hook may run before the penalty is added.
     _after_backward.reads_no_gradient = True  # type: ignore[attr-defined]
 
 
 def _loss_scale(optimizer: Any) -> float:
-    """Return what the gradients are still multiplied by when step() runs."""
+    """Return the factor that gradients still have when step() runs."""
     # GradScaler sets it for the time of a step, on optimizers whose kernels unscale.  None: the
     # caller has unscaled.
     scale = getattr(optimizer, "grad_scale", None)
@@ -182,14 +175,9 @@ def _loss_scale(optimizer: Any) -> float:
 
 
 def unwrapped(optimizer: Any) -> Any:
-    """Return the optimizer whose ``step()`` runs when that of `optimizer` is called.
+    """Return the torch optimizer whose ``step()`` runs when that of `optimizer` is called.
 
-    Those of Accelerate and Lightning wrap one of torch, and call its ``step()``.
-
-    Raises
-    ------
-    TypeError
-        For what is no optimizer.
+    Those of Accelerate and Lightning wrap one, and call its ``step()``.
     """
     found, inner = None, optimizer
     for _ in range(8):
@@ -204,13 +192,7 @@ def unwrapped(optimizer: Any) -> Any:
 
 
 def checked_max_norm(max_norm: Any) -> float | None:
-    """Return `max_norm` as a number > 0, or None.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For anything else.
-    """
+    """Return `max_norm` as a number > 0, or None."""
     if max_norm is UNSAID:
         raise TypeError(
             "before_step() needs max_norm: it adds the penalty inside of optimizer.step(), after "
