@@ -13,7 +13,9 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import fastreg
 from fastreg import _info
@@ -56,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog=bench_options.EPILOG,
     )
     bench_options.add_to(bench)
-    bench.set_defaults(run=_bench_command)
+    bench.set_defaults(run=partial(_benchmark, bench_options.check, "run"))
     # what is not given to `compare` keeps what `bench` has, also where that was given before it
     others = bench.add_subparsers(
         title="commands",
@@ -71,14 +73,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         argument_default=argparse.SUPPRESS,
     )
     bench_options.add_comparison(compare)
-    compare.set_defaults(run=_compare_command)
+    compare.set_defaults(run=partial(_benchmark, bench_options.check_comparison, "run_compare"))
     adapters = others.add_parser(
         "frameworks",
         help="the adapters in PyTorch, JAX and Keras, beside the usual ways",
         epilog=bench_options.FRAMEWORKS_EPILOG,
     )
     bench_options.add_frameworks(adapters)
-    adapters.set_defaults(run=_frameworks_command)
+    adapters.set_defaults(run=partial(_benchmark, bench_options.check_frameworks, "run_frameworks"))
 
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["bench"]:
@@ -116,25 +118,12 @@ def _info_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def _bench_command(options: argparse.Namespace) -> int:
-    bench_options.check(options)
+def _benchmark(check: Callable[[Any], None], command: str, options: argparse.Namespace) -> int:
+    """Run a command of the benchmark, which is imported once its options are known to fit."""
+    check(options)
     from fastreg.bench import cli
 
-    return cli.run(options)
-
-
-def _compare_command(options: argparse.Namespace) -> int:
-    bench_options.check_comparison(options)
-    from fastreg.bench import cli
-
-    return cli.run_compare(options)
-
-
-def _frameworks_command(options: argparse.Namespace) -> int:
-    bench_options.check_frameworks(options)
-    from fastreg.bench import cli
-
-    return cli.run_frameworks(options)
+    return int(getattr(cli, command)(options))
 
 
 if __name__ == "__main__":

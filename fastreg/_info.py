@@ -19,6 +19,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import fastreg
+
+from ._engine import backend
+
 #: How the arrays of a framework are read, in the order of the listing.
 PATHS = {
     "numpy": "array struct, no copy",
@@ -62,10 +66,6 @@ def gather() -> dict[str, Any]:
     >>> list(gather())[:5]
     ['fastreg', 'build', 'instruction_sets', 'threads', 'cuda']
     """
-    import fastreg
-
-    from ._engine import backend
-
     core = native_core()
     return {
         "fastreg": {
@@ -106,8 +106,6 @@ def machine() -> dict[str, Any]:
 
 def frameworks() -> dict[str, dict[str, str | None]]:
     """Return, by framework, its version (None: not installed) and how its arrays are read."""
-    from ._engine import backend
-
     paths = dict(PATHS)
     if backend.name == "numpy":
         paths["torch"] = "data_ptr() (CPU tensors and parameters), no copy"
@@ -135,8 +133,6 @@ def name_clash() -> str | None:
 
 def shadowed() -> str | None:
     """Return the directory of an installed copy that is not the one that runs, or None."""
-    import fastreg
-
     try:
         installed = metadata.distribution(OWN_DISTRIBUTION).locate_file("fastreg/__init__.py")
     except metadata.PackageNotFoundError:
@@ -149,14 +145,10 @@ def shadowed() -> str | None:
 
 def _backend_is_usable(core: ModuleType | None) -> bool:
     """Return whether calls work: without a core, FASTREG_BACKEND=native fails in them."""
-    from ._engine import backend
-
     return backend.name == "numpy" or core is not None
 
 
 def _backend_reason(core: ModuleType | None) -> str:
-    from ._engine import backend
-
     asked = "FASTREG_BACKEND" in os.environ
     if not _backend_is_usable(core):
         return f"asked for by FASTREG_BACKEND, but the compiled core is not there: {backend.reason}"
@@ -168,8 +160,6 @@ def _backend_reason(core: ModuleType | None) -> str:
 
 
 def _instruction_sets(core: ModuleType | None) -> dict[str, Any]:
-    from ._engine import backend
-
     compiled = list(core.compiled_instruction_sets()) if core is not None else []
     found = list(core.instruction_sets()) if core is not None else []
     return {

@@ -25,47 +25,13 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-__all__ = [
-    "abs",
-    "cast",
-    "clip",
-    "concatenate",
-    "cos",
-    "dot",
-    "epsilon",
-    "exp",
-    "expand_dims",
-    "eye",
-    "flatten",
-    "floatx",
-    "int_shape",
-    "log",
-    "matmul",
-    "max",
-    "maximum",
-    "mean",
-    "min",
-    "minimum",
-    "ndim",
-    "ones_like",
-    "permute_dimensions",
-    "pow",
-    "prod",
-    "reshape",
-    "shape",
-    "sign",
-    "sin",
-    "sqrt",
-    "square",
-    "squeeze",
-    "stack",
-    "std",
-    "sum",
-    "tanh",
-    "transpose",
-    "var",
-    "zeros_like",
-]
+__all__ = ["abs", "cast", "clip", "cos", "exp", "log", "maximum", "minimum"]
+__all__ += ["pow", "sign", "sin", "sqrt", "square", "tanh"]
+__all__ += ["max", "mean", "min", "prod", "std", "sum", "var"]
+__all__ += ["dot", "matmul", "permute_dimensions", "transpose"]
+__all__ += ["concatenate", "expand_dims", "flatten", "int_shape", "ndim", "reshape", "shape"]
+__all__ += ["squeeze", "stack"]
+__all__ += ["epsilon", "eye", "floatx", "ones_like", "zeros_like"]
 
 # Names as in Keras hide builtins in this file: none of them is used below as a builtin.
 

@@ -70,12 +70,8 @@ def local_gradients(
     ):
         return tuple(gradients)
     label = _Label("grads", names)
-    return tuple(
-        [
-            _local_gradient(gradient, tensor, label, place)
-            for place, (gradient, tensor) in enumerate(zip(gradients, tensors, strict=True))
-        ]
-    )
+    pairs = enumerate(zip(gradients, tensors, strict=True))
+    return tuple([_local_gradient(grad, tensor, label, place) for place, (grad, tensor) in pairs])
 
 
 class Together(NamedTuple):
@@ -166,16 +162,10 @@ def identity(tensor: torch.Tensor, name: str | None = None) -> Hashable:
     arrays are.  Raises as :func:`local_tensors`.
     """
     local = local_tensors([tensor], None if name is None else [name])[0]
-    axes = zip(local.shape, local.stride(), strict=True)
-    return (
-        local.untyped_storage()._cdata,
-        local.storage_offset(),
-        local.dtype,
-        tuple(sorted(tensor.shape)),
-        tuple(sorted((stride, extent) for extent, stride in axes if extent > 1))
-        if local.numel()
-        else (),
-    )
+    axes = zip(local.stride(), local.shape, strict=True) if local.numel() else ()
+    steps = tuple(sorted((stride, extent) for stride, extent in axes if extent > 1))
+    place = local.untyped_storage()._cdata, local.storage_offset(), local.dtype
+    return *place, tuple(sorted(tensor.shape)), steps
 
 
 def are_tied_while_empty(tensors: Tensors) -> bool:

@@ -324,13 +324,7 @@ class Sequential:
 
     @property
     def gradients(self) -> dict[str, Array]:
-        """The gradients of the last backward by the names of their weights, penalties included.
-
-        Raises
-        ------
-        RuntimeError
-            Before the first backward.
-        """
+        """The gradients of the last backward by the names of their weights, penalties included."""
         gradients: dict[str, Array] = {}
         for layer in self._layers:
             own = layer.gradients
@@ -347,13 +341,7 @@ class Sequential:
 
     @property
     def penalty(self) -> float:
-        """The sum of all terms as the last backward saw them, without another pass.
-
-        Raises
-        ------
-        RuntimeError
-            Before the first backward.
-        """
+        """The sum of all terms as the last backward saw them, without another pass."""
         return sum(layer.penalty for layer in self._layers)
 
     def get_weights(self) -> list[Array]:
@@ -435,13 +423,7 @@ class Sequential:
     # ------------------------------------------------------------------ saved form
 
     def get_config(self) -> dict[str, Any]:
-        """Return the model without its weights as plain Python objects, in Keras' form.
-
-        Raises
-        ------
-        TypeError
-            When a part cannot be saved, a lambda for example.
-        """
+        """Return the form of the model as plain Python objects, Keras'; errors are a layer's."""
         first: list[Any] = [] if self._input is None else [self._input]
         config: dict[str, Any] = {
             "name": self.name,

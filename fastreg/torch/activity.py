@@ -232,11 +232,8 @@ class _Hook:
             self._has_collected = True
             owner.terms.append(_Term(term, processes, label))
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[Any, ...]:  # of copies, too
         return _Hook, (_nobody, None, self._name, None)
-
-    def __deepcopy__(self, memo: Any) -> _Hook:
-        return _Hook(_nobody, None, self._name, None)
 
 
 def _nobody() -> None:
