@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import regularizers
-from .._base import arguments, errors
+from .._autodiff import orthogonal as _orthogonal
+from .._base import arguments
 from .._base.float_environment import product
 from ._framework import keras
 
@@ -92,22 +93,17 @@ def factor(number: Any, name: str) -> Any:
 
 def orthogonal(w: Any, factor: Any, mode: str) -> Any:
     """Return the penalty of ``OrthogonalRegularizer``, 0-d."""
-    if len(w.shape) != 2:
-        raise errors.matrix_error(tuple(w.shape))
+    _orthogonal.require_matrix(w)
     if isinstance(w, keras.KerasTensor):
         return Penalty(regularizers.OrthogonalRegularizer(factor, mode))(w)
-    x = _ops.cast(w, _result_dtype(w))
-    if mode == "columns":
-        x = _ops.transpose(x)
-    rows = int(x.shape[0])
-    if rows < 2 or factor == 0.0:
-        return _ops.zeros((), x.dtype)
-    # As in fastreg.regularizers, rows keep their direction however short they are.
-    largest = _ops.max(_ops.abs(x), axis=1, keepdims=True)
-    x = _ops.divide_no_nan(x, largest)
-    x = _ops.divide_no_nan(x, _ops.sqrt(_ops.sum(_ops.square(x), axis=1, keepdims=True)))
-    cosines = _ops.matmul(x, _ops.transpose(x)) * (1.0 - _ops.eye(rows, dtype=x.dtype))
-    return factor / (rows * (rows - 1)) * _ops.sum(_ops.abs(cosines))
+    return _orthogonal.evaluate(
+        _ops,
+        _ops.cast(w, _result_dtype(w)),
+        factor,
+        mode,
+        lambda rows: _ops.eye(rows, dtype="bool"),
+        _ops.stop_gradient,
+    ).value
 
 
 def _gradient(w: Any, l1: Any, l2: Any) -> Any:

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .._arrays import results
-from .._autodiff import dispatch
-from .._base import arguments, dtypes, errors
+from .._autodiff import dispatch, orthogonal
+from .._base import arguments, dtypes
 from .._base.float_environment import Default
 from .._base.penalty import VALUE, VALUE_AND_ADD, VALUE_AND_GRADIENT
 from .._engine import checks
@@ -127,29 +127,20 @@ class OrthogonalRegularizer(Configured):
             grad_scale,
         )
         view, dtype = views[0]
-        if view.ndim != 2:
-            raise errors.matrix_error(view.shape)
+        orthogonal.require_matrix(view)
         matrix = dtypes.to_float64(view, dtype)
-        if self._mode == "columns":
-            matrix = matrix.T
-        pairs = len(matrix) * (len(matrix) - 1) / 2
-        with Default(), np.errstate(all="ignore"):  # infinities and NaN are data, not news
-            largest = np.abs(matrix).max(axis=1, keepdims=True, initial=0.0)
-            scaled = matrix / np.where(largest == 0.0, 1.0, largest)
-            norms = np.sqrt(np.square(scaled).sum(axis=1, keepdims=True))
-            units = scaled / np.where(norms == 0.0, 1.0, norms)
-            cosines = units @ units.T
-            np.fill_diagonal(cosines, 0.0)
-            strength = self._factor * float(scale) / pairs if pairs else 0.0
-            # A strength of zero switches the penalty off, NaN or not, like a term of L1L2.
-            value = strength * (0.5 * float(np.abs(cosines).sum())) if strength else 0.0
+        with Default(), np.errstate(all="ignore"):  # no warnings: inf and NaN are valid inputs
+            strength = self._factor * float(scale)
+            angles = orthogonal.evaluate(np, matrix, strength, self._mode, _diagonal, _same)
             if outputs == VALUE:
-                return value, np.empty((0, 0))
-            if not strength:
-                return value, np.zeros_like(view, np.float64)
-            towards = (strength * float(grad_scale)) * (np.sign(cosines) @ units)
-            across = towards - units * (units * towards).sum(axis=1, keepdims=True)
-            lengths = norms * largest
-            slope = across / np.where(lengths == 0.0, 1.0, lengths)
-            slope[(lengths == 0.0)[:, 0]] = 0.0
-        return value, slope.T if self._mode == "columns" else slope
+                return float(angles.value), np.empty((0, 0))
+            slope = orthogonal.gradient(np, angles, float(grad_scale), self._mode)
+        return float(angles.value), slope
+
+
+def _diagonal(rows: int) -> npt.NDArray[np.bool_]:
+    return np.eye(rows, dtype=bool)
+
+
+def _same(x: Any) -> Any:
+    return x

@@ -742,6 +742,22 @@ def case_models_whose_call_has_penalties_are_built_symbolically():
     assert len(fastreg.keras.fuse(model).losses) == 2
 
 
+def case_the_orthogonal_formula_runs_on_the_operations_of_keras():
+    from fastreg.keras import expression
+
+    rng = np.random.default_rng(0)
+    for dtype in ("float64", "float32", "float16"):
+        for shape in ((4, 3), (1, 3), (0, 3), (3, 0)):
+            w = rng.standard_normal(shape).astype(dtype)
+            w[2:3] = 0
+            for mode in ("rows", "columns"):
+                rule = regularizers.OrthogonalRegularizer(0.5, mode)
+                found = expression.orthogonal(keras.ops.convert_to_tensor(w), 0.5, mode)
+                np.testing.assert_allclose(float(found), rule(w), rtol=1e-5, atol=1e-7)
+    with pytest.raises(ValueError, match=r"w must have 2 axes .*, not shape \(3,\)"):
+        expression.orthogonal(keras.ops.ones(3), 0.5, "rows")
+
+
 def case_a_layer_is_no_array():
     layer = keras.layers.Dense(2)
     layer.build((None, 3))

@@ -20,9 +20,9 @@ from ..._arrays.libraries import framework, is_jax_tracer
 from ..._base import dtypes as _dtypes
 from ..._base import errors
 from ..._base.float_environment import product
+from .. import orthogonal as _orthogonal
 from . import ffi
 from . import gradient as _gradient
-from . import orthogonal as _orthogonal
 from . import strengths as _strengths
 from .derivatives import after, evaluated
 from .program import Form
@@ -101,10 +101,23 @@ def factor(number: Any, name: str) -> Any:
 
 
 def orthogonal(w: Any, factor: Any, mode: str) -> jax.Array:
-    """Return the penalty of ``OrthogonalRegularizer``, 0-d."""
+    """Return the penalty of ``OrthogonalRegularizer``, 0-d; float64 for float64, else float32."""
     w = _strong(_array(w))
     _dtype_of(w, "w")
-    result: jax.Array = _orthogonal.penalty(w, factor, mode)
+    _orthogonal.require_matrix(w)
+    dtype = np.float64 if w.dtype == np.float64 else np.float32
+    with np.errstate(over="ignore"):  # what does not fit is an infinity, as in the core
+        strength = jnp.asarray(factor, dtype)
+    with jax.default_matmul_precision("highest"):
+        angles = _orthogonal.evaluate(
+            jnp,
+            w.astype(dtype),
+            strength,
+            mode,
+            lambda rows: jnp.eye(rows, dtype=bool),
+            jax.lax.stop_gradient,
+        )
+    result: jax.Array = angles.value
     return result
 
 
@@ -114,7 +127,7 @@ def orthogonal_value_and_grad(
     """Return what :func:`orthogonal` gives, and its gradient times `grad_scale`."""
     w = _strong(_array(w))
     _require_floating(w)
-    value, pull_back = jax.vjp(lambda w: _orthogonal.penalty(w, factor, mode), w)
+    value, pull_back = jax.vjp(lambda w: orthogonal(w, factor, mode), w)
     upstream = jnp.asarray(grad_scale, value.dtype)
     (_gradient,) = pull_back(ffi.alike((upstream, value))[0])
     return value, _gradient

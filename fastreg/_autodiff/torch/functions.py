@@ -24,6 +24,7 @@ from ..._arrays.libraries import framework
 from ..._base import arguments, errors, float_environment
 from ..._base.float_environment import products
 from ..._engine import checks
+from .. import orthogonal as _orthogonal
 from . import engines, operators
 
 _ATTRIBUTES = attrgetter("__dict__")
@@ -101,8 +102,7 @@ def orthogonal(w: Any, factor: Any, mode: str) -> Any:
         When `w` is no matrix, or `factor` is not finite.
     """
     w = _tensor(w)
-    if w.dim() != 2:
-        raise errors.matrix_error(tuple(w.shape))
+    _orthogonal.require_matrix(w)
     if w.dtype.is_complex:
         raise errors.dtype_error("w", w.dtype, "pass w.abs() or torch.view_as_real")
     if not torch.compiler.is_compiling() and operators.are_plain((w,)):
@@ -111,23 +111,16 @@ def orthogonal(w: Any, factor: Any, mode: str) -> Any:
         if not torch.compiler.is_compiling():
             factor = arguments.multiplier(factor, "factor")
         factor = float64((factor,)).to(w.device)[0]
-    matrix = w.to(torch.float64)
-    if mode == "columns":
-        matrix = matrix.T
-    rows = matrix.shape[0]
-    strength = factor / max(rows * (rows - 1) / 2, 1)
-    # A strength of zero switches the penalty off, NaN or not, like a term of L1L2.
-    matrix = torch.where(strength != 0.0, matrix, 0.0)
-    # The largest of a row is no part of its angles; without it, squares could overflow.
-    largest = matrix.detach().abs().amax(dim=1, keepdim=True) if w.numel() else matrix
-    scaled = matrix / torch.where(largest == 0.0, 1.0, largest)
-    squares = scaled.square().sum(dim=1, keepdim=True)
-    is_zero = squares == 0.0
-    # The root's slope at 0 is infinite, and would make NaN of the zeros that come back.
-    units = torch.where(is_zero, 0.0, scaled / torch.where(is_zero, 1.0, squares).sqrt())
-    diagonal = torch.eye(rows, dtype=torch.bool, device=w.device)
-    cosines = (units @ units.T).masked_fill(diagonal, 0.0)
-    return (strength * (0.5 * cosines.abs().sum())).to(operators.value_dtype((w,)))
+    angles = _orthogonal.evaluate(
+        torch,
+        w.to(torch.float64),
+        factor,
+        mode,
+        lambda rows: torch.eye(rows, dtype=torch.bool, device=w.device),
+        torch.Tensor.detach,
+    )
+    value: torch.Tensor = angles.value
+    return value.to(operators.value_dtype((w,)))
 
 
 # ------------------------------------------------------------------------------------- arguments
