@@ -1,4 +1,4 @@
-"""``python -m fastreg``: what is installed, and how fast it is here.
+"""``python -m fastreg``: facts about the installation, and the benchmark.
 
 Contract: results go to standard output, progress and errors to standard error; the exit status is
 0 on success, 1 where something could not be measured or written, 2 on a wrong option or environment

@@ -94,7 +94,7 @@ def _reduction(name: str, what: str, result: str, note: str = "") -> Reduction:
 
 
 def _named(function: Function, name: str, what: str, call: str, result: str) -> Function:
-    """Return a function under its public name, with a docstring that says what it returns."""
+    """Return a function under its public name, with its docstring."""
     function.__name__ = function.__qualname__ = name
     function.__doc__ = f"Return {what}.\n\n>>> {name}({call})\narray({result})\n"
     return function

@@ -37,7 +37,7 @@ def recording() -> Recording:
     -------
     Recording
         A context manager, once.  After the block, ``update()`` reads the strengths of the
-        regularizers again for the replays to come, and ``close()`` gives memory back after the
+        regularizers again for the replays to come, and ``close()`` frees memory after the
         last one.
 
     Examples

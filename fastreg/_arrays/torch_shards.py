@@ -126,7 +126,7 @@ def summed(
     -------
     list of float, or torch.Tensor
         For each tensor the sum over the mesh dimensions that shard it, in float64; the value itself
-        where none does.  All processes have the same bits, as all-reduce gives them the same.
+        where none does.  All processes have the same bits, as all-reduce returns the same.
 
     Raises
     ------

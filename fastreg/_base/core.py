@@ -9,7 +9,7 @@ DEFAULT_STREAM = 1
 """The legacy default stream, as DLPack and the CUDA array interface number it."""
 
 is_off = False
-"""Whether the backend in use is NumPy: ``_engine.backend`` says so."""
+"""Whether the backend in use is NumPy; ``_engine.backend`` sets it."""
 
 
 @cache

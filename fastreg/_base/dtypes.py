@@ -3,7 +3,7 @@
 Contract
 --------
 - Short names (f16 bf16 f32 f64 bool i8 ... u64) are those of the core; users read long ones.
-- bfloat16, which NumPy does not know, is handled as its bits in uint16: widening is exact, rounding
+- bfloat16, which NumPy does not have, is handled as its bits in uint16: widening is exact, rounding
   is to nearest even, and NaN stays NaN.
 """
 
@@ -67,7 +67,7 @@ def to_float64(view: Array, dtype: str) -> npt.NDArray[np.float64]:
     return view.astype(np.float64)
 
 
-# An element that is no array takes the type of what it is shifted by, before NumPy 2 at least.
+# A NumPy scalar is promoted to the dtype of the shift count, before NumPy 2 at least.
 _HALF = np.uint32(16)
 
 

@@ -3,7 +3,7 @@
 Contract
 --------
 - ``TypeError`` for a wrong kind, ``ValueError`` for a wrong value, ``BufferError`` for memory that
-  may not be written.  Each message names the argument, says what it was and what would do.
+  may not be written.  Each message has the argument, what it was and what to pass instead.
 - Errors are built here and raised where the fault is found, so that each has one text.
 - Nothing of the package is imported here.
 """

@@ -8,7 +8,7 @@ Contract
 - A temporary of a killed process is removed at the next replacement of that file.  One in use is
   recognized by its lock, which ends with its process.
 - A link stays a link, the mode of the file stays, and a file that is new gets the mode that the
-  umask gives.
+  umask sets.
 - A path that is not a regular file, a pipe or ``/dev/stdout``, is written, not replaced.
 """
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from .dtypes import Array
 
 
 class _Memory:
@@ -89,7 +88,7 @@ def overlaps_itself(view: Array) -> bool:
 
 
 def share_memory(first: Array, second: Array) -> bool:
-    """Return whether two arrays have a byte in common; True when that is too hard to say."""
+    """Return whether two arrays have a byte in common; True when that is too hard to decide."""
     shares_memory: Any = np.shares_memory  # its stub does not know how to bound the work
     try:
         return bool(shares_memory(first, second, max_work=1_000_000))

@@ -8,7 +8,7 @@
 >>> len(model.losses)
 3
 
-``docs/keras.md`` says what it costs, and when Keras' own regularizers do as well.
+``docs/keras.md`` has its cost, and when Keras' own regularizers do as well.
 """
 
 from __future__ import annotations

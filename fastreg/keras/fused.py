@@ -2,8 +2,8 @@
 
 Contract
 --------
-- ``model.losses`` has the entries that Keras gives, in its order, and all that Keras makes of them
-  stays its own: the loss and its logs, loss scaling, gradient accumulation, compilation.
+- ``model.losses`` has Keras' entries, in its order, and Keras does the rest with them: the loss and
+  its logs, loss scaling, gradient accumulation, compilation.
 - Fused are the regularizers that the core evaluates, and L1, L2 and L1L2 of Keras itself, read at
   each call.  Everything else is called as Keras calls it.
 - Saved forms do not change.

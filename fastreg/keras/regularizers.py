@@ -6,7 +6,7 @@ Contract
   derive from it, and hold no state of their own.
 - They derive from the class of ``keras.regularizers`` with the same name, too, so that
   ``isinstance`` finds it there.  None of its code runs.
-- A call gives a tensor of the backend, also where fastreg alone gives a float.
+- A call returns a tensor of the backend, also where fastreg alone returns a float.
 - Saved as "fastreg>L1" and so on, with the class names and configurations of Keras: where
   ``fastreg.keras`` is imported this class is loaded, elsewhere the layers of Keras load Keras' own.
 """

@@ -21,8 +21,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from .._base import errors
+from .._base.dtypes import Array
 from ..regularizers.saved_forms import saved_form
-from .precision import Array
 
 
 class Activation(Protocol):

@@ -9,7 +9,7 @@ Contract
   same two steps over several layers.
 - The activity term is on the output, after the activation, divided by the batch size as in Keras
   since 3.14 (``activity_reduction="sum"``: not divided, as before).  Its gradient joins ``dy`` in
-  one pass, which gives its value too.
+  one pass, which computes its value too.
 - The output of a call belongs to the caller.  Its input is kept until backward, not copied: do not
   write into it before.
 - A layer is not thread-safe.
@@ -29,8 +29,8 @@ import numpy as np
 
 from .. import regularizers
 from .._base import arguments, errors
+from .._base.dtypes import Array
 from . import precision, terms
-from .precision import Array
 
 Shape = tuple[int | None, ...]
 Form = tuple[tuple[int, ...], str]

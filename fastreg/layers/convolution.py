@@ -24,9 +24,9 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from .._base import arguments, errors
+from .._base.dtypes import Array
 from .base import Shape, shape_of
 from .kernel import KernelLayer
-from .precision import Array
 
 PADDINGS = ("valid", "same")
 

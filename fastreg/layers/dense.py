@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from .._base import arguments
+from .._base.dtypes import Array
 from .base import Shape, shape_of
 from .kernel import KernelLayer
-from .precision import Array
 
 
 class Dense(KernelLayer):

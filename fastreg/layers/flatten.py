@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from .._base.dtypes import Array
 from .base import Call, Layer, Shape, shape_of
-from .precision import Array
 
 
 class Flatten(Layer):
@@ -43,5 +43,4 @@ class Flatten(Layer):
         return np.array(dy, order="C").reshape(call.kept) if input_gradient else None, [], []
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments that make this layer, in Keras' form."""
         return {**super().get_config(), "data_format": "channels_last"}

@@ -4,7 +4,7 @@ Contract
 --------
 - Names, defaults, fans and saved forms are those of Keras 3; the numbers are not, because the
   generators differ.
-- An initializer is a callable of ``(shape, dtype)``.  One with a seed gives the same numbers at
+- An initializer is a callable of ``(shape, dtype)``.  One with a seed returns the same numbers at
   every call, as in Keras; without a seed they are new at every call.
 - Any other callable of ``(shape, dtype)`` is an initializer too.
 """
@@ -19,22 +19,22 @@ import numpy as np
 
 from .._base import arguments as _arguments
 from .._base import errors
+from .._base.dtypes import Array
 from ..regularizers.saved_forms import saved_form
-from .precision import Array
 
 #: Standard deviation of a standard normal variable cut at two of its standard deviations.
 _CUT_DEVIATION = 0.87962566103423978
 
 
 class Initializer:
-    """Base class: compared and shown by configuration."""
+    """Base class: shown by its configuration."""
 
     def __call__(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
         """Return new weights."""
         raise NotImplementedError(f"{type(self).__name__} does not define __call__")
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments that make this initializer."""
+        """Return the arguments that make this initializer, under Keras' names."""
         return dict(vars(self))
 
     def __repr__(self) -> str:
@@ -53,7 +53,6 @@ class Constant(Initializer):
         self.value = _arguments.multiplier(value, "value")
 
     def __call__(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
-        """Return an array full of the value."""
         return np.full(shape, self.value, dtype)
 
 
@@ -61,7 +60,6 @@ class Zeros(Initializer):
     """Zeros."""
 
     def __call__(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
-        """Return zeros."""
         return np.zeros(shape, dtype)
 
 
@@ -69,7 +67,6 @@ class Ones(Initializer):
     """Ones."""
 
     def __call__(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
-        """Return ones."""
         return np.ones(shape, dtype)
 
 
@@ -106,7 +103,6 @@ class RandomUniform(_Random):
             )
 
     def __call__(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
-        """Return new weights."""
         return self._generator().uniform(self.minval, self.maxval, shape).astype(dtype)
 
 
@@ -119,7 +115,6 @@ class RandomNormal(_Random):
         self.stddev = _arguments.strength(stddev, "stddev")
 
     def __call__(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
-        """Return new weights."""
         return self._generator().normal(self.mean, self.stddev, shape).astype(dtype)
 
 
@@ -132,7 +127,6 @@ class TruncatedNormal(RandomNormal):
     """
 
     def __call__(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
-        """Return new weights."""
         return (self.mean + self.stddev * _cut_normal(self._generator(), shape)).astype(dtype)
 
 
@@ -178,7 +172,6 @@ class VarianceScaling(_Random):
                 )
 
     def __call__(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
-        """Return new weights."""
         inputs, outputs = fans(shape)
         fan = {"fan_in": inputs, "fan_out": outputs, "fan_avg": (inputs + outputs) / 2}[self.mode]
         variance = self.scale / max(1.0, fan)
@@ -193,7 +186,6 @@ class VarianceScaling(_Random):
         return numbers.astype(dtype)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments that make this initializer, under Keras' names."""
         return {
             "scale": self.scale,
             "mode": self.mode,
@@ -215,7 +207,6 @@ class _Scaled(VarianceScaling):
         super().__init__(*self._arguments, seed, input_axes, output_axes)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the seed, under Keras' names."""
         return {"seed": self.seed, "input_axes": None, "output_axes": None}
 
 

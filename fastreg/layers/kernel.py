@@ -14,9 +14,9 @@ import numpy as np
 
 from .. import regularizers
 from .._base import arguments, errors
+from .._base.dtypes import Array
 from . import activations, initializers, precision, terms
 from .base import Call, Form, Layer, Shape, shape_of
-from .precision import Array
 
 PARTS = ("kernel", "bias")
 
@@ -129,7 +129,6 @@ class KernelLayer(Layer):
         self.built = True
 
     def weight_forms(self, input_shape: Sequence[int | None]) -> dict[str, Form]:
-        """Return by name the shape and dtype of the weights that `build` would make."""
         shapes = self._weight_shapes(input_shape)
         return {f"{self.name}/{part}": (shape, self.dtype) for part, shape in shapes.items()}
 
@@ -214,7 +213,6 @@ class KernelLayer(Layer):
         return list(self._weights.values())
 
     def weight_names(self) -> list[str]:
-        """Return the names of the `weights`, for example "dense/kernel"."""
         return [f"{self.name}/{part}" for part in self._weights]
 
     # ------------------------------------------------------------------ forward and backward
@@ -290,7 +288,6 @@ class KernelLayer(Layer):
     # ------------------------------------------------------------------ saved form
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments that make this layer as plain Python objects, in Keras' form."""
         return {
             **super().get_config(),
             **{name: getattr(self, name) for name in self._own_arguments},

@@ -11,15 +11,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from .._arrays import host
 from .._base import dtypes, errors
+from .._base.dtypes import Array
 from ..regularizers.saved_forms import saved_form
 
 NAMES = ("float16", "bfloat16", "float32", "float64")
-
-Array = npt.NDArray[Any]
 
 
 class Precision(NamedTuple):

@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from .._base import arguments, errors
+from .._base.dtypes import Array
 from ..penalties.rules import rule_name
 from ..regularizers.saved_forms import saved_form
 from . import forms, precision
 from .base import Call, Layer, Shape, automatic_name, checked_name, shape_of
 from .inputs import InputLayer
-from .precision import Array
 
 AnySequential = TypeVar("AnySequential", bound="Sequential")
 
@@ -119,7 +119,7 @@ class Sequential:
 
     @property
     def layers(self) -> list[Layer]:
-        """The layers, in order; a list of its own."""
+        """The layers, in order, as a new list."""
         return list(self._layers)
 
     @property
@@ -506,7 +506,7 @@ class Sequential:
             When a file is not there.
         ValueError
             When a file is not what `save` writes, or weights and form do not fit each other; before
-            arrays are made of what it says.
+            its arrays are made.
         """
         from . import storage
 

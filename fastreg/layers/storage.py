@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 
 from .._base import errors, files
+from .._base.dtypes import Array
 from . import two_files
 from .base import Form
-from .precision import Array
 
 FORMAT = "fastreg.layers"
 VERSION = 2

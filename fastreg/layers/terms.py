@@ -22,11 +22,11 @@ import numpy as np
 from .. import regularizers
 from .._arrays import host, results
 from .._base import dtypes, errors
+from .._base.dtypes import Array
 from .._base.float_environment import Default, product
 from ..penalties import callables
 from ..regularizers.elementwise import is_fused
 from ..regularizers.saved_forms import converted, warn_of_nothing
-from .precision import Array
 
 
 def regularizer(
@@ -35,7 +35,7 @@ def regularizer(
     """Return what a regularizer keyword stands for, a callable or None.
 
     An instance of a class of ``keras.regularizers`` becomes the same one of fastreg, which needs no
-    framework to give a gradient.
+    framework for its gradient.
 
     Raises
     ------

@@ -3,7 +3,7 @@
 Contract
 --------
 - Names, defaults and saved forms are those of ``keras.regularizers`` (Keras 3): what Keras saved
-  loads here, and what :func:`serialize` gives loads in Keras.
+  loads here, and what :func:`serialize` returns loads in Keras.
 - Better than Keras on purpose: the value is float64 arithmetic whatever the input's dtype, so
   half precision is right; integer arrays are right; strengths are Python floats and NumPy numbers
   are welcome; ``get("l1_l2")`` is L1L2(0.01, 0.01), as Keras documents; an unknown string is an

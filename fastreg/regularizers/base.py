@@ -52,7 +52,7 @@ class Regularizer:
 
 
 class Configured(Regularizer):
-    """What the regularizers of this package share: their configuration, and what follows from it.
+    """Base class of this package's regularizers: configuration, repr and comparison.
 
     Each argument is kept in a slot of its name with "_" before it.
     """

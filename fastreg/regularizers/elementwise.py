@@ -42,7 +42,7 @@ class Elementwise(Configured):
             Computed in float64, summed in the fixed order of the numerics contract.  A float for
             NumPy and other host arrays; 0-d for torch and JAX (float64 for float64 input, else
             float32), and differentiable where `w` requires grad or is traced.  On a CUDA device the
-            penalty stays there, and nothing waits for it: 0-d in the kind of `w` (float64 for
+            penalty stays there, and nothing waits for it: 0-d, of the type of `w` (float64 for
             CuPy), for other kinds an object with ``__dlpack__`` and ``__cuda_array_interface__``
             whose ``float()`` copies it.
 
@@ -169,7 +169,7 @@ class Elementwise(Configured):
         Returns
         -------
         float
-            The penalty, a Python float for every kind of array in host memory; on a CUDA device
+            The penalty, a Python float for all arrays in host memory; on a CUDA device
             0-d as for a call, in float64.
 
         Raises
@@ -296,7 +296,7 @@ class L1L2(Elementwise):
     ----------
     l1, l2 : float, optional
         Strengths, finite and >= 0; Python or NumPy numbers.  None means the default, 0.0.  A term
-        of strength 0 is absent: it gives nothing even at NaN.
+        of strength 0 is absent: it adds nothing even at NaN.
 
     Raises
     ------

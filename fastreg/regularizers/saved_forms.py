@@ -41,7 +41,7 @@ def get(identifier: Any) -> Any:
     Parameters
     ----------
     identifier : None, str, dict, class or callable
-        None gives None.  A string is a name with default strengths: "l1", "l2", "l1l2" (no
+        None returns None.  A string is a name with default strengths: "l1", "l2", "l1l2" (no
         penalty, as in Keras), "l1_l2" (0.01 and 0.01), "orthogonal_regularizer".  A dict is a
         saved form, see :func:`deserialize`.  A class is instantiated.  Any other callable is
         returned as it is.
@@ -180,7 +180,7 @@ def deserialize(config: Any, custom_objects: Mapping[str, Any] | None = None) ->
     ----------
     config : dict, str or None
         ``{"class_name": ..., "config": {...}}``, with or without "module" and
-        "registered_name"; or a name as for :func:`get`; None gives None.
+        "registered_name"; or a name as for :func:`get`; None returns None.
     custom_objects : mapping, optional
         Classes and functions by name, for what is not of this module.  What was registered with
         Keras is found where Keras is loaded.

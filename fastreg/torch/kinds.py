@@ -63,7 +63,7 @@ def kernels(regularizer: Any, *, embeddings: bool = False) -> Kernels:
     ``RNN``, ``GRU``, ``LSTM`` and their cells, and ``MultiheadAttention``, of subclasses too;
     renamed ones (``weight_orig`` of pruning, ``weight_v`` of weight norm, ``original`` of
     ``torch.nn.utils.parametrize``); and of what other modules hold themselves, parameters with two
-    or more axes that are longer than 1, unless their name or the class of the module tells that
+    or more axes that are longer than 1, unless by their name or the class of the module
     they are biases, scales, norms, embeddings, positions or tokens, or they are marked
     ``_no_weight_decay``.  Lazy parameters are taken in once they are there.
 

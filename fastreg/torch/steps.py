@@ -14,7 +14,6 @@ Contract
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ import torch
 
 from .._base import arguments, errors
 from .._base.float_environment import product
+from .._base.warnings import warn
 
 UNSAID: Any = object()
 """The default of max_norm, which has to be given."""
@@ -153,13 +153,11 @@ class _Watch:
         self._missed = self._missed + 1 if is_missed else 0
         self._version, self.has_stepped = version, False
         if self._missed == self._ENOUGH:
-            warnings.warn(
+            warn(
                 f"the parameter {self._name!r} has changed {self._ENOUGH} times between backward "
                 f"passes without a call of {self._optimizer}.step(), so before_step added no "
                 "penalty; give it the optimizer whose step() is called, or put "
-                "penalties.value() into the loss instead",
-                UserWarning,
-                stacklevel=2,
+                "penalties.value() into the loss instead"
             )
 
     #: For ``engines.needs_autograd``: the hook may run before the penalty is added.
@@ -224,9 +222,7 @@ def warn_of_weight_decay(
         if id(one) in decayed and float(getattr(rule, "l2", 0.0))
     ]
     if both:
-        warnings.warn(
+        warn(
             f"the parameters {errors.listed(both)} have an L2 penalty and the weight_decay of the "
-            "optimizer, so they shrink twice; set weight_decay=0, or use L1 for them",
-            UserWarning,
-            stacklevel=3,
+            "optimizer, so they shrink twice; set weight_decay=0, or use L1 for them"
         )
