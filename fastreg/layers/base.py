@@ -271,17 +271,8 @@ class Layer:
         self._put_weights(self._fitting_weights(weights))
 
     def _fitting_weights(self, weights: Sequence[Any], first: int = 0) -> list[Array]:
-        if isinstance(weights, Mapping) or not isinstance(weights, Sequence):
-            raise TypeError(
-                f"weights must be a list of arrays, not {errors.described(weights)}; pass "
-                "[kernel, bias]"
-            )
         names = self.weight_names()
-        if len(weights) != len(names):
-            raise ValueError(
-                f"weights has {len(weights)} arrays, but {self.name} has {len(names)}: "
-                f"{errors.listed(names) or 'none'}"
-            )
+        require_list(weights, names, self.name, "[kernel, bias]")
         fitting = []
         for place, name, own, given in zip(
             range(first, first + len(names)), names, self.weights, weights, strict=True
@@ -594,6 +585,19 @@ def _arguments_of(kind: type) -> list[str]:
         for name, parameter in inspect.signature(vars(base)["__init__"]).parameters.items()
         if name != "self" and parameter.kind is not parameter.VAR_KEYWORD
     ]
+
+
+def require_list(weights: Any, names: Sequence[str], owner: str, remedy: str) -> None:
+    """Raise unless new weights are a list, with an array for each of these names."""
+    if isinstance(weights, Mapping) or not isinstance(weights, Sequence):
+        raise TypeError(
+            f"weights must be a list of arrays, not {errors.described(weights)}; pass {remedy}"
+        )
+    if len(weights) != len(names):
+        raise ValueError(
+            f"weights has {len(weights)} arrays, but {owner} has {len(names)}: "
+            f"{errors.listed(names) or 'none'}"
+        )
 
 
 def shape_of(shape: Any, name: str) -> Shape:

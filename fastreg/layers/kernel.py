@@ -222,14 +222,17 @@ class KernelLayer(Layer):
             z = self._map(x, self._precision.computable(self._weights["kernel"]))
         if self.use_bias:
             z += self._precision.computable(self._weights["bias"])
-        y = self._activation.forward(z)
-        if not isinstance(y, np.ndarray) or y.shape != z.shape:
+        y = self._checked(self._activation.forward(z), z.shape, "activation")
+        return y, _Kept(x, z if activations.needs_input(self._activation) else None)
+
+    def _checked(self, made: Any, shape: tuple[int, ...], function: str) -> Array:
+        """Return what a function of the activation made, in the compute dtype."""
+        if not isinstance(made, np.ndarray) or made.shape != shape:
             raise ValueError(
-                f"the activation of {self.name} must give an array of the shape it got, {z.shape}, "
-                f"not {getattr(y, 'shape', None) or errors.described(y)}"
+                f"the {function} of {self.name} must give an array of the shape it got, {shape}, "
+                f"not {getattr(made, 'shape', None) or errors.described(made)}"
             )
-        kept = z if activations.needs_input(self._activation) else None
-        return y.astype(self._precision.compute, copy=False), _Kept(x, kept)
+        return made.astype(self._precision.compute, copy=False)
 
     def _needs_output(self) -> bool:
         return not isinstance(self._activation, activations.Linear)
@@ -242,13 +245,7 @@ class KernelLayer(Layer):
         if call.output is not None:
             y = self._precision.computable(call.output)
             dz = self._activation.derivative(z, y, dy)
-            if not isinstance(dz, np.ndarray) or dz.shape != dy.shape:
-                raise ValueError(
-                    f"the derivative of the activation of {self.name} must give an array of the "
-                    f"shape it got, {dy.shape}, not "
-                    f"{getattr(dz, 'shape', None) or errors.described(dz)}"
-                )
-            dz = dz.astype(self._precision.compute, copy=False)
+            dz = self._checked(dz, dy.shape, "derivative of the activation")
         kernel = self._precision.computable(self._weights["kernel"])
         with np.errstate(under="ignore"):
             dx, dkernel = self._map_gradients(x, kernel, dz, (input_gradient, self.trainable))

@@ -27,7 +27,7 @@ from .._base.dtypes import Array
 from ..penalties.rules import rule_name
 from ..regularizers.saved_forms import saved_form
 from . import forms, precision
-from .base import Call, Layer, Shape, automatic_name, checked_name, shape_of
+from .base import Call, Layer, Shape, automatic_name, checked_name, require_list, shape_of
 from .inputs import InputLayer
 
 AnySequential = TypeVar("AnySequential", bound="Sequential")
@@ -233,14 +233,8 @@ class Sequential:
     def __call__(self, x: Any, *, training: bool | None = None) -> Array:
         """Return the output for a batch; builds the model at the first call.
 
-        Parameters and result are those of :class:`~fastreg.layers.base.Layer`.
-
-        Raises
-        ------
-        RuntimeError
-            Without layers.
-        TypeError, ValueError
-            When `x` does not fit, before anything changes.
+        Parameters, result and errors are those of :class:`~fastreg.layers.base.Layer`; a model
+        without layers is a RuntimeError.
         """
         self._require_layers()
         keep = training is None or arguments.flag(training, "training")
@@ -264,15 +258,8 @@ class Sequential:
     ) -> Array | None:
         """Return the gradient with respect to the input, and leave `gradients`, penalties included.
 
-        Parameters and result are those of :meth:`~fastreg.layers.base.Layer.backward`.
-
-        Raises
-        ------
-        RuntimeError
-            Without a call before it, a second time after one call, or when a layer was called on
-            its own in between.
-        TypeError, ValueError
-            As for a layer.  In all cases nothing has changed.
+        Parameters, result and errors are those of :meth:`~fastreg.layers.base.Layer.backward`; a
+        layer that was called on its own after the model is a RuntimeError.
         """
         if not self._calls:
             raise RuntimeError(f"{self.name}.backward(dy) needs a call before it: call the model")
@@ -355,21 +342,12 @@ class Sequential:
         :meth:`~fastreg.layers.base.Layer.set_weights`.
         """
         self._require_built("set_weights(...)")
-        if isinstance(weights, Mapping) or not isinstance(weights, Sequence):
-            raise TypeError(
-                f"weights must be a list of arrays, not {errors.described(weights)}; pass what "
-                "get_weights() gave"
-            )
-        counts = [len(layer.weights) for layer in self._layers]
-        if len(weights) != sum(counts):
-            raise ValueError(
-                f"weights has {len(weights)} arrays, but {self.name} has {sum(counts)}: "
-                f"{errors.listed(self.weights)}"
-            )
+        require_list(weights, [*self.weights], self.name, "what get_weights() gave")
         fitting, start = [], 0
-        for layer, count in zip(self._layers, counts, strict=True):
-            fitting.append(layer._fitting_weights(weights[start : start + count], start))
-            start += count
+        for layer in self._layers:
+            end = start + len(layer.weights)
+            fitting.append(layer._fitting_weights(weights[start:end], start))
+            start = end
         for layer, new in zip(self._layers, fitting, strict=True):
             layer._put_weights(new)
 
