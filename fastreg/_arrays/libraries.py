@@ -1,72 +1,123 @@
-"""Which framework an array belongs to.
+"""Whose array: the table of libraries by the array's class.
 
-Contract: no framework is imported; an object of a framework exists only where its module is loaded.
+Contract
+--------
+- ``TABLE[type(x)]`` is the row of `x`, a :class:`Library`.  A class is looked for when an array of
+  it is seen first: the row of a subclass is that of the class that it derives from.
+- No framework is imported: an array of a framework exists only where its module is loaded, so that
+  it makes no difference which is imported first.
+- A class with ``__jax_array__`` is nothing before JAX is imported, and is looked for again until
+  then.  Other classes are what they are: they and their frameworks are made together.
+- A class in the table lives as long as the process.  So it has :data:`MANY` at most; further ones
+  (a program may make classes in a loop) are looked for at each call.
+- What torch.compile traces asks :func:`port_of` alone.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
+from . import cupy_arrays, jax_arrays, keras_arrays, numpy_arrays, torch_arrays
+from .device_array import DeviceArray, DeviceValue
+from .library import DeviceArrays, Library, loaded
+
 ALL_NUMPY = frozenset((np.ndarray,)).issuperset
 """Return whether all types of arrays are NumPy's own: ``ALL_NUMPY(map(type, arrays))``."""
 
+VARIABLE, HOLDER = keras_arrays.Variables.port, jax_arrays.Holders.port
+HOLDERS = (VARIABLE, HOLDER)
+"""The ports of what is no array, but holds one."""
 
-def framework(x: Any) -> tuple[str, Any, Any]:
-    """Say whose array `x` is: "torch", "jax", "cupy" or "other", the module, and the array itself.
+MANY = 512
+"""The most classes that are kept."""
 
-    The array is what a ``keras.Variable`` wraps, or an object with ``__jax_array__`` as flax nnx
-    has; else `x`.
+_OTHER = Library()
+
+TABLE: dict[type, Library] = {DeviceArray: DeviceArrays(), DeviceValue: DeviceArrays()}
+"""The rows of classes that were seen.  A plain dict: to read it takes no lock, and to add a row is
+one step."""
+
+_FINDERS: tuple[tuple[str, Callable[[Any, type], Library | None]], ...] = (
+    ("numpy", numpy_arrays.library_of),
+    ("torch", torch_arrays.library_of),
+    ("jax", jax_arrays.library_of),
+    ("cupy", cupy_arrays.library_of),
+    ("keras", keras_arrays.library_of),
+    ("jax", jax_arrays.holder_of),
+)
+
+
+def library_of(kind: type) -> Library:
+    """Return the row of a class."""
+    row = TABLE.get(kind)
+    return _found(kind) if row is None else row
+
+
+def _found(kind: type) -> Library:
+    row: Library | None = None
+    for name, find in _FINDERS:
+        module = loaded(name)
+        row = None if module is None else find(module, kind)
+        if row is not None:
+            break
+    else:
+        row = _OTHER
+        if hasattr(kind, "__jax_array__"):
+            return row
+    if len(TABLE) < MANY:
+        TABLE[kind] = row
+    return row
+
+
+# What torch.compiler.disable sets: Dynamo would guard the length of the table, and compile again
+# after each class that is seen first.
+library_of._torchdynamo_disable = True  # type: ignore[attr-defined]
+
+
+def owner(x: Any) -> tuple[Library, Any]:
+    """Return the row of an array, and the array: what `x` holds where it is a holder of one.
+
+    Holders are ``keras.Variable`` and, where JAX is loaded, objects with ``__jax_array__``.
     """
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(x, getattr(torch, "Tensor", ())):
-        return "torch", torch, x
-    jax = sys.modules.get("jax")
-    if jax is not None and isinstance(x, getattr(jax, "Array", ())):
-        return "jax", jax, x
-    cupy = sys.modules.get("cupy")
-    if cupy is not None and isinstance(x, getattr(cupy, "ndarray", ())):
-        return "cupy", cupy, x
-    keras: Any = sys.modules.get("keras")
-    variable: Any = getattr(keras, "Variable", ())
-    if isinstance(x, variable):
-        return framework(x.value)
-    if wraps_jax_array(x):
-        return "jax", jax, x.__jax_array__()
-    return "other", None, x
+    row = library_of(type(x))
+    return owner(held(x, row.port)) if row.port in HOLDERS else (row, x)
 
 
-def wraps_jax_array(x: object) -> bool:
-    """Return whether `x` is no array, but JAX takes it for the one that it holds."""
-    jax = sys.modules.get("jax")
-    # A reference of JAX (jax.new_ref) has the name with nothing behind it.
-    if jax is None or not callable(getattr(type(x), "__jax_array__", None)):
-        return False
-    # Tracers have the name as well, and so has what Keras builds models of, to refuse by it.
-    symbolic: Any = getattr(sys.modules.get("keras"), "KerasTensor", ())
-    return not isinstance(x, (getattr(jax, "Array", ()), symbolic))
+def held(x: Any, port: str) -> Any:
+    """Return the array that a holder holds."""
+    return x.value if port == VARIABLE else x.__jax_array__()
 
 
-def is_jax_tracer(x: object) -> bool:
-    """Return whether `x` only stands for an array: JAX traces a function."""
-    core = getattr(sys.modules.get("jax"), "core", None)
-    return isinstance(x, getattr(core, "Tracer", ()))
-
-
-def is_dtensor(x: object) -> bool:
+def is_dtensor(x: Any) -> bool:
     """Return whether `x` is a DTensor of torch, whatever its placements."""
-    # torch does not load the module by itself, which takes half a second.
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(x, getattr(module, "DTensor", ()))
+    return port_of(type(x)) == "dtensors"
 
 
-def has_dtensors(arrays: Iterable[object]) -> bool:
-    """Return whether one of many is a DTensor: 400 take some 5 us, for they are of few types."""
-    module = sys.modules.get("torch.distributed.tensor")
-    if module is None:
-        return False
-    dtensor = getattr(module, "DTensor", ())
-    return any(issubclass(kind, dtensor) for kind in set(map(type, arrays)))
+def has_dtensors(arrays: Iterable[Any]) -> bool:
+    """Return whether one of many is a DTensor: 400 take some 5 us, for they are of few classes."""
+    return "dtensors" in [port_of(kind) for kind in set(map(type, arrays))]
+
+
+def is_tracer(x: Any) -> bool:
+    """Return whether JAX traces a function, of which `x` is an array."""
+    return library_of(type(x)).is_tracer
+
+
+def holds_jax_array(x: Any) -> bool:
+    """Return whether `x` is no array, but JAX takes it for the one that it holds."""
+    return port_of(type(x)) == HOLDER
+
+
+# --------------------------------------------------------------------- while torch.compile traces
+
+
+def port_of(kind: type) -> str:
+    """Return the port of a class: see ``Library.port``."""
+    return library_of(kind).port
+
+
+# What torch.compiler.assume_constant_result sets.
+port_of._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -8,7 +8,6 @@ Contract
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -18,17 +17,16 @@ import numpy.typing as npt
 
 from .._base import dtypes, errors
 from .._base.float_environment import Default
-from . import cuda, cuda_results, device_array, host
-from .libraries import framework
+from . import cuda, host
+from .libraries import library_of, owner
+from .library import loaded
 
 
 def check_targets(targets: Sequence[Any], names: Sequence[str]) -> None:
     """Do what :func:`checked_target` does for the gradients of many names."""
-    torch: Any = sys.modules.get("torch")
-    if torch is not None and torch.is_grad_enabled():
-        for target, name in zip(targets, names, strict=True):
-            if getattr(target, "requires_grad", False):  # the name is made only where it is needed
-                checked_target(target, f"grads[{name!r}]")
+    for target, name in zip(targets, names, strict=True):
+        if getattr(target, "requires_grad", False):  # the name is made only where it is needed
+            checked_target(target, f"grads[{name!r}]")
 
 
 def checked_target(target: Any, name: str) -> Any:
@@ -39,48 +37,35 @@ def checked_target(target: Any, name: str) -> Any:
     TypeError
         For a torch tensor that requires a gradient while torch records gradients.
     """
-    if not getattr(target, "requires_grad", False):
-        return target
-    torch: Any = sys.modules.get("torch")
-    tensor: Any = getattr(torch, "Tensor", ())
-    if (
-        isinstance(target, tensor)
-        and torch.is_grad_enabled()
-        # A lazy parameter is refused later, for having no elements.
-        and not isinstance(target, torch.nn.parameter.UninitializedTensorMixin)
-    ):
-        raise errors.recorded_target_error(name)
+    if getattr(target, "requires_grad", False):
+        library_of(type(target)).check_target(target, name)
     return target
 
 
 def written(target: Any) -> Any:
     """Return what was written, and tell torch, so that autograd notices what it had saved."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(target, getattr(torch, "Tensor", ())):
-        torch.autograd.graph.increment_version(target)
+    library_of(type(target)).mark_written((target,))
     return target
 
 
 def all_written(targets: Sequence[Any]) -> None:
     """Do what :func:`written` does for many."""
-    torch: Any = sys.modules.get("torch")
-    if torch is not None:
-        torch_written([target for target in targets if isinstance(target, torch.Tensor)])
+    kinds = set(map(type, targets))
+    if len(kinds) == 1:
+        library_of(kinds.pop()).mark_written(targets)
+        return
+    for target in targets:
+        written(target)
 
 
 def torch_written(tensors: Sequence[Any]) -> None:
     """Do what :func:`written` does for many tensors of torch."""
-    torch: Any = sys.modules["torch"]
-    try:
-        torch.autograd.graph.increment_version(tensors)
-    except TypeError:  # an older torch, which takes one at a time
-        for tensor in tensors:
-            written(tensor)
+    all_written(tensors)
 
 
 def unrecorded() -> AbstractContextManager[Any]:
     """Return a context in which torch records no gradients; nothing where torch is not loaded."""
-    torch = sys.modules.get("torch")
+    torch = loaded("torch")
     return nullcontext() if torch is None else torch.no_grad()
 
 
@@ -91,48 +76,25 @@ def wrap_value(value: Any, w: Any) -> Any:
     precision of `w`, so that the value neither overflows nor loses digits.  What is on a device
     already stays there.
     """
-    kind, module, x = framework(w)
-    if kind == "torch":
-        dtype = module.float64 if x.dtype == module.float64 else module.float32
-        if isinstance(value, module.Tensor):
-            return value.to(dtype)
-        return module.tensor(value, dtype=dtype, device=x.device)
-    if kind == "jax":
-        double = np.dtype(x.dtype) == np.float64
-        if isinstance(value, module.Array):
-            return value if double else value.astype(np.float32)
-        with np.errstate(over="ignore"):  # what float32 has not is an infinity
-            number = np.asarray(value, np.float64 if double else np.float32)
-        return module.device_put(number, x.sharding)
-    return value
+    library, array = owner(w)
+    return library.wrap_value(value, array)
 
 
 def empty_like(w: Any, name: str) -> Any:
-    """Make a writable array for the gradient of `w`, of its kind where that kind can be written.
+    """Return a writable array for the gradient of `w`, of its kind where that can be written.
 
     For a JAX array this is an array of another kind, which :func:`wrap_gradient` turns into one.
     """
-    kind, module, x = framework(w)
-    if isinstance(x, np.ndarray):
-        return np.empty_like(x)
-    if cuda.is_on_cuda(x):
-        return cuda_results.empty_like(x, name)
-    view, _ = host.host_view(x, name, False)  # refuses before anything is allocated
-    if kind == "torch":
-        return module.empty_like(x.detach())
-    if kind == "jax" or isinstance(x, np.generic):
-        return np.empty_like(np.asarray(x))
-    return np.empty_like(view)
+    library, array = owner(w)
+    if cuda.is_on_cuda(array):
+        return library.cuda_empty_like(array, name, cuda.describe(array, name, False, None))
+    return library.empty_like(array, host.host_view(array, name, False))
 
 
 def wrap_gradient(gradient: Any, w: Any) -> Any:
     """Turn what :func:`empty_like` gave into the kind of `w`."""
-    kind, module, x = framework(w)
-    if kind != "jax":
-        return gradient
-    if isinstance(gradient, device_array.DeviceArray):
-        return cuda_results.to_jax(gradient)
-    return module.device_put(gradient, x.sharding)
+    library, array = owner(w)
+    return library.wrap_gradient(gradient, array)
 
 
 def rounded(target: Any, numbers: npt.NDArray[np.float64], name: str, add: bool = False) -> Any:

@@ -12,10 +12,10 @@ Contract
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from .._base import errors
+from .library import loaded
 
 
 def needed_bytes(x: Any) -> int:
@@ -29,7 +29,7 @@ def needed_bytes(x: Any) -> int:
 
 def is_at(x: Any, view: Any) -> bool:
     """Return whether the elements of a tensor lie where a NumPy view of them does."""
-    torch: Any = sys.modules["torch"]
+    torch = loaded("torch")
     with torch._C.DisableTorchFunctionSubclass():
         size = x.element_size()
         return (
@@ -88,7 +88,7 @@ def flags(x: Any) -> tuple[bool, bool]:
 
     The core asks where it has not learned to see them by itself.
     """
-    torch: Any = sys.modules["torch"]
+    torch = loaded("torch")
     try:
         require_memory(torch, x, "", False)
     except (TypeError, ValueError):
@@ -106,7 +106,7 @@ def teach(core: Any) -> bool:
     keeps its tensors in another way, the core asks :func:`flags`.
     """
     global _tries_left
-    torch: Any = sys.modules.get("torch")
+    torch = loaded("torch")
     if _tries_left == 0 or torch is None:
         return False
     tensor: Any = getattr(torch, "Tensor", None)
@@ -145,7 +145,7 @@ def samples() -> tuple[list[tuple[Any, int, int, int, int, int]], int, int]:
         The dispatch keys that say that numbers are not those in memory, and the one that inference
         tensors lack.
     """
-    torch: Any = sys.modules["torch"]
+    torch = loaded("torch")
     keys, kinds = torch._C._dispatch_keys, torch._C.DispatchKey
     made = [
         torch.empty(1003, device="cpu")[17:41],

@@ -19,7 +19,6 @@ Reading a local shard by ``DTensor.to_local()`` takes 3 us and is a call to auto
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast, overload
 
@@ -28,6 +27,7 @@ import torch
 from .._base import errors
 from . import torch_agreement
 from .libraries import is_dtensor
+from .library import loaded
 from .torch_agreement import HEAD, Terms
 
 Tensors: TypeAlias = Sequence[torch.Tensor]
@@ -46,7 +46,7 @@ def local_tensors(tensors: Tensors, names: Names | None = None) -> tuple[torch.T
         has not been taken.  For a parameter of FSDP1, whose elements are in a flat one.
     """
     if not _can_be_distributed() or (
-        _FSDP1 not in sys.modules and _PLAIN.issuperset(map(type, tensors))
+        loaded(_FSDP1) is None and _PLAIN.issuperset(map(type, tensors))
     ):
         return tuple(tensors)
     label = _Label("tensors", names)
@@ -192,7 +192,7 @@ _MODULES = ("torch.distributed.tensor", _COLLECTIVES, _FSDP1)
 
 def _can_be_distributed() -> bool:
     """Return whether there can be sharded or pending tensors."""
-    return any(name in sys.modules for name in _MODULES)  # torch loads none of them by itself
+    return any(map(loaded, _MODULES))  # torch loads none of them by itself
 
 
 class _Label:
@@ -251,7 +251,7 @@ def is_whole(tensor: torch.Tensor) -> bool:
 
 def is_pending(tensor: torch.Tensor) -> bool:
     """Return whether a collective operation may still be writing a tensor."""
-    module = sys.modules.get(_COLLECTIVES)
+    module = loaded(_COLLECTIVES)
     return module is not None and isinstance(tensor, module.AsyncCollectiveTensor)
 
 

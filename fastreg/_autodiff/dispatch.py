@@ -21,11 +21,17 @@ from importlib import import_module
 from operator import attrgetter
 from typing import Any, Protocol, cast
 
-import numpy as np
-
-from .._arrays.libraries import ALL_NUMPY, framework, has_dtensors, is_dtensor
+from .._arrays.libraries import (
+    ALL_NUMPY,
+    HOLDERS,
+    has_dtensors,
+    held,
+    is_dtensor,
+    library_of,
+    port_of,
+)
+from .._arrays.torch_arrays import has_no_elements
 from .._base import errors, float_environment
-from .._base.core import why_off
 
 PORTS = {"jax": "fastreg._autodiff.jax.functions"}
 """The modules of ports, imported at the first array that needs one; ``fastreg`` adds that of Keras.
@@ -126,7 +132,7 @@ def port_for_numbers(*numbers: Any) -> Port | None:
 def require_jax(arrays: Sequence[Any], names: Sequence[str]) -> None:
     """Refuse arrays of others where JAX traces a number that they are multiplied with."""
     for array, name in zip(arrays, names, strict=True):
-        if framework(array)[0] != "jax":
+        if _framework_of(array) != "jax":
             raise TypeError(
                 f"tensors[{name!r}] is {errors.described(array)}, but JAX traces a scale or a "
                 "strength; pass arrays of JAX, jax.numpy.asarray(...)"
@@ -139,11 +145,11 @@ def _port_of_many(arrays: Sequence[Any], names: Sequence[str], records: bool) ->
     if has_dtensors(arrays):  # their port takes plain tensors as well, but not the other way
         first = names[list(map(is_dtensor, arrays)).index(True)]
         _require_one_framework(arrays, names, "torch", first)
-        return _dtensors()
+        return _imported("dtensors")
     for array, name in zip(arrays, names, strict=True):
         port = _port_of(array, records)
         if port is not None:
-            _require_one_framework(arrays, names, framework(array)[0], name)
+            _require_one_framework(arrays, names, _framework_of(array), name)
             return port
     return None
 
@@ -168,73 +174,53 @@ def _port_of(x: Any, records: bool) -> Port | None:
 
     A plain tensor is known by its type: no other question is asked of it.
     """
-    module: Any = sys.modules.get("torch")
-    nn = getattr(module, "nn", None)  # missing while another thread imports torch
-    is_plain = nn is not None and (type(x) is module.Tensor or type(x) is nn.Parameter)
-    kind = "torch"
-    if not is_plain:
-        kind, module, x = framework(x)
-    if kind == "torch":
-        if not is_plain and is_dtensor(x):  # whatever is asked, no one process has its elements
-            return _dtensors()
-        if (records and x.requires_grad and module.is_grad_enabled()) or _has_no_elements(
-            module, x, is_plain
+    torch: Any = sys.modules.get("torch")
+    nn = getattr(torch, "nn", None)  # missing while another thread imports torch
+    if nn is not None and (type(x) is torch.Tensor or type(x) is nn.Parameter):
+        if (
+            (records and x.requires_grad and torch.is_grad_enabled())
+            or torch.compiler.is_compiling()
+            or has_no_elements(torch, x)
         ):
-            from .torch import functions  # torch.compile can trace no import_module
+            from .torch import functions  # Dynamo traces this, and not import_module
 
             return cast(Port, functions)
-    elif kind == "jax" and _needs_jax(module, x):
-        return cast(Port, import_module(PORTS["jax"]))
-    elif kind == "other" and _needs_keras(x):
-        return cast(Port, import_module(PORTS["keras"]))
-    return None
+        return None
+    port = port_of(type(x))
+    if port in HOLDERS:
+        return _port_of(held(x, port), records)
+    # Dynamo follows no further where it need not: the table of libraries grows.
+    if port == "dtensors" or (port == "torch" and torch.compiler.is_compiling()):
+        return _imported(port)
+    return _imported(port) if port and library_of(type(x)).needs_port(x, records) else None
 
 
-def _needs_jax(jax: Any, x: Any) -> bool:
-    if isinstance(x, jax.core.Tracer):
-        return True
-    devices = x.sharding.device_set
-    if len(devices) != 1:
-        return True
-    (device,) = devices
-    return device.platform != "cpu" and (device.platform != "gpu" or bool(why_off()))
+def _imported(port: str) -> Port:
+    """Return a port by its name, and import it where it is needed first."""
+    if port == "torch":
+        from .torch import functions
+
+        return cast(Port, functions)
+    if port == "dtensors":
+        from .torch import dtensors
+
+        return cast(Port, dtensors)
+    return cast(Port, import_module(PORTS[port]))
 
 
-def _dtensors() -> Port:
-    from .torch import dtensors  # Dynamo traces this, and not import_module
-
-    return cast(Port, dtensors)
-
-
-def _has_no_elements(torch: Any, x: Any, is_plain: bool) -> bool:
-    """Return whether `x` is a fake, meta or functorch-wrapped tensor, or torch compiles."""
-    if torch.compiler.is_compiling():
-        return True
-    if is_plain:
-        return bool(
-            x.is_meta
-            or torch._C._functorch.is_functorch_wrapped_tensor(x)
-            # DeepSpeed's ZeRO-3 has taken them: the port refuses it by name.
-            or x.__dict__.get("ds_numel", x.numel()) != x.numel()
-        )
-    return type(x).__name__ == "FakeTensor"
-
-
-def _needs_keras(x: Any) -> bool:
-    """Return whether `x` is symbolic, or a tensor of a backend that has no port of its own."""
-    keras: Any = sys.modules.get("keras")
-    if keras is None or type(x) is np.ndarray or not hasattr(keras, "KerasTensor"):
-        return False
-    return isinstance(x, keras.KerasTensor) or bool(
-        keras.backend.backend() in ("tensorflow", "openvino") and keras.ops.is_tensor(x)
-    )
+def _framework_of(x: Any) -> str:
+    """Return the name of the framework of an array, or of the one that it holds, or "other"."""
+    port = port_of(type(x))
+    if port in HOLDERS:
+        return _framework_of(held(x, port))
+    return {"torch": "torch", "dtensors": "torch", "jax": "jax"}.get(port, "other")
 
 
 def _require_one_framework(
     arrays: Sequence[Any], names: Sequence[str], wanted: str, first: str
 ) -> None:
     for array, name in zip(arrays, names, strict=True):
-        if framework(array)[0] != wanted:
+        if _framework_of(array) != wanted:
             raise TypeError(
                 f"tensors[{name!r}] is {errors.described(array)}, but {wanted} follows "
                 f"tensors[{first!r}] to differentiate or trace it; pass all tensors as arrays of "

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from .._arrays import cuda, cuda_results
-from .._arrays.cuda import Array, View
+from .._arrays.cuda_memory import View
+from .._arrays.host_memory import Array
+from .._arrays.libraries import owner
 from .._base import dtypes, memory
 from .._base.core import DEFAULT_STREAM, core
 from .._base.penalty import GRADIENT, VALUE
@@ -99,7 +101,8 @@ def evaluate_described(
     elif outputs & VALUE and per_tensor:
         values = core().DeviceMemory(device, stream, 8 * max(len(tensors), 1))
     elif outputs & VALUE:
-        total = cuda_results.new_total(weights[0], device, stream)
+        library, weight = owner(weights[0])
+        total = library.cuda_total(weight, device, stream)
     captured = core().cuda_evaluate(
         tensors,
         outputs,

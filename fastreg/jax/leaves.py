@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._arrays.libraries import is_jax_tracer, wraps_jax_array
+from .._arrays.libraries import holds_jax_array, is_tracer
 from .._autodiff import dispatch
 from .._base import dtypes, errors
 from .._base.errors import leaf_label
@@ -27,8 +27,8 @@ _ARRAYS_ALONE = "pass a tree of arrays alone, for example equinox.filter(params,
 def names_of(tree: Any) -> list[str]:
     """Return the names of a tree's leaves, in their order."""
     names = []
-    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=wraps_jax_array):
-        if not wraps_jax_array(node):
+    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=holds_jax_array):
+        if not holds_jax_array(node):
             names.append(_name(path))
             continue
         inner = [rest for rest, _ in jax.tree_util.tree_leaves_with_path(node)]
@@ -76,7 +76,7 @@ def share_of_zeros(leaf: Any, name: str) -> float:
     TypeError
         For what JAX traces.
     """
-    if is_jax_tracer(leaf):
+    if is_tracer(leaf):
         raise TypeError(
             f"{leaf_label(name)} is a JAX tracer, which has no elements yet; call report() outside "
             "of compiled and transformed functions"

@@ -16,7 +16,7 @@ from itertools import compress
 from typing import Any
 
 from .._arrays import cuda
-from .._arrays.libraries import ALL_NUMPY, framework, has_dtensors, is_dtensor
+from .._arrays.libraries import ALL_NUMPY, has_dtensors, is_dtensor, owner, port_of
 from .._autodiff import dispatch
 from .._base import errors, memory
 from .._engine import backend, calls
@@ -292,8 +292,7 @@ def share_address(weights: Arrays) -> bool:
 
 def _with_memory(weights: Arrays) -> Arrays:
     """Return the arrays that can be tied: all but those of JAX, which are values."""
-    found = [(framework(weight), weight) for weight in weights]
-    return tuple(weight for (kind, _, held), weight in found if kind != "jax" or held is not weight)
+    return tuple(weight for weight in weights if port_of(type(weight)) != "jax")
 
 
 def _ties(arrays: Mapping[str, Any]) -> dict[str, str]:
@@ -319,8 +318,8 @@ def _ties(arrays: Mapping[str, Any]) -> dict[str, str]:
                 if view.size == 0:
                     continue
                 place = dtype, memory.elements(view)
-            kind, _, held = framework(array)
-            if kind == "jax":
+            library, held = owner(array)
+            if library.name == "jax":
                 if held is array:
                     continue
                 place = id(array)  # a variable of Keras or flax, which may have two names

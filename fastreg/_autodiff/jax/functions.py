@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..._arrays.libraries import framework, is_jax_tracer
+from ..._arrays.libraries import is_tracer, owner
 from ..._base import dtypes as _dtypes
 from ..._base import errors
 from ..._base.float_environment import product
@@ -89,7 +89,7 @@ def _gradient_of(w: Any, l1: Any, l2: Any, factor: Any, value: Any) -> jax.Array
     both = _strengths.coefficients(rule.operand, rule.slopes)
     one = jnp.ones((), w.dtype)
     # A value that varies over more axes of a shard_map than `w` would make its gradient vary, too.
-    if is_jax_tracer(value) and ffi.alike((w, value))[0] is w:
+    if is_tracer(value) and ffi.alike((w, value))[0] is w:
         one = after(*ffi.alike((jnp.ones((), value.dtype), value)))
     result: jax.Array = _gradient.compiled(w, rule.terms, both, one)
     return result
@@ -134,7 +134,7 @@ def orthogonal_value_and_grad(
 
 
 def _array(w: Any) -> Any:
-    return framework(w)[2]
+    return owner(w)[1]
 
 
 def _require_floating(w: Any) -> str:

@@ -19,8 +19,8 @@ from typing import Any, TypeAlias
 
 import torch
 
-from ..._arrays import host, torch_memory
-from ..._arrays.libraries import framework
+from ..._arrays import torch_memory
+from ..._arrays.libraries import library_of, owner
 from ..._base import arguments, errors, float_environment
 from ..._base.float_environment import products
 from ..._engine import checks
@@ -158,9 +158,9 @@ def _tensor(weight: Any) -> torch.Tensor:
     TypeError
         For a sparse or nested tensor.
     """
-    tensor: torch.Tensor = weight if isinstance(weight, torch.Tensor) else framework(weight)[2]
+    tensor: torch.Tensor = weight if isinstance(weight, torch.Tensor) else owner(weight)[1]
     if tensor.layout is not torch.strided or tensor.is_nested:
-        host.require_plain_torch(torch, tensor, "w")
+        library_of(type(tensor)).host_view(tensor, "w", False)  # refuses it by its name
     return tensor
 
 
