@@ -13,7 +13,8 @@ import math
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar, overload
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -121,20 +122,20 @@ def snake_case(name: str) -> str:
 
 
 class Checked(Generic[Value]):
-    """An attribute that is checked when it is set, and kept under its name with "_" before it."""
+    """A property that is checked when it is set, and kept under its name with "_" before it."""
 
     def __init__(self, check: Callable[[Any, str], Value], doc: str) -> None:
         self._check, self.__doc__ = check, doc
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self.__name__, self._place = name, f"_{name}"
+        place, check = f"_{name}", self._check
 
-    @overload
-    def __get__(self, instance: None, owner: type) -> Checked[Value]: ...
-    @overload
-    def __get__(self, instance: object, owner: type) -> Value: ...
-    def __get__(self, instance: object | None, owner: type) -> Checked[Value] | Value:
-        return self if instance is None else getattr(instance, self._place)
+        def set_checked(instance: object, value: Value) -> None:
+            setattr(instance, place, check(value, name))
 
-    def __set__(self, instance: object, value: Value) -> None:
-        setattr(instance, self._place, self._check(value, self.__name__))
+        setattr(owner, name, property(attrgetter(place), set_checked, doc=self.__doc__))
+
+    if TYPE_CHECKING:
+
+        def __get__(self, instance: object, owner: type) -> Value: ...
+        def __set__(self, instance: object, value: Value) -> None: ...
