@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from .. import regularizers
-from .._arrays import host, results
-from .._base import dtypes, errors
+from .._arrays import results
+from .._base import errors
 from .._base.dtypes import Array
 from .._base.float_environment import Default, product
 from ..penalties import callables
@@ -92,18 +92,9 @@ def accumulate(
         slope: Any = rule.gradient(given)
     else:
         number, slope = _recorded(rule, given, label)
-    view, dtype = host.host_view(
-        slope, f"the gradient that the regularizer of {label} gives", False
-    )
-    if view.shape != array.shape:
-        raise ValueError(
-            f"the gradient that the regularizer of {label} gives has shape {view.shape}; it must "
-            f"have that of the array, {array.shape}"
-        )
+    slope = callables.checked_slope(slope, array.shape, f"regularizer of {label}", "array")
     with Default(), np.errstate(all="ignore"):  # no warnings: inf and NaN are valid inputs
-        results.assign(
-            gradient, dtypes.to_float64(view, dtype) * (scale * grad_scale), label, add=True
-        )
+        results.assign(gradient, slope * (scale * grad_scale), label, add=True)
     return product(number, scale)
 
 

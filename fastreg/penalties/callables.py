@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from .._arrays import cuda, host
 from .._base import dtypes, errors
+from .._base.float_environment import Default
 
 
 def has_gradient(rule: Any) -> bool:
@@ -76,18 +77,20 @@ def penalty_label(name: str) -> str:
 
 
 def slope_of(gradient: Any, w: Any, name: str) -> npt.NDArray[np.float64]:
-    """Read the gradient that a callable gave for the tensor `name`, in float64.
-
-    Raises
-    ------
-    TypeError, ValueError
-        When it is no array of numbers, or not of the shape of `w`.
-    """
-    label = f"the gradient that the rule of tensors[{name!r}] gives"
-    view, dtype = host.host_view(gradient, label, False)
+    """Return the gradient, in float64, that a callable returned for the tensor `name`."""
     shape = host.host_view(w, f"tensors[{name!r}]", False)[0].shape
+    return checked_slope(gradient, shape, f"rule of tensors[{name!r}]", "tensor")
+
+
+def checked_slope(
+    gradient: Any, shape: tuple[int, ...], rule: str, of: str
+) -> npt.NDArray[np.float64]:
+    """Return the gradient of a rule in float64; TypeError or ValueError where it does not fit."""
+    view, dtype = host.host_view(gradient, f"the gradient that the {rule} gives", False)
     if view.shape != shape:
         raise ValueError(
-            f"{label} has shape {view.shape}; it must have that of the tensor, {shape}"
+            f"the gradient that the {rule} gives has shape {view.shape}; it must have that of "
+            f"the {of}, {shape}"
         )
-    return dtypes.to_float64(view, dtype)
+    with Default(), np.errstate(all="ignore"):  # no warnings: inf and NaN are valid inputs
+        return dtypes.to_float64(view, dtype)
