@@ -54,7 +54,7 @@ class Port(Protocol):
     def total(
         self, weights: Sequence[Any], strengths: Strengths, which: Sequence[int], scale: Any
     ) -> Any:
-        """Return the penalty of all tensors, 0-d."""
+        """Return the penalty of all tensors, 0-d; None or 0 where there are none."""
 
     def values(
         self, weights: Sequence[Any], strengths: Strengths, which: Sequence[int], scale: Any

@@ -26,7 +26,8 @@ class Angles(NamedTuple):
     """Of one pair; 0 where there is none."""
     units: Any
     cosines: Any
-    lengths: Any
+    norms: Any
+    largest: Any
 
 
 def require_matrix(w: Any) -> None:
@@ -46,7 +47,7 @@ def evaluate(
     matrix: Any,
     strength: Any,
     mode: str,
-    diagonal: Callable[[int], Any],
+    off_diagonal: Callable[[Any], Any],
     detach: Callable[[Any], Any],
 ) -> Angles:
     """Return the penalty of a floating matrix, 0-d.
@@ -58,8 +59,8 @@ def evaluate(
     matrix, strength
         Two axes; a number or 0-d array.
     mode : {"rows", "columns"}
-    diagonal : callable
-        Makes the boolean identity of so many rows, where the matrix is.
+    off_diagonal : callable
+        Returns a square matrix with zeros on its diagonal; it may write into it.
     detach : callable
         Makes a constant for the gradient.
     """
@@ -68,25 +69,26 @@ def evaluate(
     rows, columns = matrix.shape
     pairs = rows * (rows - 1) / 2
     strength = strength / pairs if pairs else strength * 0.0
-    matrix = xp.where(strength != 0.0, matrix, 0.0)
+    if type(strength) is not float or strength == 0.0:
+        matrix = xp.where(strength != 0.0, matrix, 0.0)
     # A row's direction is the same whatever it is divided by: a constant for the gradient.
     largest = detach(xp.amax(xp.abs(matrix), axis=1, keepdims=True)) if columns else matrix
     scaled = matrix / xp.where(largest == 0.0, 1.0, largest)
     squares = xp.sum(xp.square(scaled), axis=1, keepdims=True)
-    is_zero = squares == 0.0
     # The root's slope at 0 is infinite, and would make NaN of the zeros that come back.
+    is_zero = squares == 0.0
     norms = xp.sqrt(xp.where(is_zero, 1.0, squares))
     units = xp.where(is_zero, 0.0, scaled / norms)
-    cosines = xp.where(diagonal(rows), 0.0, xp.matmul(units, xp.swapaxes(units, 0, 1)))
+    cosines = off_diagonal(xp.matmul(units, xp.swapaxes(units, 0, 1)))
     value = strength * (0.5 * xp.sum(xp.abs(cosines)))
-    lengths = xp.where(is_zero, 0.0, norms * largest)
-    return Angles(value, strength, units, cosines, lengths)
+    return Angles(value, strength, units, cosines, norms, largest)
 
 
 def gradient(xp: Any, angles: Angles, factor: Any, mode: str) -> Any:
     """Return the gradient with respect to the matrix, times a factor."""
     towards = (angles.strength * factor) * xp.matmul(xp.sign(angles.cosines), angles.units)
     across = towards - angles.units * xp.sum(angles.units * towards, axis=1, keepdims=True)
-    is_zero = angles.lengths == 0.0
-    slope = xp.where(is_zero, 0.0, across / xp.where(is_zero, 1.0, angles.lengths))
+    # Without a largest element a row is one of zeros, which has no gradient.
+    is_zero = angles.largest == 0.0
+    slope = xp.where(is_zero, 0.0, across / xp.where(is_zero, 1.0, angles.norms * angles.largest))
     return xp.swapaxes(slope, 0, 1) if mode == "columns" else slope

@@ -14,15 +14,13 @@ from .._arrays import results
 from .._autodiff import dispatch
 from .._autodiff.jax import functions
 from .._autodiff.jax.sharding import checked_specs
-from .._autodiff.jax.strengths import factor
-from .._base import arguments
 from .._base.errors import leaf_label
 from .._base.penalty import VALUE
-from ..penalties import callables, evaluation
+from ..penalties import evaluation
 from ..penalties.names import counted
-from ..penalties.plan import Plan
+from ..penalties.plan import Plan, make_plan
 from ..penalties.report import Report, make_report
-from ..penalties.rules import Rules, called, checked_rules, match
+from ..penalties.rules import Rules, checked_rules, match
 from ..regularizers.base import Configured
 from . import leaves
 from .pytrees import REGISTERED
@@ -86,7 +84,7 @@ class TreePenalties:
     def __init__(self, params: Any, rules: Any) -> None:
         self._rules = checked_rules(rules)
         self._treedef = jax.tree_util.tree_structure(params)
-        self._plan = _make_plan(params, self._rules)
+        self._plan = _make_plan(leaves.names_of(params), self._rules)
 
     @property
     def rules(self) -> dict[str, Any]:
@@ -202,12 +200,15 @@ class TreePenalties:
             leaves.share_of_zeros(leaf, name)
             for leaf, name in zip(jax.tree_util.tree_leaves(params), plan.source.names, strict=True)
         ]
-        return make_report(plan, _values(plan, weights, scale), zeros)
+        fused = compress(weights, plan.fused)
+        is_read = all(dispatch.port_for_value(weight) is None for weight in fused)
+        values = evaluation.values(plan, weights, scale, None if is_read else functions)
+        return make_report(plan, values, zeros)
 
     def _ready(self, params: Any) -> tuple[Plan, tuple[Any, ...]]:
         plan = self._plan
         if jax.tree_util.tree_structure(params) != self._treedef:
-            plan = _make_plan(params, self._rules)
+            plan = _make_plan(leaves.names_of(params), self._rules)
         weights = plan.source(jax.tree_util.tree_leaves(params))
         for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True):
             if is_fused:
@@ -215,62 +216,32 @@ class TreePenalties:
         return plan, weights
 
 
-def _make_plan(params: Any, rules: Rules) -> Plan:
-    names = leaves.names_of(params)
-    rule_of, _ = match(names, rules)
-    return Plan(
-        names, {name: rule for name, rule in rule_of.items() if rule is not None}, (), rule_of
-    )
+def _make_plan(names: list[str], rules: Rules) -> Plan:
+    return make_plan(names, match(names, rules)[0])
 
 
 def _value(
     plan: Plan, weights: tuple[Any, ...], scale: Any, mesh: Any = None, specs: Any = ()
 ) -> jax.Array:
     """Return the sum of the penalties; `specs` are those of `weights`."""
-    if mesh is None and not _is_followed(plan, weights, scale):
+    if mesh is None and _are_of_the_core(plan, weights, scale):
         return results.wrap_value(
             evaluation.total(VALUE, plan, weights, None, scale, 1.0), _widest(weights)
         )
-    scale = factor(scale, "scale")
-    total = functions.total(
-        tuple(compress(weights, plan.fused)),
-        plan.strengths(),
-        plan.which,
-        scale,
-        mesh=mesh,
-        specs=tuple(compress(specs, plan.fused)),
-        names=[leaf_label(name) for name in compress(plan.names, plan.fused)],
-    )
-    for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True):
-        if not is_fused:
-            total = total + callables.followed_number(plan.rules[name](weight), name) * scale
-    return total
+    names = [leaf_label(name) for name in compress(plan.names, plan.fused)]
+    port = functions.OfTree(names, mesh, tuple(compress(specs, plan.fused)))
+    result: jax.Array = evaluation.differentiable_value(port, plan, weights, scale)
+    return result
 
 
 def _gradients(
     plan: Plan, weights: tuple[Any, ...], scale: Any, grad_scale: Any, value: Any = None
 ) -> list[Any]:
     """Return the gradient of each weight; a `value` that is traced comes before them."""
-    fused = tuple(compress(weights, plan.fused))
-    made = iter(functions.gradients(fused, plan.strengths(), plan.which, scale, grad_scale, value))
-    both = factor(scale, "scale") * factor(grad_scale, "grad_scale")
-    return [
-        next(made) if is_fused else jax.grad(plan.rules[name])(weight) * both
-        for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True)
-    ]
-
-
-def _values(plan: Plan, weights: tuple[Any, ...], scale: float) -> list[float]:
-    """Return each leaf's penalty, of arrays that have elements."""
-    fused = tuple(compress(weights, plan.fused))
-    if all(dispatch.port_for_value(weight) is None for weight in fused):
-        return evaluation.values(plan, weights, scale)
-    factor = arguments.multiplier(scale, "scale")
-    of_fused = iter(functions.values(fused, plan.strengths(), plan.which, factor))
-    return [
-        float(next(of_fused)) if is_fused else called(plan.rules[name], name, weight) * factor
-        for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True)
-    ]
+    port = functions.OfTree((), value=value)
+    return evaluation.traced_gradients(
+        port, plan, weights, scale, grad_scale, lambda rule, weight: jax.grad(rule)(weight)
+    )
 
 
 def _like(params: Any, plan: Plan, gradients: Iterable[Any]) -> Any:
@@ -287,13 +258,14 @@ def _like(params: Any, plan: Plan, gradients: Iterable[Any]) -> Any:
     )
 
 
-def _is_followed(plan: Plan, weights: tuple[Any, ...], scale: Any) -> bool:
+def _are_of_the_core(plan: Plan, weights: tuple[Any, ...], scale: Any) -> bool:
+    """Return whether the core can read all that a penalty is made of."""
     numbers = [scale, *(number for pair in plan.strengths() for number in pair)]
     return (
-        plan.others
-        or not weights
-        or any(type(number) is not float for number in numbers)
-        or any(dispatch.port_for_value(w) is not None for w in weights)
+        not plan.others
+        and bool(weights)
+        and all(type(number) is float for number in numbers)
+        and all(dispatch.port_for_value(w) is None for w in weights)
     )
 
 
@@ -327,13 +299,7 @@ def _unflatten(aux: Any, rules: Any) -> TreePenalties:
     penalties = object.__new__(TreePenalties)
     penalties._rules = Rules(by_glob, for_all)
     penalties._treedef = treedef
-    rule_of, _ = match(list(names), penalties._rules)
-    penalties._plan = Plan(
-        list(names),
-        {name: rule for name, rule in rule_of.items() if rule is not None},
-        (),
-        rule_of,
-    )
+    penalties._plan = _make_plan(list(names), penalties._rules)
     return penalties
 
 

@@ -53,7 +53,9 @@ def total(
     which: Sequence[int],
     scale: Any,
 ) -> Any:
-    """Return the penalty of all tensors, 0-d."""
+    """Return the penalty of all tensors, 0-d; None of none."""
+    if not weights:
+        return None
     first, *others = values(weights, strengths, which, scale)
     for other in others:
         first = first + other
@@ -101,7 +103,7 @@ def orthogonal(w: Any, factor: Any, mode: str) -> Any:
         _ops.cast(w, _result_dtype(w)),
         factor,
         mode,
-        lambda rows: _ops.eye(rows, dtype="bool"),
+        lambda matrix: _ops.where(_ops.eye(matrix.shape[0], dtype="bool"), 0.0, matrix),
         _ops.stop_gradient,
     ).value
 

@@ -1,4 +1,4 @@
-"""What callables that users pass as penalties give: one number, and a gradient."""
+"""Validate the value and gradient returned by user-defined penalties."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def number(value: Any, name: str) -> float:
     return float(dtypes.to_float64(view, dtype).reshape(()))
 
 
-def followed_number(value: Any, name: str) -> Any:
+def traced_number(value: Any, name: str) -> Any:
     """Return the penalty, 0-d, that a callable gave for `name`, as its framework traces it.
 
     Raises

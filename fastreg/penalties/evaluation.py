@@ -6,8 +6,7 @@ written.
 
 from __future__ import annotations
 
-import functools
-import operator
+from collections.abc import Callable
 from itertools import compress
 from typing import Any
 
@@ -88,25 +87,20 @@ def total(
     return result
 
 
-def values(plan: Plan, weights: Arrays, scale: float) -> list[float]:
-    """Return each tensor's penalty; callables run where the plan has them."""
-    if not plan.others:
+def values(plan: Plan, weights: Arrays, scale: float, port: Any = None) -> list[float]:
+    """Return each tensor's penalty, from a `port` where one is given; callables run."""
+    if not plan.others and port is None:
         fused_values: list[float] = total(VALUE, plan, weights, None, scale, 1.0, True)
         return fused_values
     factor = arguments.multiplier(scale, "scale")
-    merged = iter(
-        calls.evaluate_many(
-            VALUE,
-            tuple(compress(plan.names, plan.fused)),
-            tuple(compress(weights, plan.fused)),
-            None,
-            plan.strengths(),
-            plan.which,
-            scale,
-            1.0,
-            True,
+    fused, strengths = tuple(compress(weights, plan.fused)), plan.strengths()
+    if port is None:
+        names = tuple(compress(plan.names, plan.fused))
+        merged = iter(
+            calls.evaluate_many(VALUE, names, fused, None, strengths, plan.which, scale, 1.0, True)
         )
-    )
+    else:
+        merged = map(float, port.values(fused, strengths, plan.which, factor))
     return [
         next(merged) if is_fused else product(called(plan.rules[name], name, weight), factor)
         for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True)
@@ -127,7 +121,8 @@ def new_gradients(
             if port is None:
                 raise
     penalty = differentiable_value(port, plan, weights, scale) if outputs & VALUE else 0.0
-    return penalty, _traced_gradients(port, plan, weights, scale, grad_scale)
+    made = traced_gradients(port, plan, weights, scale, grad_scale)
+    return penalty, dict(zip(plan.names, made, strict=True))
 
 
 def _new_gradients(
@@ -163,31 +158,37 @@ def require_whole(plan: Plan, weights: Arrays) -> None:
         )
 
 
-def differentiable_value(port: Any, plan: Plan, weights: Arrays, scale: float) -> Any:
-    """Return the sum of the penalties as a framework follows it: the fused ones, then callables."""
+def differentiable_value(port: Any, plan: Plan, weights: Arrays, scale: Any) -> Any:
+    """Return the sum of the penalties as a framework traces it: the fused ones, then callables."""
     require_whole(plan, weights)
-    scale = port.factor(scale, "scale")
-    fused = tuple(compress(weights, plan.fused))
-    terms = [port.total(fused, plan.strengths(), plan.which, scale)] if fused else []
-    terms += [
-        callables.followed_number(plan.rules[name](weight), name) * scale
-        for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True)
-        if not is_fused
-    ]
-    return functools.reduce(operator.add, terms)
+    fused, factor = tuple(compress(weights, plan.fused)), port.factor(scale, "scale")
+    value = port.total(fused, plan.strengths(), plan.which, factor)
+    for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True):
+        if not is_fused:
+            penalty = callables.traced_number(plan.rules[name](weight), name) * factor
+            value = penalty if value is None else value + penalty
+    return value
 
 
-def _traced_gradients(
-    port: Any, plan: Plan, weights: Arrays, scale: float, grad_scale: float
-) -> dict[str, Any]:
-    """Return new gradients by name of arrays that have no elements now."""
+def traced_gradients(
+    port: Any,
+    plan: Plan,
+    weights: Arrays,
+    scale: Any,
+    grad_scale: Any,
+    gradient_of: Callable[[Any, Any], Any] = lambda rule, weight: rule.gradient(weight),
+) -> list[Any]:
+    """Return a new gradient of each array, of those that have no elements now.
+
+    `gradient_of` gives the gradient of a callable.
+    """
     fused = tuple(compress(weights, plan.fused))
     made = iter(port.gradients(fused, plan.strengths(), plan.which, scale, grad_scale))
     factor = port.factor(scale, "scale") * port.factor(grad_scale, "grad_scale")
-    return {
-        name: next(made) if is_fused else plan.rules[name].gradient(weight) * factor
+    return [
+        next(made) if is_fused else gradient_of(plan.rules[name], weight) * factor
         for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True)
-    }
+    ]
 
 
 def _with_callables(

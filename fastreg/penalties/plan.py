@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import types
 from collections.abc import Callable, Mapping
 from itertools import compress
 from typing import Any
@@ -257,6 +258,13 @@ def resolve(
                 f"tensors[{first!r}] and tensors[{name!r}] are tied (the same memory) but have "
                 f"different rules, {origins[first]!r} and {origins[name]!r}; give both the same"
             )
+    return make_plan(names, rule_of, tied)
+
+
+def make_plan(
+    names: Names, rule_of: Mapping[str, Any], tied: Mapping[str, str] = types.MappingProxyType({})
+) -> Plan:
+    """Make a plan of rules by name; `tied` has the name that a further one counts under."""
     return Plan(
         names,
         {name: rule for name, rule in rule_of.items() if name not in tied and rule is not None},

@@ -131,15 +131,16 @@ class OrthogonalRegularizer(Configured):
         matrix = dtypes.to_float64(view, dtype)
         with Default(), np.errstate(all="ignore"):  # no warnings: inf and NaN are valid inputs
             strength = self._factor * float(scale)
-            angles = orthogonal.evaluate(np, matrix, strength, self._mode, _diagonal, _same)
+            angles = orthogonal.evaluate(np, matrix, strength, self._mode, _off_diagonal, _same)
             if outputs == VALUE:
                 return float(angles.value), np.empty((0, 0))
             slope = orthogonal.gradient(np, angles, float(grad_scale), self._mode)
         return float(angles.value), slope
 
 
-def _diagonal(rows: int) -> npt.NDArray[np.bool_]:
-    return np.eye(rows, dtype=bool)
+def _off_diagonal(matrix: Any) -> Any:
+    np.fill_diagonal(matrix, 0.0)
+    return matrix
 
 
 def _same(x: Any) -> Any:

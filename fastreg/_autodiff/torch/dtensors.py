@@ -50,8 +50,10 @@ def total(
     strengths: Sequence[tuple[Any, Any]],
     which: Sequence[int],
     scale: Any,
-) -> torch.Tensor:
+) -> torch.Tensor | None:
     """Return the penalty of all tensors, 0-d, as ``dispatch.Port`` says."""
+    if not weights:
+        return None
     vector, dtype = _values(weights, strengths, which, scale)
     return vector.sum().to(dtype)
 

@@ -34,8 +34,8 @@ _Numbers: TypeAlias = tuple[float, ...] | torch.Tensor
 
 
 def total(weights: Sequence[Any], strengths: _Strengths, which: Sequence[int], scale: Any) -> Any:
-    """Return the penalty of all tensors, 0-d: the canonical sum of their values."""
-    return _penalty(weights, strengths, which, scale, False)
+    """Return the penalty of all tensors, 0-d: the canonical sum of their values; None of none."""
+    return _penalty(weights, strengths, which, scale, False) if weights else None
 
 
 def values(
@@ -116,11 +116,16 @@ def orthogonal(w: Any, factor: Any, mode: str) -> Any:
         w.to(torch.float64),
         factor,
         mode,
-        lambda rows: torch.eye(rows, dtype=torch.bool, device=w.device),
+        _off_diagonal,
         torch.Tensor.detach,
     )
     value: torch.Tensor = angles.value
     return value.to(operators.value_dtype((w,)))
+
+
+def _off_diagonal(matrix: torch.Tensor) -> torch.Tensor:
+    rows = matrix.shape[0]
+    return matrix.masked_fill(torch.eye(rows, dtype=torch.bool, device=matrix.device), 0.0)
 
 
 # ------------------------------------------------------------------------------------- arguments
