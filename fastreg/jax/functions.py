@@ -8,9 +8,9 @@ from typing import Any
 import jax
 
 from .._autodiff.jax import functions
-from .._autodiff.jax.strengths import is_followed
+from .._autodiff.jax.strengths import may_be_traced
 from .._base import arguments
-from .attached import TreePenalties, attach
+from .tree_penalties import TreePenalties, attach
 
 
 def penalty(x: Any, *, l1: Any = 0.0, l2: Any = 0.0, scale: Any = 1.0) -> jax.Array:
@@ -52,7 +52,7 @@ def penalty(x: Any, *, l1: Any = 0.0, l2: Any = 0.0, scale: Any = 1.0) -> jax.Ar
 
 
 def _strength(number: Any, name: str) -> Any:
-    return number if is_followed(number) else arguments.strength(number, name)
+    return number if may_be_traced(number) else arguments.strength(number, name)
 
 
 def sharded_penalty(mesh: Any, specs: Any, rules: Any) -> Callable[..., jax.Array]:

@@ -98,13 +98,14 @@ class Penalties:
         -------
         float
             The canonical sum of the tensors' penalties; on a CUDA device 0-d, see above.  Where
-            torch or JAX follows a tensor to differentiate or trace it, 0-d and differentiable: the
+            a tensor requires grad or is traced, in torch or JAX, 0-d and differentiable: the
             sum of what the core computes, plus what callables give.
 
         Raises
         ------
         TypeError
-            For what is no array, and for arrays of several frameworks where one follows them.
+            For what is no array, and for arrays of several frameworks where one of them has to
+            differentiate or trace.
         ValueError
             When a strength times `scale` is not finite, or names and rules do not fit.
 

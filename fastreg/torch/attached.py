@@ -12,7 +12,7 @@ from ..penalties import Report
 from ..penalties.names import counted
 from . import in_backward
 from .activity import Activity
-from .evaluation import ModulePenalties, summed
+from .module_penalties import ModulePenalties, summed
 from .parameters import require_module
 from .steps import UNSAID, StepHandle, checked_max_norm, unwrapped, warn_of_weight_decay
 

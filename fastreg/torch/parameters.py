@@ -28,7 +28,7 @@ from ..penalties.names import Names
 from ..penalties.plan import Planner
 from ..penalties.rules import checked_rule, checked_rules, match, matcher, rule_name
 from ..regularizers.elementwise import is_fused
-from .callables import ByAutograd, OfComplex
+from .by_autograd import ByAutograd, OfComplex
 from .kinds import Kernels, kinds
 
 Predicate = Callable[[str, Any], Any]

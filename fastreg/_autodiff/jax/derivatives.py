@@ -10,7 +10,7 @@ Contract
   differentiated again, in either mode; the forward pass refuses forward mode, as every
   ``custom_vjp`` does.
 - Arrays that are known to be sharded are computed where their shards are, outside of programs too.
-- Strengths that a trace follows have gradients as well.
+- Strengths that are traced have gradients as well.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from . import ffi, placement
 from . import gradient as _gradient
 from .program import Form, local
 from .sharding import summed_over_shards
-from .strengths import coefficients, make_rule
+from .strengths import coefficients, scaled_strengths
 
 
 def evaluated(
@@ -105,7 +105,7 @@ def _unit_sums(form: Form, weights: Any) -> tuple[Any, Any]:
     """Return the sums of abs(w) and of w*w of each tensor: what strengths are multiplied with."""
     sums = []
     for pair in ((1.0, 0.0), (0.0, 1.0)):
-        unit = make_rule(*pair, 1.0, ())
+        unit = scaled_strengths(*pair, 1.0, ())
         unit_form = form._replace(
             which=(0,) * len(weights),
             terms=(unit.terms,),

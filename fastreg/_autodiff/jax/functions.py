@@ -128,7 +128,7 @@ def gradients(
 
 def _gradient_of(w: Any, l1: Any, l2: Any, factor: Any, value: Any) -> jax.Array:
     dtype = _require_floating(w)
-    rule = _strengths.make_rule(l1, l2, factor, (dtype,))
+    rule = _strengths.scaled_strengths(l1, l2, factor, (dtype,))
     both = _strengths.coefficients(rule.operand, rule.slopes)
     one = jnp.ones((), w.dtype)
     # A value that varies over more axes of a shard_map than `w` would make its gradient vary, too.
@@ -192,7 +192,7 @@ def _require_floating(w: Any) -> str:
 
 
 def _strong(w: Any) -> Any:
-    # ``jnp.asarray`` of what ``grad`` follows outside of a program copies all of it.
+    # ``jnp.asarray`` of what ``grad`` traces outside of a program copies all of it.
     return w if isinstance(w, jax.Array) and not w.weak_type else jnp.asarray(w)
 
 
@@ -226,7 +226,7 @@ def _evaluate(
         return jnp.zeros((0,), dtype), jnp.zeros((), dtype)
     # A coefficient too large for float32 is refused where a gradient is asked for by name; a
     # gradient that JAX takes is infinite then.
-    rules = [_strengths.make_rule(l1, l2, scale, ()) for l1, l2 in strengths]
+    rules = [_strengths.scaled_strengths(l1, l2, scale, ()) for l1, l2 in strengths]
     platforms = ffi.platforms()
     form = Form(
         tuple(which),

@@ -3,7 +3,7 @@
 Contract
 --------
 - The sharding of a concrete array is always known, that of a tracer only on explicit axes.  What
-  ``grad`` follows outside of ``jit`` is a tracer in the caller's function, and concrete where the
+  ``grad`` traces outside of ``jit`` is a tracer in the caller's function, and concrete where the
   function of a custom derivative runs: ask there.
 """
 

@@ -1,4 +1,4 @@
-"""Strengths and scales: numbers of the host, which are exact, and numbers that a trace follows.
+"""Strengths and scales: static Python scalars, which are exact, and traced scalars.
 
 Contract
 --------
@@ -26,8 +26,8 @@ from ..._engine import checks
 TERM_L1, TERM_L2 = 1, 2
 
 
-class Rule(NamedTuple):
-    """One rule of a call, as a program takes it."""
+class ScaledStrengths(NamedTuple):
+    """The strengths of one rule of a call, as a program takes them."""
 
     operand: Any
     """uint32[2, 2], the bits of the strengths; or the strengths as JAX computes them."""
@@ -44,8 +44,8 @@ def real() -> Any:
     return jnp.result_type(float)
 
 
-def is_followed(number: Any) -> bool:
-    """Return whether a number is JAX's, and so may be unknown now."""
+def may_be_traced(number: Any) -> bool:
+    """Return whether a number is JAX's, and so may be traced."""
     return isinstance(number, jax.Array)
 
 
@@ -57,7 +57,7 @@ def factor(number: Any, name: str) -> Any:
     TypeError, ValueError
         For what is no single real number, or one of the host that is not finite.
     """
-    if not is_followed(number):
+    if not may_be_traced(number):
         return arguments.multiplier(number, name)
     if number.shape != () or not jnp.issubdtype(number.dtype, jnp.number):
         raise TypeError(
@@ -69,8 +69,8 @@ def factor(number: Any, name: str) -> Any:
     return number
 
 
-def make_rule(l1: Any, l2: Any, scale: Any, slope_dtypes: Sequence[str]) -> Rule:
-    """Make a rule of two strengths and a factor.
+def scaled_strengths(l1: Any, l2: Any, scale: Any, slope_dtypes: Sequence[str]) -> ScaledStrengths:
+    """Return two strengths, times a factor, as a program takes them.
 
     Parameters
     ----------
@@ -80,10 +80,12 @@ def make_rule(l1: Any, l2: Any, scale: Any, slope_dtypes: Sequence[str]) -> Rule
         Short names of the floating tensors whose gradients use it: its coefficients must be finite
         there.  Empty where no gradient can be asked for.
     """
-    if any(map(is_followed, (l1, l2, scale))):
+    if any(map(may_be_traced, (l1, l2, scale))):
         numbers = (_real(x, name) for x, name in ((l1, "l1"), (l2, "l2"), (scale, "scale")))
         l1, l2, scale = numbers
-        return Rule(jnp.stack([l1 * scale, l2 * scale]), None, None, (math.nan, math.nan))
+        return ScaledStrengths(
+            jnp.stack([l1 * scale, l2 * scale]), None, None, (math.nan, math.nan)
+        )
     scale = arguments.multiplier(scale, "scale")
     l1, l2 = float(l1), float(l2)
     checks.check_coefficients(
@@ -94,7 +96,7 @@ def make_rule(l1: Any, l2: Any, scale: Any, slope_dtypes: Sequence[str]) -> Rule
         slopes = np.asarray((scaled[0], 2.0 * scaled[1]), real())
         terms = (TERM_L1 if scaled[0] != 0.0 else 0) | (TERM_L2 if scaled[1] != 0.0 else 0)
     bits = np.asarray(scaled, np.float64).view(np.uint32).reshape(2, 2)
-    return Rule(bits, slopes, terms, scaled)
+    return ScaledStrengths(bits, slopes, terms, scaled)
 
 
 def as_reals(operand: Any, slopes: Any) -> Any:

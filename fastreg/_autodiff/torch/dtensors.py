@@ -6,7 +6,7 @@ Contract
   loss (FSDP2, DDP) and to one that is a DTensor (tensor parallel), as torch takes a plain 0-d
   tensor for a replicated one.
 - Its gradient is a DTensor with the placements of the weight, from the local shard alone; only the
-  value communicates (``sharding.summed``).
+  value communicates (``torch_shards.summed``).
 - Local shards are evaluated by the port of plain tensors.
 """
 

@@ -5,8 +5,8 @@ Contract
 - Strengths are numbers, l1 and l2 of each rule in turn, scaled already; or, in a compiled graph,
   where numbers are constants, a float64 tensor of them in host memory.  `which` has the index of a
   rule for each weight.
-- The operators know nothing of autograd and of ``torch.func``: ``differentiable`` does.
-- What has no elements gets shapes and dtypes alone.  Tensors that torch hands to a kernel for all
+- The operators know nothing of autograd and of ``torch.func``: ``functions`` does.
+- Fake (meta) kernels infer shape and dtype only.  Tensors that torch hands to a kernel for all
   other devices and layouts are refused by the core, as anywhere.
 - On a CUDA device nothing is copied to the host, and nothing waits.
 """

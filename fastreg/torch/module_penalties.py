@@ -1,4 +1,4 @@
-"""What the penalties on a module's parameters come to, and what they add to the gradients.
+"""Evaluate a module's penalties and accumulate their gradients into ``.grad``.
 
 Contract
 --------
@@ -32,7 +32,7 @@ from ..penalties.plan import Arrays, Plan
 from ..penalties.report import make_report, shares_of_zeros
 from ..penalties.rules import rule_name
 from . import in_backward
-from .callables import ByAutograd, OfComplex, as_real
+from .by_autograd import ByAutograd, OfComplex, as_real
 from .parameters import ParameterPlanner, Parameters
 from .steps import StepHandle
 
