@@ -75,7 +75,7 @@ def local_gradients(
 
 
 class Together(NamedTuple):
-    """What the processes that share a model agree on when they sum penalties."""
+    """The terms that the processes of a model agree on when they sum penalties."""
 
     terms: Terms
     groups: Sequence[tuple[Any, str]]
@@ -196,7 +196,7 @@ def _can_be_distributed() -> bool:
 
 
 class _Label:
-    """What errors call the tensors of an argument; a name is made when it is needed."""
+    """Labels of an argument's tensors for errors, made when they are needed."""
 
     __slots__ = ("argument", "names")
 

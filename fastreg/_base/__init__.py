@@ -1,1 +1,1 @@
-"""What all floors above stand on: errors, dtypes, memory, arguments; NumPy and no framework."""
+"""Shared by all other folders: errors, dtypes, memory, arguments; NumPy and no framework."""

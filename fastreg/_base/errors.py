@@ -93,11 +93,11 @@ _HOLDERS = {
         "with the tree of parameters (nnx.state(module) or variables['params'])"
     ),
 }
-"""What would do instead of a module or layer, by package and class."""
+"""What to pass instead of a module or layer, by package and class."""
 
 
 def holder_remedy(x: object) -> str | None:
-    """Return what would do instead of a module or layer, or None for other objects."""
+    """Return what to pass instead of a module or layer, or None for other objects."""
     for kind in type(x).__mro__:
         remedy = _HOLDERS.get((kind.__module__.partition(".")[0], kind.__name__))
         if remedy is not None:

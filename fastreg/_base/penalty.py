@@ -1,4 +1,4 @@
-"""What a call computes: its outputs, which are bits, and the coefficients of its terms.
+"""The outputs of a call, as bit flags, and the coefficients of its terms.
 
 The same as ``csrc/penalty.h``: strengths are applied in float64 and in this order of operations,
 whatever the caller's floating point environment.

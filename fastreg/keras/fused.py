@@ -102,12 +102,12 @@ class FusedPenalties:
         return weight_losses(self, original)
 
     def make_train_function(self, force: bool = False) -> Any:
-        """Make the training step, whose strengths may be set between steps."""
+        """Compile the training step; strengths may be set between steps."""
         original = super().make_train_function  # type: ignore[misc]
         return _make(self, "train", original, force)
 
     def make_test_function(self, force: bool = False) -> Any:
-        """Make the evaluation step, whose strengths may be set between steps."""
+        """Compile the evaluation step; strengths may be set between steps."""
         original = super().make_test_function  # type: ignore[misc]
         return _make(self, "test", original, force)
 

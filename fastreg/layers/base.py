@@ -78,14 +78,14 @@ class ActivityTerm:
 
 @dataclass(slots=True)
 class Call:
-    """What one call of a layer keeps."""
+    """The state that one call of a layer keeps."""
 
     shape: tuple[int, ...]
     """The shape of the output."""
     output: Array | None
     """The output in the storage dtype, where backward needs it."""
     kept: Any
-    """What else backward needs."""
+    """Anything else that backward needs."""
     activity: ActivityTerm | None
     waiting: bool
     """Whether backward may still be run."""

@@ -1,4 +1,4 @@
-"""What Dense and the convolutions share: kernel, bias, activation, and their penalties.
+"""Base class of Dense and the convolutions: kernel, bias, activation, and their penalties.
 
 Contract: a subclass is a linear map.  It defines the shape of its kernel, the map and its two
 gradients; bias, activation, penalties, weights and saved form are here.  The penalties of kernel
@@ -22,7 +22,7 @@ PARTS = ("kernel", "bias")
 
 
 class _Kept(NamedTuple):
-    """What a call keeps: the input, and z where the derivative needs it."""
+    """The state of a call: the input, and z where the derivative needs it."""
 
     x: Array
     z: Array | None
