@@ -52,8 +52,7 @@ _FINDERS: tuple[tuple[str, Callable[[Any, type], Library | None]], ...] = (
 
 def library_of(kind: type) -> Library:
     """Return the row of a class."""
-    row = TABLE.get(kind)
-    return _found(kind) if row is None else row
+    return TABLE.get(kind) or _found(kind)
 
 
 def _found(kind: type) -> Library:
@@ -73,7 +72,7 @@ def _found(kind: type) -> Library:
 
 
 # What torch.compiler.disable sets: Dynamo would guard the length of the table, and compile again
-# after each class that is seen first.
+# after each class that is seen first.  So nothing else reads the table.
 library_of._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 

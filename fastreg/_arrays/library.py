@@ -7,7 +7,6 @@ by the buffer protocol, DLPack or ``__cuda_array_interface__``, and results are 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -134,8 +133,8 @@ class Library:
     def check_target(self, target: Any, name: str) -> None:
         """Refuse to write in place what autograd records: see ``results.checked_target``."""
 
-    def mark_written(self, targets: Sequence[Any]) -> None:
-        """Tell autograd that arrays were written in place."""
+    def mark_written(self, targets: Any) -> None:
+        """Tell autograd that an array, or each of a sequence, was written in place."""
 
 
 class DeviceArrays(Library):

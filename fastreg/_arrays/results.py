@@ -44,7 +44,7 @@ def checked_target(target: Any, name: str) -> Any:
 
 def written(target: Any) -> Any:
     """Return what was written, and tell torch, so that autograd notices what it had saved."""
-    library_of(type(target)).mark_written((target,))
+    library_of(type(target)).mark_written(target)
     return target
 
 

@@ -5,7 +5,6 @@ Contract: exact tensors on CUDA are described by DLPack's exchange table, others
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from .._base import dtypes, errors, memory
@@ -26,6 +25,7 @@ class Torch(Library):
     def __init__(self, torch: Any, kind: type) -> None:
         self._torch = torch
         self.is_plain = kind is torch.Tensor or kind is torch.nn.Parameter
+        self._increment_version = torch.autograd.graph.increment_version
         # torch does not load this module by itself, which takes half a second.
         self.is_dtensor = _is_of(kind, "torch.distributed.tensor", "DTensor")
         self.is_fake = _is_of(kind, "torch._subclasses.fake_tensor", "FakeTensor")
@@ -173,13 +173,12 @@ class Torch(Library):
         ):
             raise errors.recorded_target_error(name)
 
-    def mark_written(self, targets: Sequence[Any]) -> None:
-        increment = self._torch.autograd.graph.increment_version
+    def mark_written(self, targets: Any) -> None:
         try:
-            increment(targets)
+            self._increment_version(targets)
         except TypeError:  # an older torch, which takes one at a time
             for target in targets:
-                increment(target)
+                self._increment_version(target)
 
 
 def library_of(torch: Any, kind: type) -> Library | None:

@@ -108,6 +108,25 @@ def test_nothing_is_compiled_again_when_classes_are_seen(kind):
     assert counter.frame_count == 1
 
 
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace")
+def test_what_breaks_the_graph_is_not_compiled_again_either():
+    torch._dynamo.reset()
+
+    def step(w, grad):
+        L1(0.5).accumulate(w, grad)
+        return w + 1
+
+    compiled, w = torch.compile(step, backend="eager"), torch.ones(2)
+    for _ in range(3):
+        compiled(w, torch.zeros(2))
+    frames = dict(torch._dynamo.utils.counters["frames"])
+    for _ in range(10):
+        new = type("New", (torch.Tensor,), {})
+        L1(0.5).accumulate(w, torch.zeros(2).as_subclass(new))
+        compiled(w, torch.zeros(2))
+    assert dict(torch._dynamo.utils.counters["frames"]) == frames
+
+
 def test_tensors_of_many_classes_are_marked_as_written():
     grads = [torch.zeros(2), torch.zeros(2).as_subclass(Own), np.zeros(2, np.float32)]
     before = [grad._version for grad in grads[:2]]
