@@ -40,28 +40,9 @@ def named_stream(x: Any) -> int | None:
 
 
 def describe(x: Any, name: str, writable: bool, stream: int | None) -> View:
-    """Describe an array on a CUDA device.
+    """Describe an array on a CUDA device; `writable` where the caller will write into it.
 
-    Parameters
-    ----------
-    x
-        What :func:`is_on_cuda` says is on one.
-    name
-        What errors call it.
-    writable
-        Whether the caller will write into it.
-    stream
-        Where it will be used, so that its library can have that stream wait for what it is
-        still doing; None to look at it only.
-
-    Raises
-    ------
-    TypeError
-        For what is not an array of numbers that lies on a CUDA device, and where there is no CUDA.
-    ValueError
-        For memory that no device can use.
-    BufferError
-        When `writable` and `x` is not known to be writable.
+    Its library has `stream` wait for what it is still doing; None is to look at it only.
     """
     reason = why_off()
     if reason:
@@ -74,9 +55,6 @@ def describe(x: Any, name: str, writable: bool, stream: int | None) -> View:
             name, "an array whose elements are not aligned", "pass a copy"
         )
     return view
-
-
-# ---------------------------------------------------------------------------------- host or device
 
 
 def any_view(x: Any, name: str) -> HostView:
@@ -96,13 +74,7 @@ def is_readable(x: Any) -> bool:
 
 
 def host_copy(x: Any, name: str) -> HostView:
-    """Copy an array on a device to the host, and wait for it; what lies between elements as well.
-
-    Returns
-    -------
-    tuple of numpy.ndarray and str
-        As ``host.host_view`` gives it.
-    """
+    """Copy an array on a device to the host, with what lies between elements, and wait for it."""
     stream = named_stream(x)
     stream = DEFAULT_STREAM if stream is None else stream
     view = describe(x, name, False, stream)

@@ -22,29 +22,10 @@ from .libraries import owner
 
 
 def host_view(x: Any, name: str, writable: bool) -> HostView:
-    """Return the elements of `x` as NumPy array.
+    """Return the elements of `x` as a NumPy array, and its dtype: f16 bf16 f32 f64 bool i8 ... u64.
 
-    Parameters
-    ----------
-    x
-        A NumPy array or scalar, a torch CPU tensor, a JAX CPU array, a ``keras.Variable`` of
-        these, what has ``__jax_array__``, or an object with the buffer protocol or ``__dlpack__``.
-    name
-        What errors call it, for example "w".
-    writable
-        Whether the caller will write into it.
-
-    Returns
-    -------
-    tuple of numpy.ndarray and str
-        The view, and one of f16 bf16 f32 f64 bool i8 i16 i32 i64 u8 u16 u32 u64.
-
-    Raises
-    ------
-    TypeError
-        For what is not an array of numbers in host memory.
-    BufferError
-        When `writable` and `x` is not known to be writable.
+    TypeError, with `name`, for what is no array of numbers in host memory; BufferError where it is
+    to be `writable`, and not known to be.
     """
     library, array = owner(x)
     return library.host_view(array, name, writable)

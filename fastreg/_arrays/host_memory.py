@@ -26,13 +26,7 @@ _DLPACK_DEVICES = {2: "cuda", 8: "metal", 10: "rocm", 13: "cuda_managed", 14: "o
 
 
 def named(view: Array, name: str) -> HostView:
-    """Return a view with the name of its element type; bfloat16 becomes its bits.
-
-    Raises
-    ------
-    TypeError
-        For elements that are no real numbers.
-    """
+    """Return a view with the name of its element type; bfloat16 becomes its bits."""
     dtype = view.dtype
     known = dtypes.NAMES.get(dtype)
     if known is not None:

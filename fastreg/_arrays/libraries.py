@@ -110,9 +110,6 @@ def holds_jax_array(x: Any) -> bool:
     return port_of(type(x)) == HOLDER
 
 
-# --------------------------------------------------------------------- while torch.compile traces
-
-
 def port_of(kind: type) -> str:
     """Return the port of a class: see ``Library.port``."""
     return library_of(kind).port

@@ -43,8 +43,6 @@ class Library:
     is_tracer = False
     """Whether its arrays stand for those of a function that is being traced."""
 
-    # ------------------------------------------------------------------------- where the array is
-
     def needs_port(self, x: Any, records: bool) -> bool:
         """Return whether the framework has to compute the penalty or the gradient of `x`.
 
@@ -91,8 +89,6 @@ class Library:
             x, name, writable, cuda_memory.NO_STREAM if stream is None else stream
         )
 
-    # -------------------------------------------------------------------------------- results
-
     def wrap_value(self, value: Any, x: Any) -> Any:
         """Return the penalty of `x` as its library has numbers: see ``results.wrap_value``."""
         return value
@@ -102,13 +98,7 @@ class Library:
         return np.empty_like(view[0])
 
     def cuda_empty_like(self, x: Any, name: str, view: View) -> Any:
-        """Return writable memory for the gradient of an array that lies on CUDA in `view`.
-
-        Raises
-        ------
-        TypeError
-            For an array that fastreg cannot make.
-        """
+        """Return writable memory for the gradient of an array that lies on CUDA in `view`."""
         raise TypeError(
             f"{name} is a {type(x).__qualname__} on CUDA, whose kind fastreg cannot make; pass out="
         )
@@ -127,8 +117,6 @@ class Library:
             return made
 
         return Total(made.memory.address, made.memory, finish)
-
-    # ---------------------------------------------------------------------------- in-place writes
 
     def check_target(self, target: Any, name: str) -> None:
         """Refuse to write in place what autograd records: see ``results.checked_target``."""

@@ -30,13 +30,7 @@ def check_targets(targets: Sequence[Any], names: Sequence[str]) -> None:
 
 
 def checked_target(target: Any, name: str) -> Any:
-    """Return what will be written in place, unless autograd is following it.
-
-    Raises
-    ------
-    TypeError
-        For a torch tensor that requires a gradient while torch records gradients.
-    """
+    """Return what will be written in place, unless autograd is following it."""
     if getattr(target, "requires_grad", False):
         library_of(type(target)).check_target(target, name)
     return target
@@ -56,11 +50,6 @@ def all_written(targets: Sequence[Any]) -> None:
         return
     for target in targets:
         written(target)
-
-
-def torch_written(tensors: Sequence[Any]) -> None:
-    """Do what :func:`written` does for many tensors of torch."""
-    all_written(tensors)
 
 
 def unrecorded() -> AbstractContextManager[Any]:
@@ -101,11 +90,6 @@ def rounded(target: Any, numbers: npt.NDArray[np.float64], name: str, add: bool 
     """Return what float64 numbers make of a checked gradient, rounded to its dtype at the end.
 
     It is a NumPy array to be copied into `target`, of bits where that is bfloat16.
-
-    Raises
-    ------
-    RuntimeError
-        When `target` no longer has the shape of `numbers`, or elements that have a gradient.
     """
     view, dtype = host.host_view(target, name, True)
     if view.shape != numbers.shape or dtype not in dtypes.FLOATS:
@@ -119,13 +103,7 @@ def rounded(target: Any, numbers: npt.NDArray[np.float64], name: str, add: bool 
 
 
 def require_fitting(target: Any, result: npt.NDArray[Any], name: str) -> None:
-    """Refuse a gradient that is not what :func:`rounded` made `result` for, or not any longer.
-
-    Raises
-    ------
-    RuntimeError
-        When it has another shape or dtype.
-    """
+    """Refuse a gradient that is not what :func:`rounded` made `result` for, or not any longer."""
     view, dtype = host.host_view(target, name, True)
     if view.shape != result.shape or dtypes.stored(dtype) != result.dtype:
         raise errors.changed_error(name)

@@ -31,13 +31,6 @@ HEAD = 7
 class Terms:
     """What this process takes part in a sum with, as far as all processes have to agree on it.
 
-    Parameters
-    ----------
-    content : bytes
-        The same bytes in every process that agrees.
-    describe : function
-        Returns it in words, by name.
-
     Examples
     --------
     >>> one = Terms(b"l1=0.1", lambda: {"weight": "L1(l1=0.1)"})
@@ -82,13 +75,7 @@ def digest(content: bytes) -> int:
 
 
 def require(terms: Terms, group: Any) -> None:
-    """Refuse terms that are not those of every process of a group: a collective operation.
-
-    Raises
-    ------
-    RuntimeError
-        In every process, with what differs.
-    """
+    """Refuse terms that are not those of every process of a group: a collective operation."""
     heads: list[Any] = [None] * torch.distributed.get_world_size(group)
     torch.distributed.all_gather_object(heads, terms.head(False), group=group)
     if any(head != heads[0] for head in heads):

@@ -32,8 +32,6 @@ class Torch(Library):
         if self.is_dtensor:
             self.port = "dtensors"
 
-    # ------------------------------------------------------------------------- where the array is
-
     def needs_port(self, x: Any, records: bool) -> bool:
         return (
             self.is_dtensor  # no one process has its elements
@@ -81,13 +79,7 @@ class Torch(Library):
         return memory.at(x.data_ptr(), tuple(x.shape), strides, dtypes.stored(dtype), x), dtype
 
     def _require_plain(self, x: Any, name: str) -> None:
-        """Refuse, by its own name, a tensor that is no strided one of real numbers.
-
-        Raises
-        ------
-        TypeError
-            For such a tensor.
-        """
+        """Refuse, by its own name, a tensor that is no strided one of real numbers."""
         torch = self._torch
         if not self.is_plain:
             self._require_known_class(x, name)
@@ -144,8 +136,6 @@ class Torch(Library):
     def _is_lazy(self, x: Any) -> bool:
         return isinstance(x, self._torch.nn.parameter.UninitializedTensorMixin)
 
-    # -------------------------------------------------------------------------------- results
-
     def wrap_value(self, value: Any, x: Any) -> Any:
         torch = self._torch
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -162,8 +152,6 @@ class Torch(Library):
     def cuda_total(self, x: Any, device: int, stream: int) -> Total:
         made = self._torch.empty((), dtype=self._torch.float64, device=x.device)
         return Total(made.data_ptr(), made, lambda _: made)
-
-    # ---------------------------------------------------------------------------- in-place writes
 
     def check_target(self, target: Any, name: str) -> None:
         if (

@@ -49,17 +49,7 @@ def is_writable(torch: Any, x: Any) -> bool:
 
 
 def require_memory(torch: Any, x: Any, name: str, writable: bool) -> None:
-    """Refuse a strided tensor whose memory does not hold its elements, or may not be written.
-
-    Raises
-    ------
-    TypeError
-        For numbers that are flags on other numbers.
-    ValueError
-        When the storage has too few bytes.
-    BufferError
-        When `writable`, for an inference tensor outside of inference mode.
-    """
+    """Refuse a strided tensor whose memory does not hold its elements, or may not be written."""
     if x.is_neg():
         raise errors.special_array_error(
             name, "a torch tensor with the negative bit", f"pass {name}.resolve_neg()"
@@ -121,12 +111,7 @@ def teach(core: Any) -> bool:
     except Exception:  # torch's, of any kind
         return False
     learned: bool = core.learn_torch(
-        tensor,
-        torch.nn.Parameter,
-        torch.is_inference_mode_enabled,
-        flags,
-        *found,
-        _tries_left == 0,
+        tensor, torch.nn.Parameter, torch.is_inference_mode_enabled, flags, *found, _tries_left == 0
     )
     if learned:
         _tries_left = 0
@@ -136,14 +121,9 @@ def teach(core: Any) -> bool:
 def samples() -> tuple[list[tuple[Any, int, int, int, int, int]], int, int]:
     """Return tensors that differ in all that the core looks for, to find where torch keeps it.
 
-    Returns
-    -------
-    list of tuple
-        Tensors; of each the addresses of torch's objects for it and its storage, its dispatch
-        keys, its offset in the storage and the bytes of that.
-    int, int
-        The dispatch keys that say that numbers are not those in memory, and the one that inference
-        tensors lack.
+    Of each the addresses of torch's objects for it and its storage, its dispatch keys, its offset
+    in the storage and the bytes of that; then the keys that say that numbers are not those in
+    memory, and the one that inference tensors lack.
     """
     torch = loaded("torch")
     keys, kinds = torch._C._dispatch_keys, torch._C.DispatchKey

@@ -178,8 +178,6 @@ def are_tied_while_empty(tensors: Tensors) -> bool:
     return len(set(empty)) < len(empty)
 
 
-# ---------------------------------------------------------------- one tensor
-
 # In a graph of torch 2.11 the gradient of an all-reduced value is silently zero.
 _LOSES_GRADIENTS = torch.__version__ < (2, 13)
 
@@ -304,9 +302,6 @@ def _local_gradient(gradient: Any, tensor: Any, label: _Label, place: int) -> to
 
 def _kind(tensor: object) -> str:
     return "a DTensor" if is_dtensor(tensor) else "a plain tensor"
-
-
-# ---------------------------------------------------------------- sums over a mesh
 
 
 class _Group:

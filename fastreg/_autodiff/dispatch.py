@@ -32,6 +32,7 @@ from .._arrays.libraries import (
 )
 from .._arrays.torch_arrays import has_no_elements
 from .._base import errors, float_environment
+from .._base.penalty import Strengths
 
 PORTS = {"jax": "fastreg._autodiff.jax.functions"}
 """The modules of ports, imported at the first array that needs one; ``fastreg`` adds that of Keras.
@@ -40,8 +41,6 @@ Those for torch are import statements, which Dynamo traces."""
 _ALL_FLOATS = frozenset((float,)).issuperset
 _REQUIRES_GRAD = attrgetter("requires_grad")
 _IS_META = attrgetter("is_meta")
-
-Strengths = Sequence[tuple[Any, Any]]
 
 
 class Port(Protocol):
@@ -75,13 +74,7 @@ class Port(Protocol):
         """Return the penalty of ``OrthogonalRegularizer``, 0-d."""
 
     def factor(self, number: Any, name: str) -> Any:
-        """Return a scale as it can be multiplied: a float, or what is traced.
-
-        Raises
-        ------
-        TypeError, ValueError
-            For what is no finite number, by its `name`.
-        """
+        """Return a scale as it can be multiplied: a float, or what is traced."""
 
 
 def product(port: Any, first: Any, *others: Any) -> Any:
@@ -107,13 +100,7 @@ def port_for_gradient(x: Any, *numbers: Any) -> Port | None:
 
 
 def port_for_values(arrays: Sequence[Any], names: Sequence[str]) -> Port | None:
-    """Return the port for the values of many arrays, that of the first that has one; else None.
-
-    Raises
-    ------
-    TypeError
-        When there is a port, and arrays of other frameworks as well.
-    """
+    """Return the port for the values of many arrays, that of the first that has one; else None."""
     return _port_of_many(arrays, names, True)
 
 

@@ -31,13 +31,7 @@ class Angles(NamedTuple):
 
 
 def require_matrix(w: Any) -> None:
-    """Refuse what has no rows and columns.
-
-    Raises
-    ------
-    ValueError
-        When `w` has not two axes.
-    """
+    """Refuse what has no rows and columns."""
     if len(w.shape) != 2:
         raise errors.matrix_error(tuple(w.shape))
 
@@ -50,19 +44,9 @@ def evaluate(
     off_diagonal: Callable[[Any], Any],
     detach: Callable[[Any], Any],
 ) -> Angles:
-    """Return the penalty of a floating matrix, 0-d.
+    """Return the penalty of a floating matrix, 0-d, by ``numpy``, ``torch`` or another `xp`.
 
-    Parameters
-    ----------
-    xp : module
-        ``numpy``, ``torch``, ``jax.numpy`` or ``keras.ops``.
-    matrix, strength
-        Two axes; a number or 0-d array.
-    mode : {"rows", "columns"}
-    off_diagonal : callable
-        Returns a square matrix with zeros on its diagonal; it may write into it.
-    detach : callable
-        Makes a constant for the gradient.
+    `off_diagonal` makes zeros of a diagonal, maybe in place; `detach` a constant for the gradient.
     """
     if mode == "columns":
         matrix = xp.swapaxes(matrix, 0, 1)

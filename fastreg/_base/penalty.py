@@ -6,6 +6,9 @@ whatever the caller's floating point environment.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
 import numpy as np
 
 from .float_environment import Default, product
@@ -13,6 +16,9 @@ from .float_environment import Default, product
 VALUE, GRADIENT, ADD = 1, 2, 4
 VALUE_AND_GRADIENT = VALUE | GRADIENT
 VALUE_AND_ADD = VALUE | GRADIENT | ADD
+
+Strengths: TypeAlias = Sequence[tuple[Any, Any]]
+"""Pairs (l1, l2), one per rule of a call: floats, or numbers that a framework traces."""
 
 
 def coefficients(pair: tuple[float, float], scale: float, grad_scale: float) -> tuple[float, float]:

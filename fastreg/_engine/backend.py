@@ -85,13 +85,7 @@ def _missing(*_: object, **__: object) -> NoReturn:
 
 
 def select(backend: str) -> None:
-    """Switch to the backend "numpy" or "native" within this process.
-
-    Raises
-    ------
-    ValueError
-        For another name.
-    """
+    """Switch to the backend "numpy" or "native" within this process."""
     global name
     arguments.choice(backend, "backend", BACKENDS)
     module = reference if backend == "numpy" else _load_core()

@@ -17,11 +17,11 @@ from typing import Any
 
 from .._arrays import cuda as cuda_arrays
 from .._arrays import host, torch_memory
-from .._arrays.results import torch_written
+from .._arrays.results import all_written
 from .._base import errors
 from .._base.arguments import multiplier
 from .._base.core import core
-from .._base.penalty import GRADIENT, VALUE
+from .._base.penalty import GRADIENT, VALUE, Strengths
 from . import backend, checks, cuda
 
 Pairs = Sequence[tuple[Any, Any]]
@@ -49,7 +49,7 @@ def evaluate_many(
     names: Sequence[str],
     weights: Sequence[Any],
     gradients: Sequence[Any] | None,
-    strengths: Sequence[tuple[float, float]],
+    strengths: Strengths,
     which: Sequence[int],
     scale: Any,
     grad_scale: Any,
@@ -66,24 +66,18 @@ def finish_parameters(
     outputs: int,
     found: tuple[Any, Sequence[Any]],
     parameters: Sequence[Any],
-    strengths: Sequence[tuple[float, float]],
+    strengths: Strengths,
     scale: Any,
     grad_scale: Any,
 ) -> Any:
-    """Do what is left where ``backend.accumulate_parameters`` has returned a pair.
-
-    Returns
-    -------
-    float, torch.Tensor or None
-        The penalty where `outputs` asks for it.
-    """
+    """Do what is left where ``backend.accumulate_parameters`` has returned a pair."""
     value, gradients = found
     if value is not None and type(value) is not float:  # tensors on a device, described
         value = cuda.evaluate_described(
             outputs, value, parameters, strengths, scale, grad_scale, False, gradients
         )
     if outputs & GRADIENT:
-        torch_written(gradients)
+        all_written(gradients)
     return value
 
 
@@ -100,7 +94,7 @@ def complete(
     names: Sequence[str] | None,
     weights: Sequence[Any],
     gradients: Sequence[Any] | None,
-    strengths: Sequence[tuple[float, float]],
+    strengths: Strengths,
     which: Sequence[int],
     scale: Any,
     grad_scale: Any,

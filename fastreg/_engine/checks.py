@@ -20,7 +20,7 @@ from .._base import dtypes as _dtypes
 from .._base import errors, memory, penalty
 from .._base.arguments import multiplier
 from .._base.float_environment import products
-from .._base.penalty import ADD, GRADIENT
+from .._base.penalty import ADD, GRADIENT, Strengths
 
 Array = npt.NDArray[Any]
 View = Callable[[Any, str, bool], tuple[Array, str]]
@@ -36,38 +36,22 @@ def gradient_label(outputs: int, names: Sequence[str] | None, index: int) -> str
     return f"grads[{names[index]!r}]"
 
 
-def check_call(
-    outputs: int,
-    names: Sequence[str] | None,
-    weights: Sequence[Any],
-    gradients: Sequence[Any] | None,
-    strengths: Sequence[tuple[float, float]],
-    which: Sequence[int],
-    scale: Any,
-    grad_scale: Any,
-) -> None:
-    """Raise the error that a call deserves, or return when it is legal after all.
-
-    The arguments are those of ``evaluate_many``; `names` is None for ``evaluate_one``, whose
-    arguments are called "w" and "grad" or "out" in messages.
-    """
-    checked_views(outputs, names, weights, gradients, strengths, which, scale, grad_scale)
-
-
 def checked_views(
     outputs: int,
     names: Sequence[str] | None,
     weights: Sequence[Any],
     gradients: Sequence[Any] | None,
-    strengths: Sequence[tuple[float, float]],
+    strengths: Strengths,
     which: Sequence[int],
     scale: Any,
     grad_scale: Any,
     view_of: View = host.host_view,
 ) -> tuple[list[tuple[Array, str]], list[Array]]:
-    """Do what :func:`check_call` does; return (view, dtype name) pairs and gradient views.
+    """Return (view, dtype name) pairs and gradient views, or raise the error that a call deserves.
 
-    `view_of` describes an array; nothing here reads the elements of what it gives.
+    The arguments are those of ``evaluate_many``; `names` is None for ``evaluate_one``, whose
+    arguments are called "w" and "grad" or "out" in messages.  `view_of` describes an array; nothing
+    here reads the elements of what it gives.
     """
     scale = multiplier(scale, "scale")
     grad_scale = multiplier(grad_scale, "grad_scale")
@@ -144,20 +128,14 @@ def require_current(seen: Sequence[Seen]) -> None:
 
 
 def check_coefficients(
-    strengths: Sequence[tuple[float, float]],
+    strengths: Strengths,
     which: Sequence[int],
     dtypes: Sequence[str],
     scale: float,
     grad_scale: float,
     wants_gradient: bool,
 ) -> tuple[float, ...]:
-    """Return strengths times scale, l1 and l2 of each rule in turn.
-
-    Raises
-    ------
-    ValueError
-        For coefficients that are not finite in the type they are used in.
-    """
+    """Return strengths times scale, l1 and l2 of each rule in turn."""
     numbers = [number for pair in strengths for number in pair]
     scaled = products(numbers, scale)
     if not all(map(math.isfinite, scaled)):

@@ -13,7 +13,7 @@ from .._arrays.host_memory import Array
 from .._arrays.libraries import owner
 from .._base import dtypes, memory
 from .._base.core import DEFAULT_STREAM, core
-from .._base.penalty import GRADIENT, VALUE
+from .._base.penalty import GRADIENT, VALUE, Strengths
 from . import checks, recording
 
 
@@ -22,7 +22,7 @@ def evaluate_many(
     names: Sequence[str] | None,
     weights: Sequence[Any],
     gradients: Sequence[Any] | None,
-    strengths: Sequence[tuple[float, float]],
+    strengths: Strengths,
     which: Sequence[int],
     scale: Any,
     grad_scale: Any,
@@ -84,7 +84,7 @@ def evaluate_described(
     outputs: int,
     tensors: Any,
     weights: Sequence[Any],
-    strengths: Sequence[tuple[float, float]],
+    strengths: Strengths,
     scale: Any,
     grad_scale: Any,
     per_tensor: bool,

@@ -19,9 +19,8 @@ from typing import Any
 from .._arrays import cuda
 from .._base import arguments, dtypes, errors
 from .._base.core import DEFAULT_STREAM, core, stream_number
+from .._base.penalty import Strengths
 from . import checks
-
-Strengths = Sequence[tuple[float, float]]
 
 
 @dataclass
@@ -107,11 +106,7 @@ class Recording:
         return f"<a recording of {len(self)} calls, {self._state}>"
 
     def update(
-        self,
-        *,
-        scale: float | None = None,
-        grad_scale: float | None = None,
-        stream: Any = None,
+        self, *, scale: float | None = None, grad_scale: float | None = None, stream: Any = None
     ) -> None:
         """Read the strengths again, for the replays that are queued on the stream after this.
 

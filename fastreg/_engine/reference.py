@@ -26,7 +26,7 @@ import numpy.typing as npt
 from .._arrays import host
 from .._base import arguments, dtypes, memory, penalty
 from .._base.float_environment import Default
-from .._base.penalty import ADD, VALUE
+from .._base.penalty import ADD, VALUE, Strengths
 from . import checks
 
 Array = npt.NDArray[Any]
@@ -36,9 +36,6 @@ LANES = 32
 ROWS = 128
 CHUNK = LANES * ROWS
 SLAB = 8 * CHUNK  # 256 KiB of float64: it stays in the second-level cache
-
-
-# ------------------------------------------------------------------ the canonical sum
 
 
 def _chunk_sums(terms: Doubles) -> Doubles:
@@ -89,9 +86,6 @@ def canonical_sum(values: Sequence[float]) -> float:
         return _tree(np.asarray(values, np.float64))
 
 
-# --------------------------------------------------------------------- order of elements
-
-
 def _flat(view: Array) -> Any:
     """Return the elements in C order under one index: a view where strides allow, else ``.flat``.
 
@@ -119,9 +113,6 @@ def _slabs(size: int) -> Iterator[slice]:
     return (slice(start, min(start + SLAB, size)) for start in range(0, size, SLAB))
 
 
-# ---------------------------------------------------------------------------- one tensor
-
-
 #: No chunk sums: what an empty tensor has.
 _NONE = np.empty(0)
 
@@ -134,12 +125,9 @@ def _evaluate(
     scale: float,
     grad_scale: float,
 ) -> tuple[float, Any]:
-    """Evaluate one checked tensor, and write nothing.
+    """Return the penalty of one checked tensor, 0.0 where it was not asked for, and write nothing.
 
-    Returns
-    -------
-    float, array
-        The penalty, 0.0 where it was not asked for; what the gradient becomes, None where it stays.
+    With it what the gradient becomes, None where it stays.
     """
     view, dtype = weight
     strengths = pair[0] * scale, pair[1] * scale
@@ -225,36 +213,10 @@ def _write(targets: Sequence[Array], results: Sequence[Any]) -> None:
         raise
 
 
-# ------------------------------------------------------------------------- entry points
-
-
 def evaluate_one(
-    outputs: int,
-    weight: Any,
-    gradient: Any,
-    l1: float,
-    l2: float,
-    scale: float,
-    grad_scale: float,
+    outputs: int, weight: Any, gradient: Any, l1: float, l2: float, scale: float, grad_scale: float
 ) -> float | None:
-    """Evaluate one tensor.
-
-    Parameters
-    ----------
-    outputs
-        VALUE=1, GRADIENT=2, ADD=4 as bits: 1, 2, 3, 6 or 7.
-    weight, gradient
-        Arrays of one shape and dtype; `gradient` is None for outputs=1.
-    l1, l2
-        Strengths, checked already.
-    scale, grad_scale
-        Factors of value and gradient, and of the gradient alone.
-
-    Returns
-    -------
-    float or None
-        The penalty, or None when `outputs` does not ask for it.
-    """
+    """Evaluate one tensor, as ``_core.pyi`` says."""
     result = evaluate_many(
         outputs,
         None,
@@ -274,36 +236,16 @@ def evaluate_many(
     names: Sequence[str] | None,
     weights: Sequence[Any],
     gradients: Sequence[Any] | None,
-    strengths: Sequence[tuple[float, float]],
+    strengths: Strengths,
     which: Sequence[int],
     scale: float,
     grad_scale: float,
     per_tensor: bool,
     copies: Sequence[tuple[Any, Array]] = (),
 ) -> float | list[float] | None:
-    """Evaluate many tensors, or none of them when one is refused.
+    """Evaluate many tensors, or none of them when one is refused, as ``_core.pyi`` says.
 
-    Parameters
-    ----------
-    outputs
-        As for :func:`evaluate_one`.
-    names
-        Names for messages; None for the single "w" of :func:`evaluate_one`.
-    weights, gradients
-        One array per name; `gradients` is None for outputs=1.
-    strengths, which
-        Pairs (l1, l2), and for each tensor the index of its pair.
-    scale, grad_scale
-        As for :func:`evaluate_one`.
-    per_tensor
-        Whether to give a list of penalties rather than their canonical sum.
-    copies
-        Pairs (target, source) of arrays of one shape: the targets are written with the gradients.
-
-    Returns
-    -------
-    float, list of float or None
-        None when `outputs` does not ask for the value.
+    `names` is None for the single "w" of :func:`evaluate_one`.
     """
     copied = [host.host_view(target, "grads", True) for target, _ in copies]
     seen = [checks.Seen("grads", view, True) for view in copied]
@@ -350,9 +292,6 @@ def shares_address(weights: Sequence[Any]) -> bool:
     views = [host.host_view(weight, "w", False)[0] for weight in weights]
     lowest = [memory.byte_bounds(view)[0] for view in views if view.size]
     return len(set(lowest)) < len(lowest)
-
-
-# ---------------------------------------------------------- threads and instruction sets
 
 
 def set_num_threads(count: int) -> None:

@@ -69,13 +69,7 @@ def zeros_like(leaf: Any, name: str) -> Any:
 
 
 def share_of_zeros(leaf: Any, name: str) -> float:
-    """Return the share of elements that are 0 (of either sign); 0.0 for what has no elements.
-
-    Raises
-    ------
-    TypeError
-        For what JAX traces.
-    """
+    """Return the share of elements that are 0 (of either sign); 0.0 for what has no elements."""
     if is_tracer(leaf):
         raise TypeError(
             f"{leaf_label(name)} is a JAX tracer, which has no elements yet; call report() outside "

@@ -273,9 +273,6 @@ def _widest(weights: tuple[Any, ...]) -> Any:
     return next((w for w in weights if w.dtype == jnp.float64), weights[0])
 
 
-# ---- as a pytree: the strengths of the rules are the leaves
-
-
 def _flatten(penalties: TreePenalties) -> tuple[tuple[Any, ...], Any]:
     by_glob = penalties._rules.by_glob
     rules = tuple(rule for rule in by_glob.values() if type(rule) in REGISTERED)

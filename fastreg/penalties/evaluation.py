@@ -210,7 +210,7 @@ def _with_callables(
     # Strengths of 0 stand for the callables here: this is the check of all arrays at once.
     strengths = plan.strengths()
     which = iter(plan.which)
-    checks.check_call(
+    checks.checked_views(
         outputs,
         plan.names,
         weights,

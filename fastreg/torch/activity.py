@@ -84,13 +84,7 @@ class Activity:
             self._handles.append(modules[name].register_forward_hook(hook, prepend=first))
 
     def take(self, scale: float | None) -> Any:
-        """Return the sum of the terms, 0-d, and forget them; 0.0 where there are none.
-
-        Raises
-        ------
-        RuntimeError
-            Without a scale, for sums over samples if it is not known how gradients are averaged.
-        """
+        """Return the sum of the terms, 0-d, and forget them; 0.0 where there are none."""
         if scale is not None:
             scale = arguments.multiplier(scale, "scale")
         self._warn_of_lost()

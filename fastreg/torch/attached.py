@@ -188,8 +188,6 @@ class Penalties:
             self._penalties.step.remove()
             self._penalties.step = None
 
-    # ------------------------------------------------------------------ penalties of parameters
-
     def accumulate(self, *, scale: float = 1.0, grad_scale: float = 1.0, value: bool = True) -> Any:
         """Add the gradients of all penalties to the ``.grad`` of the parameters.
 
@@ -349,8 +347,6 @@ class Penalties:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             self._penalties.check(group)
 
-    # ------------------------------------------------------------------ steps of an optimizer
-
     def before_step(
         self,
         optimizer: Any,
@@ -453,8 +449,6 @@ class Penalties:
         """
         self._last = summed(self._last)
         return self._last
-
-    # ------------------------------------------------------------------ activity penalties
 
     def activity(self, *, scale: float | None = None) -> Any:
         """Return the activity penalties of the forward passes since the last call.

@@ -21,13 +21,7 @@ class ByAutograd:
         return self.rule(w)
 
     def gradient(self, w: Any) -> Any:
-        """Return the gradient with respect to `w`.
-
-        Raises
-        ------
-        TypeError
-            When the callable does not return a 0-d tensor in a graph with `w`.
-        """
+        """Return the gradient with respect to `w`."""
         leaf = w.detach().requires_grad_()
         with torch.enable_grad():
             penalty = self.rule(leaf)
@@ -61,13 +55,7 @@ class OfComplex:
         return self.rule(w if w.is_complex() else torch.view_as_complex(w))
 
     def gradient(self, w: Any) -> Any:
-        """Return the gradient with respect to `w`, of its shape.
-
-        Raises
-        ------
-        TypeError
-            When the callable's gradient is not a complex tensor.
-        """
+        """Return the gradient with respect to `w`, of its shape."""
         found = self._differentiated.gradient(torch.view_as_complex(w))
         if not isinstance(found, torch.Tensor) or not found.is_complex():
             raise TypeError(

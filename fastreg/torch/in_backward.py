@@ -180,13 +180,7 @@ _apply: Any = _InBackward.apply
 
 
 def _require_unmodified(call: _Call) -> None:
-    """Refuse parameters that are not what the penalty is of.
-
-    Raises
-    ------
-    RuntimeError
-        With the name of the first.
-    """
+    """Refuse parameters that are not what the penalty is of."""
     if [weight._version for weight in call.weights] == call.versions:
         return
     for name, weight, version in zip(call.plan.names, call.weights, call.versions, strict=True):
@@ -214,9 +208,6 @@ def _are_held(edges: Any) -> bool:
     """
     counts = list(map(sys.getrefcount, [node for node, _ in edges]))
     return max(counts[1:]) >= counts[0]
-
-
-# ------------------------------------------------------------------------------------- the addition
 
 
 @outside_of_graphs
@@ -280,9 +271,6 @@ def gradient_dtype(parameter: Any) -> torch.dtype:
     """Return the dtype of a new ``.grad``, which since torch 2.10 need not be the parameter's."""
     dtype: torch.dtype = getattr(parameter, "grad_dtype", None) or parameter.dtype
     return dtype
-
-
-# --------------------------------------------------------------------------------- torch's engine
 
 
 def _accumulates_into_all_leaves() -> bool:

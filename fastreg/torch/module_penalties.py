@@ -349,18 +349,12 @@ class ModulePenalties:
         except BaseException:
             _take_away(made)
             raise
-        results.torch_written(targets)
+        results.all_written(targets)
         return found
 
 
 def _given(plan: Plan, tensors: Any) -> Arrays:
-    """Return the tensors of the parameters that have a penalty, from a mapping by name.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For no mapping, and for one without such a tensor.
-    """
+    """Return the tensors of the parameters that have a penalty, from a mapping by name."""
     if not is_mapping(tensors):
         raise TypeError(
             "tensors must be a mapping of tensors by the names of the parameters, not "

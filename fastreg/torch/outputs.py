@@ -67,13 +67,6 @@ def activations(module: Any, output: Any, axes: Any, default: int, label: str) -
 
     `axes` are the batch axes that the caller gave for this module, if any; `default` is that of
     modules with an unknown one.
-
-    Raises
-    ------
-    TypeError
-        For an output that is not a tensor, where the caller did not say which parts count.
-    ValueError
-        Where the batch axis cannot be known, or the tensor does not have it.
     """
     if isinstance(axes, (tuple, dict)):
         yield from _chosen(output, axes, label)

@@ -94,10 +94,7 @@ def _weight_bar(
         return np.zeros(w.shape, jax.dtypes.float0)
     both = coefficients(operands[rule], slopes[rule])
     return _gradient.compiled(
-        w,
-        form.terms[rule],
-        both,
-        jax.lax.index_in_dim(upstream, index, keepdims=False),
+        w, form.terms[rule], both, jax.lax.index_in_dim(upstream, index, keepdims=False)
     )
 
 

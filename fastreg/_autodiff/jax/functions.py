@@ -20,6 +20,7 @@ from ..._arrays.libraries import is_tracer, owner
 from ..._base import dtypes as _dtypes
 from ..._base import errors
 from ..._base.float_environment import product
+from ..._base.penalty import Strengths
 from .. import orthogonal as _orthogonal
 from . import ffi
 from . import gradient as _gradient
@@ -38,27 +39,17 @@ class OfTree(NamedTuple):
     """What a program gives before the gradients, and which they are to be computed after."""
 
     def total(
-        self,
-        weights: Sequence[Any],
-        strengths: Sequence[tuple[Any, Any]],
-        which: Sequence[int],
-        scale: Any,
+        self, weights: Sequence[Any], strengths: Strengths, which: Sequence[int], scale: Any
     ) -> jax.Array:
         """Return the penalty of all leaves, as :func:`total` does."""
         return total(
-            weights,
-            strengths,
-            which,
-            scale,
-            mesh=self.mesh,
-            specs=self.specs,
-            names=self.names,
+            weights, strengths, which, scale, mesh=self.mesh, specs=self.specs, names=self.names
         )
 
     def gradients(
         self,
         weights: Sequence[Any],
-        strengths: Sequence[tuple[Any, Any]],
+        strengths: Strengths,
         which: Sequence[int],
         scale: Any,
         grad_scale: Any,
@@ -73,7 +64,7 @@ class OfTree(NamedTuple):
 
 def total(
     weights: Sequence[Any],
-    strengths: Sequence[tuple[Any, Any]],
+    strengths: Strengths,
     which: Sequence[int],
     scale: Any,
     *,
@@ -93,7 +84,7 @@ def total(
 
 def values(
     weights: Sequence[Any],
-    strengths: Sequence[tuple[Any, Any]],
+    strengths: Strengths,
     which: Sequence[int],
     scale: Any,
     *,
@@ -108,7 +99,7 @@ def values(
 
 def gradients(
     weights: Sequence[Any],
-    strengths: Sequence[tuple[Any, Any]],
+    strengths: Strengths,
     which: Sequence[int],
     scale: Any,
     grad_scale: Any,
@@ -210,7 +201,7 @@ def _dtype_of(w: Any, name: str) -> str:
 
 def _evaluate(
     weights: Sequence[Any],
-    strengths: Sequence[tuple[Any, Any]],
+    strengths: Strengths,
     which: Sequence[int],
     scale: Any,
     mesh: Any,

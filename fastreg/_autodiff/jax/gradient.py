@@ -23,18 +23,9 @@ from .strengths import TERM_L1, TERM_L2
 
 
 def gradient(w: Any, terms: int | None, coefficients: Any, upstream: Any) -> Any:
-    """Return the gradient of one tensor in its dtype.
+    """Return the gradient of a floating tensor in its dtype, from ``[l1, 2 * l2]``.
 
-    Parameters
-    ----------
-    w
-        Floating, of any shape.
-    terms
-        As of a rule; None decides on the device, where a coefficient of 0 is an absent term.
-    coefficients
-        ``[l1, 2 * l2]``.
-    upstream
-        0-d, what the penalty's own gradient is multiplied with.
+    Without `terms` the device decides: a coefficient of 0 is an absent term.
     """
     compute = _compute_dtype(w)
     c1, c2 = coefficients.astype(compute) * upstream.astype(compute)

@@ -82,15 +82,7 @@ def _mesh_here(mesh: Any) -> Any:
 def checked_specs(
     mesh: Any, specs: Any, params: Any, names: Sequence[str]
 ) -> tuple[Any, list[Any]]:
-    """Return a mesh as it is here, and the spec of each leaf, of a tree that may be a prefix.
-
-    Raises
-    ------
-    TypeError
-        For a mesh or specs that are something else.
-    ValueError
-        When specs do not fit the mesh, the tree or a leaf, which is named.
-    """
+    """Return a mesh as it is here, and the spec of each leaf, of a tree that may be a prefix."""
     if not hasattr(mesh, "axis_names"):
         raise TypeError(f"mesh must be a jax.sharding.Mesh, not {errors.described(mesh)}")
 

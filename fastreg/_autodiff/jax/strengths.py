@@ -50,13 +50,7 @@ def may_be_traced(number: Any) -> bool:
 
 
 def factor(number: Any, name: str) -> Any:
-    """Return a scale of the host as a float, and one of JAX as it is.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For what is no single real number, or one of the host that is not finite.
-    """
+    """Return a scale of the host as a float, and one of JAX as it is."""
     if not may_be_traced(number):
         return arguments.multiplier(number, name)
     if number.shape != () or not jnp.issubdtype(number.dtype, jnp.number):
@@ -72,13 +66,8 @@ def factor(number: Any, name: str) -> Any:
 def scaled_strengths(l1: Any, l2: Any, scale: Any, slope_dtypes: Sequence[str]) -> ScaledStrengths:
     """Return two strengths, times a factor, as a program takes them.
 
-    Parameters
-    ----------
-    l1, l2, scale
-        Host numbers or 0-d JAX arrays.
-    slope_dtypes
-        Short names of the floating tensors whose gradients use it: its coefficients must be finite
-        there.  Empty where no gradient can be asked for.
+    `slope_dtypes` are those of the floating tensors whose gradients use them: the coefficients must
+    be finite there.  Empty where no gradient can be asked for.
     """
     if any(map(may_be_traced, (l1, l2, scale))):
         numbers = (_real(x, name) for x, name in ((l1, "l1"), (l2, "l2"), (scale, "scale")))

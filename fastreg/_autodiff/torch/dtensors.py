@@ -21,6 +21,7 @@ from ..._arrays.libraries import is_dtensor
 from ..._arrays.torch_agreement import Terms
 from ..._arrays.torch_shards import Together, is_pending, local_tensors, summed
 from ..._base import errors
+from ..._base.penalty import Strengths
 
 
 class Agreed:
@@ -30,11 +31,7 @@ class Agreed:
         self._together = together
 
     def total(
-        self,
-        weights: Sequence[Any],
-        strengths: Sequence[tuple[Any, Any]],
-        which: Sequence[int],
-        scale: Any,
+        self, weights: Sequence[Any], strengths: Strengths, which: Sequence[int], scale: Any
     ) -> torch.Tensor:
         """Return the penalty of all tensors, as :func:`total` does."""
         vector, dtype = _values(weights, strengths, which, scale, self._together)
@@ -46,10 +43,7 @@ class Agreed:
 
 
 def total(
-    weights: Sequence[Any],
-    strengths: Sequence[tuple[Any, Any]],
-    which: Sequence[int],
-    scale: Any,
+    weights: Sequence[Any], strengths: Strengths, which: Sequence[int], scale: Any
 ) -> torch.Tensor | None:
     """Return the penalty of all tensors, 0-d, as ``dispatch.Port`` says."""
     if not weights:
@@ -59,10 +53,7 @@ def total(
 
 
 def values(
-    weights: Sequence[Any],
-    strengths: Sequence[tuple[Any, Any]],
-    which: Sequence[int],
-    scale: Any,
+    weights: Sequence[Any], strengths: Strengths, which: Sequence[int], scale: Any
 ) -> list[torch.Tensor]:
     """Return the penalty of each tensor, 0-d each, as ``dispatch.Port`` says."""
     vector, dtype = _values(weights, strengths, which, scale)
@@ -70,11 +61,7 @@ def values(
 
 
 def gradients(
-    weights: Sequence[Any],
-    strengths: Sequence[tuple[Any, Any]],
-    which: Sequence[int],
-    scale: Any,
-    grad_scale: Any,
+    weights: Sequence[Any], strengths: Strengths, which: Sequence[int], scale: Any, grad_scale: Any
 ) -> list[Any]:
     """Return the gradients, DTensors that lie as the weights do, as ``dispatch.Port`` says."""
     from torch.distributed.tensor import DTensor
@@ -101,13 +88,7 @@ def product(first: Any, *others: Any) -> Any:
 
 
 def orthogonal(w: Any, factor: Any, mode: str) -> torch.Tensor:
-    """Return the penalty of ``OrthogonalRegularizer`` for a tensor that no mesh dimension shards.
-
-    Raises
-    ------
-    TypeError
-        When `w` is sharded: the penalty of whole rows is no sum over shards.
-    """
+    """Return the penalty of ``OrthogonalRegularizer`` of a tensor that no mesh dimension shards."""
     if not all(placement.is_replicate() for placement in w.placements):
         raise errors.special_array_error(
             "w",
@@ -120,7 +101,7 @@ def orthogonal(w: Any, factor: Any, mode: str) -> torch.Tensor:
 
 def _values(
     weights: Sequence[Any],
-    strengths: Sequence[tuple[Any, Any]],
+    strengths: Strengths,
     which: Sequence[int],
     scale: Any,
     together: Together | None = None,
@@ -140,10 +121,7 @@ def _values(
 
 
 def _together(
-    weights: Sequence[Any],
-    strengths: Sequence[tuple[Any, Any]],
-    which: Sequence[int],
-    scale: float,
+    weights: Sequence[Any], strengths: Strengths, which: Sequence[int], scale: float
 ) -> Together:
     """Return what processes have to agree on of tensors that have no names."""
     shapes = tuple([weight.shape for weight in weights])

@@ -32,15 +32,6 @@ class Owner(NamedTuple):
 def owner_of(parameters: Sequence[Any]) -> Owner | None:
     """Return the engine that takes the gradients of some of these parameters, or None.
 
-    Parameters
-    ----------
-    parameters : sequence of torch.Tensor
-        Of any kind.
-
-    Returns
-    -------
-    Owner or None
-
     Examples
     --------
     >>> import torch
@@ -90,15 +81,7 @@ def _read_gradients(hooks: Mapping[int, Any]) -> bool:
 
 
 def require_gradients(parameters: Sequence[Any], names: Sequence[str]) -> None:
-    """Refuse to add to the ``.grad`` of parameters whose engine would not read it.
-
-    Raises
-    ------
-    RuntimeError
-        With the name of the first, and the engine's.
-    TypeError
-        As :func:`require_elements`.
-    """
+    """Refuse to add to the ``.grad`` of parameters whose engine would not read it."""
     owner = owner_of(parameters)
     if owner is not None:
         require_elements(parameters, parameter_label(names))
@@ -118,11 +101,6 @@ def require_elements(parameters: Sequence[Any], label: Callable[[int], str]) -> 
     """Refuse parameters whose elements are in other processes at this moment.
 
     `label` is what a message calls the parameter at a place.
-
-    Raises
-    ------
-    TypeError
-        With the label of the first.
     """
     if not _may_be_marked(parameters):
         return

@@ -23,23 +23,23 @@ from ..._arrays import torch_memory
 from ..._arrays.libraries import library_of, owner
 from ..._base import arguments, errors, float_environment
 from ..._base.float_environment import products
+from ..._base.penalty import Strengths
 from ..._engine import checks
 from .. import orthogonal as _orthogonal
 from . import engines, operators
 
 _ATTRIBUTES = attrgetter("__dict__")
-_Strengths = Sequence[tuple[Any, Any]]
 _Numbers: TypeAlias = tuple[float, ...] | torch.Tensor
 """Strengths as the operators take them: numbers, or a tensor of them while torch compiles."""
 
 
-def total(weights: Sequence[Any], strengths: _Strengths, which: Sequence[int], scale: Any) -> Any:
+def total(weights: Sequence[Any], strengths: Strengths, which: Sequence[int], scale: Any) -> Any:
     """Return the penalty of all tensors, 0-d: the canonical sum of their values; None of none."""
     return _penalty(weights, strengths, which, scale, False) if weights else None
 
 
 def values(
-    weights: Sequence[Any], strengths: _Strengths, which: Sequence[int], scale: Any
+    weights: Sequence[Any], strengths: Strengths, which: Sequence[int], scale: Any
 ) -> list[Any]:
     """Return the penalty of each tensor, 0-d each, from one pass over all."""
     if not weights:
@@ -52,11 +52,7 @@ def values(
 
 
 def gradients(
-    weights: Sequence[Any],
-    strengths: _Strengths,
-    which: Sequence[int],
-    scale: Any,
-    grad_scale: Any,
+    weights: Sequence[Any], strengths: Strengths, which: Sequence[int], scale: Any, grad_scale: Any
 ) -> Sequence[Any]:
     """Return ``scale * grad_scale * (l1 * sign(w) + 2 * l2 * w)`` of each, as new tensors."""
     scale, upstream = factor(scale, "scale"), factor(grad_scale, "grad_scale")
@@ -93,13 +89,6 @@ def orthogonal(w: Any, factor: Any, mode: str) -> Any:
     """Return the penalty of ``OrthogonalRegularizer``, 0-d: `factor` times the mean of abs(cos).
 
     It is computed in float64, by operators of torch.
-
-    Raises
-    ------
-    TypeError
-        For a sparse, nested or complex tensor.
-    ValueError
-        When `w` is no matrix, or `factor` is not finite.
     """
     w = _tensor(w)
     _orthogonal.require_matrix(w)
@@ -112,12 +101,7 @@ def orthogonal(w: Any, factor: Any, mode: str) -> Any:
             factor = arguments.multiplier(factor, "factor")
         factor = float64((factor,)).to(w.device)[0]
     angles = _orthogonal.evaluate(
-        torch,
-        w.to(torch.float64),
-        factor,
-        mode,
-        _off_diagonal,
-        torch.Tensor.detach,
+        torch, w.to(torch.float64), factor, mode, _off_diagonal, torch.Tensor.detach
     )
     value: torch.Tensor = angles.value
     return value.to(operators.value_dtype((w,)))
@@ -128,15 +112,8 @@ def _off_diagonal(matrix: torch.Tensor) -> torch.Tensor:
     return matrix.masked_fill(torch.eye(rows, dtype=torch.bool, device=matrix.device), 0.0)
 
 
-# ------------------------------------------------------------------------------------- arguments
-
-
 def _penalty(
-    weights: Sequence[Any],
-    strengths: _Strengths,
-    which: Sequence[int],
-    scale: Any,
-    per_tensor: bool,
+    weights: Sequence[Any], strengths: Strengths, which: Sequence[int], scale: Any, per_tensor: bool
 ) -> Any:
     outer = None
     if isinstance(scale, torch.Tensor) and not torch.compiler.is_compiling():
@@ -156,13 +133,7 @@ def _penalty(
 
 
 def _tensor(weight: Any) -> torch.Tensor:
-    """Return the tensor that a keras.Variable wraps, or the tensor itself.
-
-    Raises
-    ------
-    TypeError
-        For a sparse or nested tensor.
-    """
+    """Return the tensor that a keras.Variable wraps, or the tensor itself."""
     tensor: torch.Tensor = weight if isinstance(weight, torch.Tensor) else owner(weight)[1]
     if tensor.layout is not torch.strided or tensor.is_nested:
         library_of(type(tensor)).host_view(tensor, "w", False)  # refuses it by its name
@@ -173,7 +144,7 @@ def _label(place: int) -> str:
     return f"tensors[{place}]" if place else "w"
 
 
-def _scaled(strengths: _Strengths, scale: Any) -> _Numbers:
+def _scaled(strengths: Strengths, scale: Any) -> _Numbers:
     if torch.compiler.is_compiling():
         return torch.stack([product(number, scale) for pair in strengths for number in pair])
     scale = arguments.multiplier(scale, "scale")
@@ -207,9 +178,6 @@ def float64(numbers: Sequence[Any]) -> torch.Tensor:
     if not torch.compiler.is_compiling():
         return torch.tensor(numbers, dtype=torch.float64, device="cpu")
     return torch.stack([product(number) for number in numbers])
-
-
-# ---------------------------------------------------------------------------- what autograd is told
 
 
 def _apply(
@@ -292,7 +260,7 @@ class _Penalty(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(
         ctx: Any,
-        strengths: _Strengths,
+        strengths: Strengths,
         scale: float,
         which: tuple[int, ...],
         per_tensor: bool,

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from ..._base.penalty import GRADIENT, VALUE
+from ..._base.penalty import GRADIENT, VALUE, Strengths
 from ..._engine import backend, calls, cuda
 from ..._engine.recording import claim, unclaimed
 
@@ -62,7 +62,7 @@ def penalty(
 
 def value(
     weights: Sequence[torch.Tensor],
-    strengths: Sequence[tuple[float, float]],
+    strengths: Strengths,
     which: Sequence[int],
     scale: float,
     per_tensor: bool,
@@ -109,9 +109,6 @@ def are_plain(weights: Sequence[torch.Tensor]) -> bool:
     return all(map(_IS_CPU, weights)) or all(map(_IS_CUDA, weights))
 
 
-# ------------------------------------------------------------------------------------- the kernels
-
-
 def _penalty_of(
     weights: Sequence[torch.Tensor],
     numbers: Sequence[float],
@@ -154,10 +151,7 @@ def _gradients_of(
 
 
 def _new_gradients(
-    weights: Sequence[torch.Tensor],
-    pairs: Sequence[tuple[float, float]],
-    which: Sequence[int],
-    grad_scale: float,
+    weights: Sequence[torch.Tensor], pairs: Strengths, which: Sequence[int], grad_scale: float
 ) -> list[torch.Tensor]:
     gradients = [torch.empty_like(w) for w in weights]
     _evaluate(GRADIENT, weights, gradients, pairs, which, 1.0, grad_scale)
@@ -168,7 +162,7 @@ def _evaluate(
     outputs: int,
     weights: Sequence[torch.Tensor],
     gradients: Sequence[torch.Tensor] | None,
-    pairs: Sequence[tuple[float, float]],
+    pairs: Strengths,
     which: Sequence[int],
     scale: float,
     grad_scale: float,
@@ -222,9 +216,6 @@ def _names(count: int) -> tuple[str, ...]:
     return tuple(map(str, range(count)))
 
 
-# -------------------------------------------------------------------------- without any elements
-
-
 def _fake_penalty(
     weights: Sequence[torch.Tensor],
     numbers: Sequence[float],
@@ -249,13 +240,7 @@ def _fake_gradients(
 
 
 def _require_one_device(weights: Sequence[torch.Tensor]) -> None:
-    """Refuse a list of which some have no elements: what comes of the others would have none.
-
-    Raises
-    ------
-    TypeError
-        With the place of the first without elements.
-    """
+    """Refuse a list of which some have no elements: what comes of the others would have none."""
     on_meta = [w.is_meta for w in weights]
     if any(on_meta) and not all(on_meta):
         raise TypeError(
