@@ -100,8 +100,6 @@ def _named(function: Function, name: str, what: str, call: str, result: str) -> 
     return function
 
 
-# ------------------------------------------------------------------------ element by element
-
 _HALVES = "element by element; where equal, each gets half the gradient"
 _SQUARE_ROOTS = """square roots; NaN below 0, where the old ``keras.backend`` said 0.
 
@@ -147,8 +145,6 @@ def cast(x: Any, dtype: Any) -> Any:
     return x.astype(np.dtype(dtype))
 
 
-# ---------------------------------------------------------------------------------- reductions
-
 sum = _reduction("sum", "sum", "[4.]")
 mean = _reduction("mean", "mean", "[2.]")
 max = _reduction("max", "largest", "[3.]", "; equal ones share the gradient")
@@ -156,8 +152,6 @@ min = _reduction("min", "smallest", "[1.]", "; equal ones share the gradient")
 prod = _reduction("prod", "product", "[3.]")
 var = _reduction("var", "variance", "[1.]", ", without Bessel's correction")
 std = _reduction("std", "standard deviation", "[1.]", ", without Bessel's correction")
-
-# ------------------------------------------------------------------------------- linear algebra
 
 _STACKS = "the product of two matrices, or of two stacks of them"
 _RANKS = "the product of two matrices; :func:`numpy.dot` for other ranks"
@@ -174,9 +168,6 @@ def permute_dimensions(x: Any, pattern: Sequence[int]) -> Any:
     (4, 2, 3)
     """
     return _numpy().transpose(x, tuple(pattern))
-
-
-# --------------------------------------------------------------------------------------- shapes
 
 
 def reshape(x: Any, shape: Sequence[int]) -> Any:
@@ -252,9 +243,6 @@ def ndim(x: Any) -> int:
     2
     """
     return len(x.shape)
-
-
-# ------------------------------------------------------------------------------------ constants
 
 
 def eye(size: int | Sequence[int], dtype: Any = None) -> Any:

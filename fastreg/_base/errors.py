@@ -64,9 +64,6 @@ def prefixed(label: str) -> Iterator[None]:
         raise kind(f"{label}: {error}") from error
 
 
-# ---------------------------------------------------------------- foreign arrays, by kind
-
-
 _HOLDERS = {
     ("torch", "Module"): (
         "pass its weight, layer.weight for example, or call fastreg.torch.attach(module, rules) "

@@ -1,16 +1,11 @@
 """Activations with their derivatives: linear, relu, tanh, sigmoid, softmax.
 
-Contract
---------
-- An activation is an object with the pair ``forward(z)`` and ``derivative(z, y, dy)``.  The first
-  returns the output ``y``, of the shape of ``z``; the second the gradient with respect to ``z``,
-  given ``dy``, that with respect to ``y``.  All arrays have the layer's compute dtype.
-- A class with ``needs_input = False`` gets None for ``z`` in ``derivative``, and its ``forward``
-  may overwrite ``z``: the layer then keeps one array instead of two.  Without that attribute ``z``
-  is kept.
-- Saved by name, as Keras does; an object of your own is saved when it has ``get_config``.
-- Derivatives are those of Keras on torch: relu has 0 at 0.
-- An underflow is 0, never an error, whatever ``numpy.errstate`` says.
+An activation is an object with the pair ``forward(z)`` and ``derivative(z, y, dy)``.  The first
+returns the output ``y``, of the shape of ``z``; the second the gradient with respect to ``z``,
+given ``dy``, that with respect to ``y``.  All arrays have the layer's compute dtype.  A class with
+``needs_input = False`` gets None for ``z`` in ``derivative``, and its ``forward`` may overwrite
+``z``: the layer then keeps one array instead of two.  Derivatives are those of Keras on torch: relu
+has 0 at 0.  An underflow is 0, never an error, whatever ``numpy.errstate`` says.
 """
 
 from __future__ import annotations
@@ -161,15 +156,9 @@ def get(identifier: Any, custom_objects: Mapping[str, Any] | None = None) -> Act
         None is linear.  A function of ``keras.activations`` stands for its name.  A dict is what
         :func:`serialize` returned for an object of your own.
     custom_objects : mapping, optional
-        Classes by name, for such dicts, and objects by name, for strings.
+        Classes by name, for such dicts, and objects by name, for strings.  TypeError or ValueError
+        for another type of argument, and for an unknown name.
 
-    Raises
-    ------
-    TypeError, ValueError
-        For another type of argument, and for an unknown name.
-
-    Examples
-    --------
     >>> get("relu")
     <activation relu>
     """
@@ -211,11 +200,6 @@ def serialize(activation: Any) -> Any:
         )
     name = type(activation).__name__
     return saved_form(None, name, activation.get_config(), name)
-
-
-def needs_input(activation: Any) -> bool:
-    """Return whether the layer has to keep ``z`` for the derivative."""
-    return bool(getattr(activation, "needs_input", True))
 
 
 def _from_config(config: Mapping[str, Any], custom: Mapping[str, Any]) -> Activation:

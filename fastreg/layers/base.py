@@ -1,18 +1,9 @@
 """The base of all layers: names, dtype, activity penalty, calls and their backward, saved form.
 
-Contract
---------
-- ``layer(x)`` keeps what ``layer.backward(dy)`` needs, once: a backward without a call before it,
-  and a second one, are errors.
-- A call or a backward changes the layer at its end, by :meth:`Layer._keep` and
-  :meth:`Layer._finish` alone.  If it raises, the layer is unchanged; :class:`Sequential` uses the
-  same two steps over several layers.
-- The activity term is on the output, after the activation, divided by the batch size as in Keras
-  since 3.14 (``activity_reduction="sum"``: not divided, as before).  Its gradient joins ``dy`` in
-  one pass, which computes its value too.
-- The output of a call belongs to the caller.  Its input is kept until backward, not copied: do not
-  write into it before.
-- A layer is not thread-safe.
+Contract: a call or a backward changes the layer at its end, by :meth:`Layer._keep` and
+:meth:`Layer._finish` alone: if it raises, the layer is unchanged.  :class:`Sequential` uses these
+two over several layers.  The output of a call belongs to the caller; its input is kept until
+backward, not copied: do not write into it before.  A layer is not thread-safe.
 """
 
 from __future__ import annotations
@@ -116,7 +107,8 @@ class Layer:
     activity_regularizer : optional
         What ``regularizers.get`` takes; a penalty on the output.
     activity_reduction : {"mean", "sum"}, optional
-        Whether the activity term is divided by the batch size.
+        Whether the activity term, which is on the output after the activation, is divided by the
+        batch size, as Keras does since 3.14.
     dtype : optional
         "float16", "bfloat16", "float32" (None) or "float64", or a saved policy of Keras.
     name : str, optional
@@ -155,8 +147,6 @@ class Layer:
         self._call: Call | None = None
         self._step: Step | None = None
 
-    # ------------------------------------------------------------------ what it is
-
     @property
     def name(self) -> str:
         """The name, the first part of the names of its weights."""
@@ -181,25 +171,19 @@ class Layer:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}{'' if self.built else ', not built'}>"
 
-    # ------------------------------------------------------------------ shapes and weights
-
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> Shape:
-        """Return the shape of the output; None is an unknown extent.
+        """Return the shape of the output, None for an unknown extent.
 
-        Raises
-        ------
-        ValueError
-            When the layer does not take such an input.
+        ValueError for an input that the layer does not take.
         """
         raise NotImplementedError
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Make the weights for inputs of this shape, the batch included (None will do for it).
 
-        Raises
-        ------
-        ValueError
-            When the layer does not take such an input, or is built for another one.
+        No change where they fit already.  ValueError when the layer does not take such an input, or
+        is built for another one; ValueError or TypeError when an initializer returns something
+        other than numbers of the right shape.
         """
         self.compute_output_shape(shape_of(input_shape, "input_shape"))
         self.built = True
@@ -224,13 +208,7 @@ class Layer:
         return [] if self.trainable else self.weights
 
     def weight_forms(self, input_shape: Sequence[int | None]) -> dict[str, Form]:
-        """Return by name the shape and dtype of the weights that `build` would make.
-
-        Raises
-        ------
-        ValueError
-            As `build`.
-        """
+        """Return by name the shape and dtype of the weights that `build` would make; its errors."""
         return {}
 
     def weight_names(self) -> list[str]:
@@ -238,13 +216,7 @@ class Layer:
         return []
 
     def count_params(self) -> int:
-        """Return the number of weights' elements.
-
-        Raises
-        ------
-        RuntimeError
-            Before the layer is built.
-        """
+        """Return the number of weights' elements; RuntimeError before the layer is built."""
         self._require_built("count_params()")
         return sum(weight.size for weight in self.weights)
 
@@ -255,17 +227,8 @@ class Layer:
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Write new numbers into the weights: all of them, or none when one does not fit.
 
-        Parameters
-        ----------
-        weights : sequence of arrays
-            In the order and shapes of `weights`; rounded to the layer's dtype.
-
-        Raises
-        ------
-        RuntimeError
-            Before the layer is built.
-        TypeError, ValueError
-            When number, shapes or kinds do not fit.
+        They are arrays in the order and shapes of `weights`, and rounded to the layer's dtype.
+        TypeError or ValueError when they do not fit, RuntimeError before the layer is built.
         """
         self._require_built("set_weights(...)")
         self._put_weights(self._fitting_weights(weights))
@@ -288,8 +251,6 @@ class Layer:
     def _put_weights(self, weights: Sequence[Array]) -> None:
         for own, new in zip(self.weights, weights, strict=True):
             own[...] = new
-
-    # ------------------------------------------------------------------ forward
 
     def __call__(self, x: Any, *, training: bool | None = None) -> Array:
         """Return the output for a batch; builds the layer at the first call.
@@ -348,8 +309,6 @@ class Layer:
 
     def _needs_output(self) -> bool:
         return False
-
-    # ------------------------------------------------------------------ backward
 
     def backward(
         self, dy: Any, *, grad_scale: float = 1.0, input_gradient: bool = True
@@ -442,10 +401,7 @@ class Layer:
     def gradients(self) -> list[Array]:
         """The gradients of `trainable_weights` from the last backward, penalties included.
 
-        Raises
-        ------
-        RuntimeError
-            Before the first backward, and for a layer that is trainable now and was frozen then.
+        RuntimeError before the first one, and for a layer that was frozen then and is not now.
         """
         gradients = self._last_step().gradients
         if not gradients and self.trainable_weights:
@@ -458,21 +414,13 @@ class Layer:
 
     @property
     def penalty(self) -> float:
-        """The sum of this layer's terms as the last backward saw them, without another pass.
-
-        Raises
-        ------
-        RuntimeError
-            Before the first backward.
-        """
+        """The sum of the terms in the last backward, without another pass; RuntimeError before."""
         return sum(self._last_step().losses)
 
     def _last_step(self) -> Step:
         if self._step is None:
             raise RuntimeError(f"{self.name} has no gradients yet: run backward(dy) first")
         return self._step
-
-    # ------------------------------------------------------------------ penalties
 
     @property
     def losses(self) -> list[float]:
@@ -490,15 +438,10 @@ class Layer:
     def _weight_losses(self) -> list[float]:
         return []
 
-    # ------------------------------------------------------------------ saved form
-
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that make this layer as plain Python objects, in Keras' form.
 
-        Raises
-        ------
-        TypeError
-            When a part cannot be saved, a lambda for example.
+        TypeError when a part cannot be saved, a lambda for example.
         """
         config: dict[str, Any] = {
             "name": self.name,
@@ -519,18 +462,9 @@ class Layer:
     ) -> AnyLayer:
         """Return a layer with the arguments that :meth:`get_config` returned, here or in Keras.
 
-        Parameters
-        ----------
-        config : mapping
-            The arguments.
-        custom_objects : mapping, optional
-            Functions and classes by name, for regularizers, activations and initializers of your
-            own.
-
-        Raises
-        ------
-        TypeError, ValueError
-            When the arguments do not fit, or ask for what fastreg does not have.
+        `custom_objects` are functions and classes by name, for regularizers, activations and
+        initializers of your own.  TypeError or ValueError when the arguments do not fit, or ask for
+        what fastreg does not have.
         """
         if not isinstance(config, Mapping):
             raise TypeError(f"config must be a dict, not {errors.described(config)}")
@@ -556,9 +490,6 @@ class Layer:
                 f"{what} needs weights, and {self.name} has none yet: call it on a batch or "
                 "build(input_shape) first"
             )
-
-
-# --------------------------------------------------------------------------------- arguments
 
 
 def refuse_others(kind: type, name: str, others: Mapping[str, Any]) -> None:

@@ -1,16 +1,10 @@
 """Conv1D, Conv2D, Conv3D: one implementation for any number of spatial axes, channels last.
 
-Contract
---------
-- im2col: a position of the output is one row of a matrix, its window of the input with all
-  channels; the convolution is the product of these rows with the kernel, by BLAS.  The rows are
-  sliding windows, copied once per block of samples: a block's matrix has at most ``BLOCK_BYTES``
-  (or one line of positions), so that memory stays bounded and the matrix in the cache.
-- Backward is two products per block: one for the kernel's gradient, one for those of the windows,
-  which are then added to the input's gradient by a loop over the taps of the kernel (27 for
-  3 x 3 x 3), never over positions.
-- "same" pads as TensorFlow and Keras do: the output has ``ceil(extent / stride)`` positions, and
-  where the padding is odd the additional zero is at the end.
+im2col: a position of the output is one row of a matrix, its window of the input with all channels;
+the convolution is the product of these rows with the kernel, by BLAS.  They are copied block by
+block, so that memory stays bounded and the matrix in the cache.  Backward adds the gradients of the
+windows by a loop over the taps of the kernel (27 for 3 x 3 x 3), never over positions.  "same" pads
+as Keras does: where the padding is odd, the additional zero is at the end.
 """
 
 from __future__ import annotations
@@ -43,13 +37,8 @@ class Conv(KernelLayer):
     rank: ClassVar[int]
 
     _own_arguments = (
-        "filters",
-        "kernel_size",
-        "strides",
-        "padding",
-        "data_format",
-        "dilation_rate",
-        "groups",
+        *("filters", "kernel_size", "strides", "padding"),
+        *("data_format", "dilation_rate", "groups"),
     )
     _always_saves_activity = True
 
@@ -112,8 +101,6 @@ class Conv(KernelLayer):
                 f"{name} must be a positive integer or {self.rank} of them, not {tuple(value)}"
             )
         return tuple(arguments.positive_integer(extent, name) for extent in value)
-
-    # ------------------------------------------------------------------ shapes
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> Shape:
         """Return the shape of the output.
@@ -185,8 +172,6 @@ class Conv(KernelLayer):
                 for (before, _), extent in zip(self._margins(shape[1:-1]), shape[1:-1], strict=True)
             ),
         )
-
-    # ------------------------------------------------------------------ windows
 
     def _windows(self, padded: Array) -> Array:
         """Return a view of the windows: (batch, *positions, *taps, channels)."""
@@ -272,17 +257,8 @@ class Conv1D(Conv):
         Per spatial axis, or one for all; strides and dilation are not combined, as in Keras.
     padding : {"valid", "same"}, optional
         None, or zeros at both ends so that each window starts inside; as Keras pads.
-    activation, use_bias, kernel_initializer, bias_initializer : optional
-        As in Keras; see :class:`~fastreg.layers.kernel.KernelLayer`.
-    kernel_regularizer, bias_regularizer, activity_regularizer : optional
-        What ``regularizers.get`` takes.
-    activity_reduction, input_shape, dtype, name, trainable : optional
-        See :class:`~fastreg.layers.base.Layer`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        When an argument does not fit.
+    **others
+        As for :class:`~fastreg.layers.Dense`.
 
     Notes
     -----

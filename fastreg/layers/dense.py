@@ -18,22 +18,9 @@ class Dense(KernelLayer):
     ----------
     units : int
         Channels of the output.
-    activation, use_bias, kernel_initializer, bias_initializer : optional
-        As in Keras; see :class:`~fastreg.layers.kernel.KernelLayer`.
-    kernel_regularizer, bias_regularizer, activity_regularizer : optional
-        What ``regularizers.get`` takes: None, a name, a saved dict, an instance, a class, a
-        function of one array.
-    activity_reduction : {"mean", "sum"}, optional
-        Whether the activity term is divided by the batch size, as Keras does since 3.14.
-    input_dim, input_shape : optional
-        The input without the batch, for the first layer of a :class:`~fastreg.layers.Sequential`.
-    dtype, name, trainable : optional
-        See :class:`~fastreg.layers.base.Layer`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        When an argument does not fit.
+    **others
+        Those of all layers with a kernel, :class:`~fastreg.layers.kernel.KernelLayer`, and of all
+        layers, :class:`~fastreg.layers.Layer`; TypeError or ValueError where one does not fit.
 
     Notes
     -----

@@ -1,12 +1,8 @@
 """Initial weights: the distributions of ``keras.initializers``, drawn by NumPy.
 
-Contract
---------
-- Names, defaults, fans and saved forms are those of Keras 3; the numbers are not, because the
-  generators differ.
-- An initializer is a callable of ``(shape, dtype)``.  One with a seed returns the same numbers at
-  every call, as in Keras; without a seed they are new at every call.
-- Any other callable of ``(shape, dtype)`` is an initializer too.
+Names, defaults, fans and saved forms are those of Keras 3; the numbers are not, because the
+generators differ.  Any callable of ``(shape, dtype)`` is an initializer.  One with a seed returns
+the same numbers at every call, as in Keras; without a seed they are new at every call.
 """
 
 from __future__ import annotations
@@ -274,16 +270,9 @@ def get(
 ) -> Callable[..., Any]:
     """Return the initializer that an argument stands for; errors call it `argument`.
 
-    It is a name of Keras, a saved form, a class, or a callable of ``(shape, dtype)``;
-    `custom_objects` are classes and functions by name, for saved forms.
+    It is a name of Keras, a saved form, a class, or a callable of ``(shape, dtype)``; others are a
+    TypeError or ValueError.  `custom_objects` are classes and functions by name, for saved forms.
 
-    Raises
-    ------
-    TypeError, ValueError
-        For another type of argument, and for an unknown name.
-
-    Examples
-    --------
     >>> get("he_normal", "kernel_initializer")
     HeNormal(seed=None, input_axes=None, output_axes=None)
     """

@@ -70,8 +70,6 @@ class KernelLayer(Layer):
         # last, because it draws the automatic name: a refused layer takes no number
         super().__init__(**others)
 
-    # ------------------------------------------------------------------ what it is
-
     @property
     def activation(self) -> activations.Activation:
         """The activation."""
@@ -91,8 +89,6 @@ class KernelLayer(Layer):
         "The regularizer of the bias, or None; unlike in Keras, may be set at any time.",
     )
 
-    # ------------------------------------------------------------------ the map, by the subclass
-
     def _kernel_shape(self, channels: int) -> tuple[int, ...]:
         raise NotImplementedError
 
@@ -106,18 +102,7 @@ class KernelLayer(Layer):
         """Return the gradients with respect to `x` and the kernel, each where it is wanted."""
         raise NotImplementedError
 
-    # ------------------------------------------------------------------ weights
-
     def build(self, input_shape: Sequence[int | None]) -> None:
-        """Make kernel and bias for inputs of this shape; no change where they fit already.
-
-        Raises
-        ------
-        ValueError
-            When the layer does not take such an input, or is built for another number of channels.
-        TypeError, ValueError
-            When an initializer returns something other than numbers of the right shape.
-        """
         if self.built:
             self.compute_output_shape(input_shape)
             return
@@ -209,13 +194,10 @@ class KernelLayer(Layer):
 
     @property
     def weights(self) -> list[Array]:
-        """Kernel and bias: the arrays themselves, none before `build`."""
         return list(self._weights.values())
 
     def weight_names(self) -> list[str]:
         return [f"{self.name}/{part}" for part in self._weights]
-
-    # ------------------------------------------------------------------ forward and backward
 
     def _forward(self, x: Array) -> tuple[Array, Any]:
         with np.errstate(under="ignore"):  # a product too small for the type is 0
@@ -223,7 +205,7 @@ class KernelLayer(Layer):
         if self.use_bias:
             z += self._precision.computable(self._weights["bias"])
         y = self._checked(self._activation.forward(z), z.shape, "activation")
-        return y, _Kept(x, z if activations.needs_input(self._activation) else None)
+        return y, _Kept(x, z if getattr(self._activation, "needs_input", True) else None)
 
     def _checked(self, made: Any, shape: tuple[int, ...], function: str) -> Array:
         """Return what a function of the activation made, in the compute dtype."""
@@ -265,8 +247,6 @@ class KernelLayer(Layer):
         ]
         return dx, list(gradients.values()), weight_terms
 
-    # ------------------------------------------------------------------ penalties
-
     def _rules(self) -> dict[str, Any]:
         """Return the regularizers of the weights that are there, by part."""
         rules = {"kernel": self.kernel_regularizer, "bias": self.bias_regularizer}
@@ -281,8 +261,6 @@ class KernelLayer(Layer):
             terms.value(rule, self._weights[part], f"{self.name}.{part}")
             for part, rule in self._rules().items()
         ]
-
-    # ------------------------------------------------------------------ saved form
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -46,17 +46,9 @@ class Precision(NamedTuple):
 def get(dtype: Any) -> Precision:
     """Return the :class:`Precision` of a layer's ``dtype`` argument.
 
-    It is None (float32), a name, a dtype, or a dtype policy of Keras, saved or not.
+    It is None (float32), a name, a dtype, or a dtype policy of Keras, saved or not; others are a
+    TypeError or ValueError, and bfloat16 is an ImportError without the package ml_dtypes.
 
-    Raises
-    ------
-    TypeError, ValueError
-        For another type of argument, and for a dtype that layers do not have.
-    ImportError
-        For bfloat16 without the package ml_dtypes.
-
-    Examples
-    --------
     >>> get("float16")
     Precision(name='float16', storage=dtype('float16'), compute=dtype('float32'))
     """

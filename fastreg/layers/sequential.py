@@ -102,8 +102,6 @@ class Sequential:
         if not trainable:
             self.trainable = False
 
-    # ------------------------------------------------------------------ layers
-
     if not TYPE_CHECKING:  # or every name would be an attribute
 
         def __getattr__(self, name: str) -> Any:
@@ -228,8 +226,6 @@ class Sequential:
         self._require_layers()
         return self._chain(shape_of(input_shape, "input_shape"))[1][-1]
 
-    # ------------------------------------------------------------------ forward and backward
-
     def __call__(self, x: Any, *, training: bool | None = None) -> Array:
         """Return the output for a batch; builds the model at the first call.
 
@@ -280,8 +276,6 @@ class Sequential:
             layer._finish(step)
         result: Array | None = slope
         return result
-
-    # ------------------------------------------------------------------ weights
 
     @property
     def trainable(self) -> bool:
@@ -363,8 +357,6 @@ class Sequential:
                 "batch or build(input_shape) first"
             )
 
-    # ------------------------------------------------------------------ summary
-
     def summary(self, print_fn: Callable[[str], Any] = print) -> None:
         """Print a table of the layers: output shape, number of weights, penalties.
 
@@ -397,8 +389,6 @@ class Sequential:
             start = f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {count:>{widths[2]}}  "
             lines.append(_in_columns(start, note))
         print_fn("\n".join(lines))
-
-    # ------------------------------------------------------------------ saved form
 
     def get_config(self) -> dict[str, Any]:
         """Return the form of the model as plain Python objects, Keras'; errors are a layer's."""

@@ -119,9 +119,6 @@ def _json_path(path: str | os.PathLike[str]) -> Path:
     return target
 
 
-# ------------------------------------------------------------------------------ writing
-
-
 def _pieces(head: str, weights: Mapping[str, Array]) -> Iterator[bytes]:
     """Yield the file piece by piece, so that the text is never whole in memory."""
     digest = hashlib.sha256()
@@ -139,9 +136,6 @@ def _pieces(head: str, weights: Mapping[str, Array]) -> Iterator[bytes]:
             yield binascii.b2a_base64(piece, newline=False)
         yield b'"}'
     yield f'\n ],\n "sha256": "{digest.hexdigest()}"\n}}\n'.encode()
-
-
-# ------------------------------------------------------------------------------ reading
 
 
 def _parsed(target: Path, content: bytes) -> dict[str, Any]:

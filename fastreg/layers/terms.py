@@ -1,14 +1,7 @@
 """One penalty term: a regularizer on one array of a layer, its value and its gradient.
 
-Contract
---------
-- L1, L2, L1L2 and OrthogonalRegularizer go through the fused ``accumulate``: gradient and value
-  from one pass, in the bits of the numerics contract.
-- A regularizer of your own has ``gradient(w)``, or is a function that autograd can record
-  (``fastreg.backend``), in one call for both.  Where neither holds, asking for the gradient is an
-  error, never a zero.
-- A callable of your own gets half precision arrays as a float32 copy: its sums would overflow or
-  stall otherwise, and autograd has no bfloat16.
+Contract: a regularizer of your own has ``gradient(w)``, or is a function that autograd can record
+(``fastreg.backend``).  Where neither holds, asking for the gradient is an error, never a zero.
 """
 
 from __future__ import annotations
@@ -35,12 +28,7 @@ def regularizer(
     """Return what a regularizer keyword stands for, a callable or None.
 
     An instance of a class of ``keras.regularizers`` becomes the same one of fastreg, which needs no
-    framework for its gradient.
-
-    Raises
-    ------
-    TypeError, ValueError
-        What ``regularizers.get`` raises, with the keyword named.
+    framework for its gradient.  Errors are those of ``regularizers.get``, with the keyword named.
     """
     with errors.prefixed(argument):
         if isinstance(identifier, Mapping):
@@ -51,13 +39,7 @@ def regularizer(
 
 
 def value(rule: Any, array: Array, label: str, scale: float = 1.0) -> float:
-    """Return the penalty of weights or outputs, times `scale`; errors call them `label`.
-
-    Raises
-    ------
-    TypeError
-        When a callable does not return one number.
-    """
+    """Return the penalty of weights or outputs, times `scale`; errors call them `label`."""
     if is_fused(rule):
         penalty: float = rule(array, scale=scale)
         return penalty
@@ -75,13 +57,6 @@ def accumulate(
     """Add the gradient of ``scale * rule(array)`` to `gradient` in-place; return the penalty.
 
     `gradient` has the shape and dtype of `array`; `grad_scale` is a factor of it alone.
-
-    Raises
-    ------
-    TypeError
-        When a rule has no gradient, or a callable returns something other than one number.
-    ValueError
-        When a rule's gradient does not have the shape of `array`.
     """
     if is_fused(rule) or type(rule) is regularizers.OrthogonalRegularizer:
         penalty: float = rule.accumulate(array, gradient, scale=scale, grad_scale=grad_scale)
@@ -99,6 +74,7 @@ def accumulate(
 
 
 def _given(array: Array) -> Array:
+    """Return what a callable gets: half precision sums would overflow or stall."""
     return array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)
 
 
