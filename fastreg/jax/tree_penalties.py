@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterable
 from itertools import compress
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -229,7 +231,11 @@ def _value(
             evaluation.total(VALUE, plan, weights, None, scale, 1.0), _widest(weights)
         )
     names = [leaf_label(name) for name in compress(plan.names, plan.fused)]
-    port = functions.OfTree(names, mesh, tuple(compress(specs, plan.fused)))
+    of_fused = tuple(compress(specs, plan.fused))
+    port = SimpleNamespace(
+        total=functools.partial(functions.total, mesh=mesh, specs=of_fused, names=names),
+        factor=functions.factor,
+    )
     result: jax.Array = evaluation.differentiable_value(port, plan, weights, scale)
     return result
 
@@ -238,7 +244,9 @@ def _gradients(
     plan: Plan, weights: tuple[Any, ...], scale: Any, grad_scale: Any, value: Any = None
 ) -> list[Any]:
     """Return the gradient of each weight; a `value` that is traced comes before them."""
-    port = functions.OfTree((), value=value)
+    port = SimpleNamespace(
+        gradients=functools.partial(functions.gradients, value=value), factor=functions.factor
+    )
     return evaluation.traced_gradients(
         port, plan, weights, scale, grad_scale, lambda rule, weight: jax.grad(rule)(weight)
     )

@@ -18,6 +18,7 @@ from .. import regularizers
 from .._autodiff import orthogonal as _orthogonal
 from .._base import arguments
 from .._base.float_environment import product
+from .._base.penalty import Strengths
 from ._framework import keras
 
 _ops = keras.ops
@@ -47,12 +48,7 @@ class Penalty(keras.Operation):  # type: ignore[misc]
         return cls(**{**config, "regularizer": regularizers.deserialize(config["regularizer"])})
 
 
-def total(
-    weights: Sequence[Any],
-    strengths: Sequence[tuple[Any, Any]],
-    which: Sequence[int],
-    scale: Any,
-) -> Any:
+def total(weights: Sequence[Any], strengths: Strengths, which: Sequence[int], scale: Any) -> Any:
     """Return the penalty of all tensors, 0-d; None of none."""
     if not weights:
         return None
@@ -63,10 +59,7 @@ def total(
 
 
 def values(
-    weights: Sequence[Any],
-    strengths: Sequence[tuple[Any, Any]],
-    which: Sequence[int],
-    scale: Any,
+    weights: Sequence[Any], strengths: Strengths, which: Sequence[int], scale: Any
 ) -> list[Any]:
     """Return the penalty of each tensor, 0-d each."""
     scale = factor(scale, "scale")
@@ -75,7 +68,7 @@ def values(
 
 def gradients(
     weights: Sequence[Any],
-    strengths: Sequence[tuple[Any, Any]],
+    strengths: Strengths,
     which: Sequence[int],
     scale: Any,
     grad_scale: Any,

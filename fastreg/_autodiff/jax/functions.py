@@ -10,7 +10,7 @@ Contract
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,39 +27,6 @@ from . import gradient as _gradient
 from . import strengths as _strengths
 from .derivatives import after, evaluated
 from .program import Form
-
-
-class OfTree(NamedTuple):
-    """The functions of this port for the leaves of a tree, with what is known of them besides."""
-
-    names: Sequence[str]
-    mesh: Any = None
-    specs: Sequence[Any] = ()
-    value: Any = None
-    """What a program gives before the gradients, and which they are to be computed after."""
-
-    def total(
-        self, weights: Sequence[Any], strengths: Strengths, which: Sequence[int], scale: Any
-    ) -> jax.Array:
-        """Return the penalty of all leaves, as :func:`total` does."""
-        return total(
-            weights, strengths, which, scale, mesh=self.mesh, specs=self.specs, names=self.names
-        )
-
-    def gradients(
-        self,
-        weights: Sequence[Any],
-        strengths: Strengths,
-        which: Sequence[int],
-        scale: Any,
-        grad_scale: Any,
-    ) -> list[jax.Array]:
-        """Return the gradient of each leaf, as :func:`gradients` does."""
-        return gradients(weights, strengths, which, scale, grad_scale, self.value)
-
-    def factor(self, number: Any, name: str) -> Any:
-        """Return a scale, as :func:`factor` does."""
-        return factor(number, name)
 
 
 def total(

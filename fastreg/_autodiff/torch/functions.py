@@ -116,9 +116,10 @@ def _penalty(
     weights: Sequence[Any], strengths: Strengths, which: Sequence[int], scale: Any, per_tensor: bool
 ) -> Any:
     outer = None
-    if isinstance(scale, torch.Tensor) and not torch.compiler.is_compiling():
+    is_eager = not torch.compiler.is_compiling()
+    if is_eager and isinstance(scale, torch.Tensor):
         scale, outer = 1.0, scale  # it may be what is differentiated
-    if not torch.compiler.is_compiling() and operators.are_plain(weights):
+    if is_eager and operators.are_plain(weights):
         if any(map(_ATTRIBUTES, weights)):  # an engine's marks, maybe
             engines.require_elements(weights, _label)
         if type(scale) is not float:
@@ -126,7 +127,7 @@ def _penalty(
         penalty = _Penalty.apply(strengths, scale, tuple(which), per_tensor, *weights)
     else:
         tensors = [_tensor(weight) for weight in weights]
-        if not torch.compiler.is_compiling():
+        if is_eager:
             engines.require_elements(tensors, _label)
         penalty = _apply(_scaled(strengths, scale), tuple(which), per_tensor, *tensors)
     return penalty if outer is None else penalty * outer
