@@ -77,7 +77,7 @@ struct Backend {
   // Device memory for small results where the caller has no allocator, for what is queued on `stream` from now on. What
   // is allocated in a capture is for the graph's replays too.
   BackendStatus (*allocate)(int device, void* stream, std::size_t bytes, void** address, BackendError* error);
-  // Gives it back when the marks have passed, without waiting for them; but what was allocated in a capture waits for
+  // Frees it when the marks have passed, without waiting for them; but what was allocated in a capture waits for
   // the device.
   void (*release)(int device, void* address, Mark* const* marks, std::size_t mark_count);
   // Not in a capture.

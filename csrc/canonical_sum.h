@@ -50,7 +50,7 @@ FASTREG_SUM_FUNCTION double sum_chunk(const double* terms, int count) {
   return lanes[0];
 }
 
-// Puts the sum of each chunk of `terms` in the place of the terms; gives how many they are.
+// Puts the sum of each chunk of `terms` in the place of the terms; returns how many they are.
 FASTREG_SUM_FUNCTION std::int64_t sum_chunks_in_place(double* terms, std::int64_t count) {
   const std::int64_t chunks = chunk_count(count);
   for (std::int64_t c = 0; c < chunks; ++c) {

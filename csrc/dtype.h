@@ -22,20 +22,58 @@ namespace fastreg {
 enum class DType : std::uint8_t { f16, bf16, f32, f64, boolean, i8, i16, i32, i64, u8, u16, u32, u64 };
 
 constexpr int floating_dtype_count = 4;
-constexpr int dtype_count = 13;
 
 [[maybe_unused]] static constexpr bool is_floating(DType dtype) {
   return static_cast<int>(dtype) < floating_dtype_count;
 }
 
-// In the order of the enumeration. Not inside item_size, where it would be written to the stack at every call.
-constexpr std::size_t item_sizes[dtype_count] = {2, 2, 4, 8, 1, 1, 2, 4, 8, 1, 2, 4, 8};
+// What an element is, by DLPack's numbers.
+enum class Kind : std::uint8_t { integer = 0, natural = 1, floating = 2, bfloat = 4, boolean = 6 };
 
-[[maybe_unused]] static constexpr std::size_t item_size(DType dtype) { return item_sizes[static_cast<int>(dtype)]; }
+struct DTypeRow {
+  const char* name;  // as Python and the documentation write it
+  Kind kind;
+  std::uint8_t size;
+  std::int32_t xla;  // the number that XLA has for it
+};
 
-// The names that Python and the documentation use, in the order of the enumeration.
-[[maybe_unused]] static constexpr const char* dtype_names[dtype_count] = {
-    "f16", "bf16", "f32", "f64", "bool", "i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64"};
+// In the order of the enumeration. fastreg/_base/dtypes.py is Python's table, and a test compares the two.
+constexpr DTypeRow dtype_rows[] = {
+    {"f16", Kind::floating, 2, 10}, {"bf16", Kind::bfloat, 2, 16}, {"f32", Kind::floating, 4, 11},
+    {"f64", Kind::floating, 8, 12}, {"bool", Kind::boolean, 1, 1}, {"i8", Kind::integer, 1, 2},
+    {"i16", Kind::integer, 2, 3},   {"i32", Kind::integer, 4, 4},  {"i64", Kind::integer, 8, 5},
+    {"u8", Kind::natural, 1, 6},    {"u16", Kind::natural, 2, 7},  {"u32", Kind::natural, 4, 8},
+    {"u64", Kind::natural, 8, 9},
+};
+constexpr int dtype_count = static_cast<int>(sizeof dtype_rows / sizeof *dtype_rows);
+
+[[maybe_unused]] static constexpr const DTypeRow& row_of(DType dtype) { return dtype_rows[static_cast<int>(dtype)]; }
+
+// Not inside item_size, where they would be written to the stack at every call.
+struct ItemSizes {
+  std::size_t of[dtype_count];
+};
+constexpr ItemSizes item_sizes = [] {
+  ItemSizes sizes{};
+  for (int i = 0; i < dtype_count; ++i) {
+    sizes.of[i] = dtype_rows[i].size;
+  }
+  return sizes;
+}();
+[[maybe_unused]] static constexpr std::size_t item_size(DType dtype) { return item_sizes.of[static_cast<int>(dtype)]; }
+
+[[maybe_unused]] static constexpr const char* name_of(DType dtype) { return row_of(dtype).name; }
+
+// Returns false where there is no such dtype.
+[[maybe_unused]] static constexpr bool find_dtype(Kind kind, std::size_t size, DType& dtype) {
+  for (int i = 0; i < dtype_count; ++i) {
+    if (dtype_rows[i].kind == kind && dtype_rows[i].size == size) {
+      dtype = static_cast<DType>(i);
+      return true;
+    }
+  }
+  return false;
+}
 
 // The storage of each floating type, and the type that its gradient is computed in.
 struct F16 {

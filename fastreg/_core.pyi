@@ -213,6 +213,9 @@ def instruction_sets() -> list[str]:
 def compiled_instruction_sets() -> list[str]:
     """Return the instruction sets that were compiled, best first."""
 
+def dtypes() -> list[tuple[str, int, int, bool]]:
+    """Return the table of dtypes: name, DLPack's kind, bytes, and whether there are gradients."""
+
 def build_info() -> dict[str, str]:
     """Return "compiler", "build_type" and "cxx_standard" (the value of ``__cplusplus``)."""
 

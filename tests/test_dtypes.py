@@ -1,5 +1,8 @@
 """bfloat16 as bits, for arrays without axes as for all others."""
 
+import importlib
+import importlib.util
+
 import numpy as np
 import pytest
 
@@ -28,3 +31,18 @@ def test_every_nan_stays_one(bits):
     for shape in ((), (2,)):
         numbers = np.full(shape, bits, np.uint32).view(np.float32)
         assert np.isnan(dtypes.from_bfloat16(dtypes.to_bfloat16(numbers))).all()
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("fastreg._core"), reason="needs the core")
+def test_the_table_is_that_of_the_core():
+    core = importlib.import_module("fastreg._core")
+    assert core.dtypes() == [
+        (row.name, row.kind, row.stored.itemsize, row.name in dtypes.FLOATS) for row in dtypes.TABLE
+    ]
+
+
+def test_types_that_numpy_has_are_stored_as_such():
+    assert list(dtypes.AS_BITS) == ["bfloat16"]
+    for row in dtypes.TABLE:
+        assert row.spoken in dtypes.AS_BITS or np.dtype(row.spoken) == row.stored
+    assert len(dtypes.NAMES) == len(dtypes.TABLE) - 1

@@ -354,7 +354,7 @@ FASTREG_DEVICE void sum_group(SumPair terms, std::int64_t begin, int count, SumM
   __syncthreads();  // the results are there
 }
 
-// The sum of each group of `terms` to `l1` and `l2`, which may be the terms themselves; gives how many they are.
+// The sum of each group of `terms` to `l1` and `l2`, which may be the terms themselves; returns how many they are.
 FASTREG_DEVICE std::int64_t sum_groups(SumPair terms, std::int64_t count, double* l1, double* l2, SumMemory memory) {
   const std::int64_t groups = chunk_count(count);
   for (std::int64_t g = 0; g < groups; ++g) {

@@ -7,7 +7,7 @@
 //   FASTREG_NO_UNROLL                  before one that is better left as it is
 //   FASTREG_ASSUME_GLOBAL(pointer)     a pointer that was read from memory points to global memory: without it, loads
 //                                      and stores are those that first ask which kind of memory it is
-//   launch_kernel                      starts a kernel that takes one structure, and gives the error of this one launch
+//   launch_kernel                      starts a kernel that takes one structure, and returns the error of this launch
 #pragma once
 
 #include <cuda_bf16.h>

@@ -29,33 +29,10 @@ const Array* find_array(const Attributes& attributes, std::string_view name) {
 }
 
 DType to_dtype(DataType type) {
-  switch (type) {
-    case type_f16:
-      return DType::f16;
-    case type_bf16:
-      return DType::bf16;
-    case type_f32:
-      return DType::f32;
-    case type_f64:
-      return DType::f64;
-    case type_pred:
-      return DType::boolean;
-    case type_s8:
-      return DType::i8;
-    case type_s16:
-      return DType::i16;
-    case type_s32:
-      return DType::i32;
-    case type_s64:
-      return DType::i64;
-    case type_u8:
-      return DType::u8;
-    case type_u16:
-      return DType::u16;
-    case type_u32:
-      return DType::u32;
-    case type_u64:
-      return DType::u64;
+  for (int i = 0; i < dtype_count; ++i) {
+    if (dtype_rows[i].xla == static_cast<std::int32_t>(type)) {
+      return static_cast<DType>(i);
+    }
   }
   throw BadRequest("weights of a type that XLA numbers " + std::to_string(static_cast<int>(type)));
 }

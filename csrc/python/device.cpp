@@ -314,7 +314,7 @@ class DeviceTensors {
     return types;
   }
 
-  // Gives what set_strengths takes, or 0 where the stream is not being captured.
+  // Returns what set_strengths takes, or 0 where the stream is not being captured.
   Address evaluate(unsigned outputs, const std::vector<Coefficients>& strengths, Address values, Address total) const {
     const DeviceCall call{device_,
                           pointer(stream_),

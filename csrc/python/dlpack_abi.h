@@ -10,8 +10,6 @@ enum DeviceType : std::int32_t { device_cpu = 1, device_cuda = 2, device_cuda_ho
 
 constexpr bool is_cuda(DeviceType type) { return type == device_cuda || type == device_cuda_managed; }
 
-enum DataTypeCode : std::uint8_t { code_int = 0, code_uint = 1, code_float = 2, code_bfloat = 4, code_bool = 6 };
-
 struct Device {
   DeviceType type;
   std::int32_t id;

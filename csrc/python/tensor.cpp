@@ -3,6 +3,7 @@
 #define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
 #include <numpy/arrayobject.h>
 
+#include <array>
 #include <atomic>
 #include <cstring>
 
@@ -15,6 +16,27 @@ namespace fastreg::python {
 namespace {
 
 static_assert(sizeof(npy_intp) == sizeof(std::int64_t), "fastreg supports 64-bit platforms");
+
+// The dtypes' numbers by kind and size, or -1: every operand is looked up.
+constexpr auto dtype_numbers = [] {
+  std::array<std::array<std::int16_t, 9>, 7> numbers{};
+  for (std::size_t kind = 0; kind < numbers.size(); ++kind) {
+    for (std::size_t size = 0; size < numbers[kind].size(); ++size) {
+      DType dtype{};
+      numbers[kind][size] =
+          find_dtype(static_cast<Kind>(kind), size, dtype) ? static_cast<std::int16_t>(dtype) : std::int16_t{-1};
+    }
+  }
+  return numbers;
+}();
+
+bool look_up(std::size_t kind, std::size_t size, DType& dtype) {
+  if (kind >= dtype_numbers.size() || size >= dtype_numbers[kind].size() || dtype_numbers[kind][size] < 0) {
+    return false;
+  }
+  dtype = static_cast<DType>(dtype_numbers[kind][size]);
+  return true;
+}
 
 // ---- NumPy
 
@@ -39,41 +61,48 @@ bool is_bfloat16(PyArray_Descr* descr) {
   return true;
 }
 
+// By kind and size: on one platform or another, two of C's integer types share a size.
+// The dtype of a kind that is stored as a type of C, found at compile time.
+template <Kind kind, class Stored>
+bool is_kind(DType& dtype) {
+  constexpr int number = dtype_numbers[static_cast<std::size_t>(kind)][sizeof(Stored)];
+  static_assert(number >= 0);
+  dtype = static_cast<DType>(number);
+  return true;
+}
+
 bool dtype_of(PyArray_Descr* descr, DType& dtype) {
-  // By kind and size: on one platform or another, two of C's integer types share a size.
-  const auto size = PyDataType_ELSIZE(descr);
-  const auto by_size = [&](DType one, DType two, DType four, DType eight) {
-    dtype = size == 1 ? one : size == 2 ? two : size == 4 ? four : eight;
-    return size == 1 || size == 2 || size == 4 || size == 8;
-  };
   switch (descr->type_num) {
-    case NPY_FLOAT:
-      dtype = DType::f32;
-      return true;
-    case NPY_DOUBLE:
-      dtype = DType::f64;
-      return true;
     case NPY_HALF:
-      dtype = DType::f16;
-      return true;
+      return is_kind<Kind::floating, npy_half>(dtype);
+    case NPY_FLOAT:
+      return is_kind<Kind::floating, npy_float>(dtype);
+    case NPY_DOUBLE:
+      return is_kind<Kind::floating, npy_double>(dtype);
     case NPY_BOOL:
-      dtype = DType::boolean;
-      return true;
+      return is_kind<Kind::boolean, npy_bool>(dtype);
     case NPY_BYTE:
+      return is_kind<Kind::integer, npy_byte>(dtype);
     case NPY_SHORT:
+      return is_kind<Kind::integer, npy_short>(dtype);
     case NPY_INT:
+      return is_kind<Kind::integer, npy_int>(dtype);
     case NPY_LONG:
+      return is_kind<Kind::integer, npy_long>(dtype);
     case NPY_LONGLONG:
-      return by_size(DType::i8, DType::i16, DType::i32, DType::i64);
+      return is_kind<Kind::integer, npy_longlong>(dtype);
     case NPY_UBYTE:
+      return is_kind<Kind::natural, npy_ubyte>(dtype);
     case NPY_USHORT:
+      return is_kind<Kind::natural, npy_ushort>(dtype);
     case NPY_UINT:
+      return is_kind<Kind::natural, npy_uint>(dtype);
     case NPY_ULONG:
+      return is_kind<Kind::natural, npy_ulong>(dtype);
     case NPY_ULONGLONG:
-      return by_size(DType::u8, DType::u16, DType::u32, DType::u64);
+      return is_kind<Kind::natural, npy_ulonglong>(dtype);
     default:
-      dtype = DType::bf16;
-      return is_bfloat16(descr);
+      return is_bfloat16(descr) && is_kind<Kind::bfloat, npy_half>(dtype);
   }
 }
 
@@ -132,20 +161,7 @@ py::object get(PyObject* object, const py::object& descriptor, const char* name)
 }
 
 bool dtype_of(dlpack::DataType type, DType& dtype) {
-  if (type.lanes != 1) {
-    return false;
-  }
-  const auto is = [&](std::uint8_t code, std::uint8_t bits, DType candidate) {
-    dtype = candidate;
-    return type.code == code && type.bits == bits;
-  };
-  return is(dlpack::code_float, 32, DType::f32) || is(dlpack::code_bfloat, 16, DType::bf16) ||
-         is(dlpack::code_float, 16, DType::f16) || is(dlpack::code_float, 64, DType::f64) ||
-         is(dlpack::code_bool, 8, DType::boolean) || is(dlpack::code_int, 8, DType::i8) ||
-         is(dlpack::code_int, 16, DType::i16) || is(dlpack::code_int, 32, DType::i32) ||
-         is(dlpack::code_int, 64, DType::i64) || is(dlpack::code_uint, 8, DType::u8) ||
-         is(dlpack::code_uint, 16, DType::u16) || is(dlpack::code_uint, 32, DType::u32) ||
-         is(dlpack::code_uint, 64, DType::u64);
+  return type.lanes == 1 && type.bits % 8 == 0 && look_up(type.code, type.bits / 8u, dtype);
 }
 
 bool describe_torch(PyObject* object, ArrayView& view, int& device) {
@@ -265,10 +281,15 @@ bool describe_view(PyObject* pair, ArrayView& view) {
     PyErr_Clear();
     return false;
   }
-  if (std::strcmp(name, dtype_names[static_cast<int>(DType::bf16)]) == 0) {
-    view.dtype = DType::bf16;  // bits in an array of uint16, since NumPy has no such type
+  // What NumPy has no type for comes as its bits.
+  const std::size_t size = item_size(view.dtype);
+  for (int i = 0; i < dtype_count; ++i) {
+    if (std::strcmp(name, dtype_rows[i].name) == 0) {
+      view.dtype = static_cast<DType>(i);
+      return dtype_rows[i].size == size;
+    }
   }
-  return true;
+  return false;
 }
 
 }  // namespace fastreg::python

@@ -24,7 +24,7 @@ from .host_memory import Array
 CUDA_DEVICES = (2, 13)  # kDLCUDA and kDLCUDAManaged
 NO_STREAM = -1  # DLPack's: the consumer wants no stream to wait
 
-_KINDS = {0: "i", 1: "u", 2: "f", 4: "bfloat", 5: "c", 6: "b"}  # DLPack's, by NumPy's letters
+_OTHER_KINDS = {2: "f", 5: "c"}  # DLPack's, by NumPy's letters: what is refused by its name
 
 
 class View(NamedTuple):
@@ -120,14 +120,14 @@ def described(
 ) -> View:
     """Make a view of what the core says of a DLPack tensor."""
     address, shape, strides, code, bits, _, device = description
-    kind = _KINDS.get(code)
+    dtype = dtypes.DLPACK.get((code, bits))
     try:
-        dtype = "bf16" if (kind, bits) == ("bfloat", 16) else np.dtype(f"{kind}{bits // 8}")
-    except TypeError:
+        stored = dtypes.stored(dtype) if dtype else np.dtype(f"{_OTHER_KINDS[code]}{bits // 8}")
+    except (KeyError, TypeError):
         raise errors.dtype_error(name, f"{bits} bits of DLPack's kind {code}") from None
     if strides is not None:
         strides = [stride * (bits // 8) for stride in strides]
-    return _named(address, shape, strides, dtype, name, device, capsule, owner)
+    return _named(address, shape, strides, stored, name, device, capsule, owner, dtype)
 
 
 def _named(
@@ -139,13 +139,12 @@ def _named(
     device: int | None,
     capsule: Any = None,
     owner: Any = None,
+    known: str | None = None,
 ) -> View:
-    """Make a view, or refuse the type of its elements; "bf16" is the one that is no NumPy type."""
-    stored = dtypes.stored("bf16") if dtype == "bf16" else np.dtype(dtype)
-    shadow = memory.at(address, shape, strides, stored, owner)
-    if dtype == "bf16":
-        return View(shadow, "bf16", device, capsule)
-    shadow, known = host_memory.named(shadow, name)
+    """Make a view, or refuse the type of its elements where it is not known."""
+    shadow = memory.at(address, shape, strides, np.dtype(dtype), owner)
+    if known is None:
+        shadow, known = host_memory.named(shadow, name)
     return View(shadow, known, device, capsule)
 
 

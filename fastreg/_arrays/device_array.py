@@ -7,8 +7,6 @@ from typing import Any
 from .._base import dtypes
 from .._base.core import DEFAULT_STREAM
 
-CODES = {"f16": (2, 16), "bf16": (4, 16), "f32": (2, 32), "f64": (2, 64)}  # DLPack's kind, bits
-_TYPESTRS = {"f16": "<f2", "f32": "<f4", "f64": "<f8"}
 _CUDA = 2  # kDLCUDA
 
 
@@ -35,11 +33,12 @@ class DeviceArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        if self.dtype_name not in _TYPESTRS:
+        row = dtypes.ROWS[self.dtype_name]
+        if row.spoken in dtypes.AS_BITS:
             raise AttributeError("__cuda_array_interface__ has no bfloat16")
         return {
             "shape": self.shape,
-            "typestr": _TYPESTRS[self.dtype_name],
+            "typestr": row.stored.str,
             "data": (self.memory.address, False),
             "strides": None,
             "stream": self.memory.stream,
@@ -74,9 +73,9 @@ class DeviceArray:
             raise BufferError("copy must be False or None: this exports its own memory only")
         if stream != -1:
             self.memory.make_wait(DEFAULT_STREAM if stream is None else int(stream))
-        code, bits = CODES[self.dtype_name]
+        row = dtypes.ROWS[self.dtype_name]
         is_versioned = max_version is not None and max_version[0] >= 1
-        return self.memory.export(self.shape, code, bits, is_versioned)
+        return self.memory.export(self.shape, row.kind, 8 * row.stored.itemsize, is_versioned)
 
     def __repr__(self) -> str:
         return f"<{self.dtype} array of shape {self.shape} on CUDA device {self.memory.device}>"

@@ -31,8 +31,9 @@ def named(view: Array, name: str) -> HostView:
     known = dtypes.NAMES.get(dtype)
     if known is not None:
         return view, known
-    if dtype.name == "bfloat16" and dtype.itemsize == 2:
-        return view.view(np.uint16), "bf16"
+    row = dtypes.AS_BITS.get(dtype.name)
+    if row is not None and row.stored.itemsize == dtype.itemsize:
+        return view.view(row.stored), row.name
     if not dtype.isnative and dtype.newbyteorder("=") in dtypes.NAMES:
         raise errors.byte_order_error(name, dtype)
     if dtype.kind == "c":

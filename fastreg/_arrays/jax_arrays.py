@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from .._base import errors
+from .._base import dtypes, errors
 from .._base.core import DEFAULT_STREAM, core, why_off
 from . import cuda_memory, cuda_results, host_memory
 from .cuda_memory import View
 from .cuda_results import Total
-from .device_array import CODES, DeviceArray, DeviceValue
+from .device_array import DeviceArray, DeviceValue
 from .host_memory import HostView
 from .library import Library
 
@@ -74,7 +74,7 @@ class JAX(Library):
         return np.empty_like(np.asarray(x))
 
     def cuda_empty_like(self, x: Any, name: str, view: View) -> Any:
-        if view.dtype not in CODES:
+        if view.dtype not in dtypes.FLOATS:
             return x  # refused later, for having no gradient
         size = view.shadow.size * view.shadow.itemsize
         memory = self._memory(x, size, DEFAULT_STREAM)

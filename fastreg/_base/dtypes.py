@@ -9,55 +9,72 @@ Contract
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-NAMES: dict[Any, str] = {
-    np.dtype(np.float16): "f16",
-    np.dtype(np.float32): "f32",
-    np.dtype(np.float64): "f64",
-    np.dtype(np.bool_): "bool",
-    np.dtype(np.int8): "i8",
-    np.dtype(np.int16): "i16",
-    np.dtype(np.int32): "i32",
-    np.dtype(np.int64): "i64",
-    np.dtype(np.uint8): "u8",
-    np.dtype(np.uint16): "u16",
-    np.dtype(np.uint32): "u32",
-    np.dtype(np.uint64): "u64",
-}
-#: In the order of the core's enumeration, csrc/dtype.h.
-BY_NUMBER = (
-    "f16",
-    "bf16",
-    "f32",
-    "f64",
-    "bool",
-    *(f"{kind}{bits}" for kind in "iu" for bits in (8, 16, 32, 64)),
-)
+
+class Row(NamedTuple):
+    """One element type."""
+
+    name: str
+    spoken: str
+    stored: np.dtype[Any]
+    """The NumPy type of its elements, or of their bits where NumPy has none."""
+    kind: int
+    """DLPack's: 0 integer, 1 unsigned, 2 floating, 4 bfloat, 6 boolean."""
+
+
+def _rows() -> Iterator[Row]:
+    for name, spoken, stored, kind in (
+        ("f16", "float16", np.float16, 2),
+        ("bf16", "bfloat16", np.uint16, 4),
+        ("f32", "float32", np.float32, 2),
+        ("f64", "float64", np.float64, 2),
+        ("bool", "bool", np.bool_, 6),
+    ):
+        yield Row(name, spoken, np.dtype(stored), kind)
+    for kind, letter in enumerate("iu"):
+        for size in (1, 2, 4, 8):
+            dtype = np.dtype(f"{letter}{size}")
+            yield Row(f"{letter}{8 * size}", str(dtype), dtype, kind)
+
+
+TABLE = tuple(_rows())
+"""In the order of the core's, csrc/dtype.h; a test compares the two."""
+
+BY_NUMBER = tuple(row.name for row in TABLE)
 NUMBERS = {name: number for number, name in enumerate(BY_NUMBER)}
+ROWS = {row.name: row for row in TABLE}
 
-_SPOKEN = {name: str(dtype) for dtype, name in NAMES.items()} | {"bf16": "bfloat16"}
+NAMES: dict[Any, str] = {row.stored: row.name for row in TABLE if row.spoken == str(row.stored)}
+"""Short names by NumPy's types."""
 
-SHORT = {spoken: name for name, spoken in _SPOKEN.items()}
+AS_BITS = {row.spoken: row for row in TABLE if row.spoken != str(row.stored)}
+"""By their long names what NumPy has no type for."""
+
+SHORT = {row.spoken: row.name for row in TABLE}
 """Short names by the long ones."""
 
-FLOATS = frozenset(("f16", "bf16", "f32", "f64"))
+FLOATS = {row.name: row for row in TABLE if row.kind in (2, 4)}
 """Element types that have a gradient."""
+
+DLPACK = {(row.kind, 8 * row.stored.itemsize): row.name for row in TABLE}
+"""Short names by DLPack's kinds and bits."""
 
 
 def spoken(name: str) -> str:
     """Return the long name of an element type, as users write it: "f16" is float16."""
-    return _SPOKEN[name]
+    return ROWS[name].spoken
 
 
 def stored(name: str) -> np.dtype[Any]:
     """Return the NumPy type of an element as it is stored: bfloat16 as its bits."""
-    return np.dtype(np.uint16 if name == "bf16" else _SPOKEN[name])
+    return ROWS[name].stored
 
 
 def to_float64(view: Array, dtype: str) -> npt.NDArray[np.float64]:

@@ -17,7 +17,7 @@ from .._base import dtypes, errors
 from .._base.dtypes import Array
 from ..regularizers.saved_forms import saved_form
 
-NAMES = ("float16", "bfloat16", "float32", "float64")
+NAMES = tuple(row.spoken for row in dtypes.FLOATS.values())
 
 
 class Precision(NamedTuple):

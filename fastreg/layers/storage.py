@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from .._base import errors, files
+from .._base import dtypes, errors, files
 from .._base.dtypes import Array
 from . import two_files
 from .base import Form
@@ -37,7 +37,7 @@ FORMAT = "fastreg.layers"
 VERSION = 2
 
 #: The dtype of NumPy in the file; bfloat16, which NumPy does not have, by its bits.
-STORED = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4", "float64": "<f8"}
+STORED = {row.spoken: f"<{row.stored.str[1:]}" for row in dtypes.FLOATS.values()}
 
 #: Saved forms have about 10 levels; some thousand would be more than Python's stack takes.
 MOST_LEVELS = 100

@@ -16,8 +16,6 @@ namespace fastreg::test {
 
 constexpr DType floating_dtypes[] = {DType::f16, DType::bf16, DType::f32, DType::f64};
 
-[[maybe_unused]] static const char* name_of(DType dtype) { return dtype_names[static_cast<int>(dtype)]; }
-
 // Pseudo-random numbers: the same everywhere.
 class Random {
  public:

@@ -281,8 +281,7 @@ void evaluate_on_device(const DeviceCall& call, const std::string& what, Recordi
 }
 
 std::string name_of(DType dtype, unsigned terms, unsigned outputs) {
-  return std::string(dtype_names[static_cast<int>(dtype)]) + " terms " + std::to_string(terms) + " outputs " +
-         std::to_string(outputs);
+  return std::string(name_of(dtype)) + " terms " + std::to_string(terms) + " outputs " + std::to_string(outputs);
 }
 
 void run(Problem& problem, const std::string& what) {

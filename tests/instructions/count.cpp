@@ -176,7 +176,11 @@ void count_instruction_set(const std::string& instruction_set) {
     for (unsigned terms = 1; terms <= term_cells; ++terms) {
       for (const Outcome& outcome : outcomes) {
         std::string cell = prefix;
-        cell.append(dtype_names[dtype]).append(" ").append(term_names[terms - 1]).append(" ").append(outcome.name);
+        cell.append(name_of(static_cast<DType>(dtype)))
+            .append(" ")
+            .append(term_names[terms - 1])
+            .append(" ")
+            .append(outcome.name);
         count_cell(static_cast<DType>(dtype), terms, outcome.mask, cell);
       }
     }

@@ -156,9 +156,7 @@ def _strong(w: Any) -> Any:
 
 def _dtype_of(w: Any, name: str) -> str:
     """Return the short name of an array's dtype; TypeError where it has no penalty."""
-    if w.dtype == jnp.bfloat16:
-        return "bf16"
-    known = _dtypes.NAMES.get(w.dtype)
+    known = _dtypes.SHORT.get(str(w.dtype))
     if known is None:
         is_complex = jnp.issubdtype(w.dtype, jnp.complexfloating)
         remedy = f"pass jax.numpy.abs({name}) or its real parts" if is_complex else ""
