@@ -9,6 +9,7 @@ import pytest
 
 import fastreg
 from fastreg._base import memory as _memory
+from fastreg._base.penalty import call_of_one
 from fastreg._engine import backend as _backend
 from fastreg._engine import calls, checks
 from fastreg.layers import Dense, Sequential
@@ -277,8 +278,8 @@ def test_refusals_of_many_tensors_change_none(backend):
 
 def test_legal_calls_pass_the_check():
     w = np.ones(10)
-    call = 7, None, (w[::2],), (w[1::2],), ((0.5, 0.0),), (0,), 1.0, np.float32(2)
-    _, targets = checks.checked_views(*call)
+    call = call_of_one(7, w[::2], w[1::2], 0.5, 0.0, 1.0, np.float32(2))
+    _, targets = checks.checked_views(call)
     assert np.shares_memory(targets[0], w)
 
 

@@ -7,7 +7,7 @@ whatever the caller's floating point environment.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -19,6 +19,43 @@ VALUE_AND_ADD = VALUE | GRADIENT | ADD
 
 Strengths: TypeAlias = Sequence[tuple[Any, Any]]
 """Pairs (l1, l2), one per rule of a call: floats, or numbers that a framework traces."""
+
+
+class Call(NamedTuple):
+    """A call of many tensors, as ``evaluate_many`` of the core takes it: see ``_core.pyi``."""
+
+    outputs: int
+    names: Sequence[str] | None
+    """None for one tensor, which messages call "w", and its gradient "grad" or "out"."""
+    weights: Sequence[Any]
+    gradients: Sequence[Any] | None
+    strengths: Strengths
+    which: Sequence[int]
+    scale: Any
+    grad_scale: Any
+    per_tensor: bool = False
+    copies: Sequence[tuple[Any, Any]] = ()
+
+    @property
+    def numbers(self) -> tuple[Strengths, Sequence[int], Any, Any]:
+        """The strengths, and what they are multiplied with."""
+        return self.strengths, self.which, self.scale, self.grad_scale
+
+    def weight_label(self, index: int) -> str:
+        return "w" if self.names is None else f"tensors[{self.names[index]!r}]"
+
+    def gradient_label(self, index: int) -> str:
+        if self.names is None:
+            return "grad" if self.outputs & ADD else "out"
+        return f"grads[{self.names[index]!r}]"
+
+
+def call_of_one(
+    outputs: int, weight: Any, gradient: Any, l1: float, l2: float, scale: Any, grad_scale: Any
+) -> Call:
+    """Return the call that ``evaluate_one`` of the core makes."""
+    gradients = None if outputs == VALUE else (gradient,)
+    return Call(outputs, None, (weight,), gradients, ((l1, l2),), (0,), scale, grad_scale)
 
 
 def coefficients(pair: tuple[float, float], scale: float, grad_scale: float) -> tuple[float, float]:

@@ -21,20 +21,13 @@ from .._arrays.results import all_written
 from .._base import errors
 from .._base.arguments import multiplier
 from .._base.core import core
-from .._base.penalty import GRADIENT, VALUE, Strengths
+from .._base.penalty import GRADIENT, Call, Strengths, call_of_one
 from . import backend, checks, cuda
 
-Pairs = Sequence[tuple[Any, Any]]
 
-
-def complete_one(
-    outputs: int, weight: Any, gradient: Any, l1: float, l2: float, scale: Any, grad_scale: Any
-) -> Any:
+def complete_one(*arguments: Any) -> Any:
     """Make the call for which ``backend.evaluate_one`` has returned NotImplemented."""
-    gradients = None if outputs == VALUE else (gradient,)
-    found = complete(
-        outputs, None, (weight,), gradients, ((l1, l2),), (0,), scale, grad_scale, None, ()
-    )
+    found = complete(*call_of_one(*arguments))
     return found[0] if isinstance(found, list) else found
 
 
@@ -44,22 +37,10 @@ def evaluate_one(*arguments: Any) -> Any:
     return found if found is not NotImplemented else complete_one(*arguments)
 
 
-def evaluate_many(
-    outputs: int,
-    names: Sequence[str],
-    weights: Sequence[Any],
-    gradients: Sequence[Any] | None,
-    strengths: Strengths,
-    which: Sequence[int],
-    scale: Any,
-    grad_scale: Any,
-    per_tensor: bool,
-    copies: Pairs = (),
-) -> Any:
+def evaluate_many(*arguments: Any) -> Any:
     """Make a call of many tensors; parameters and results are those of the core."""
-    arguments = (outputs, names, weights, gradients, strengths, which, scale, grad_scale)
-    found = backend.evaluate_many(*arguments, per_tensor, copies)
-    return found if found is not NotImplemented else complete(*arguments, per_tensor, copies)
+    found = backend.evaluate_many(*arguments)
+    return found if found is not NotImplemented else complete(*arguments)
 
 
 def finish_parameters(
@@ -73,9 +54,8 @@ def finish_parameters(
     """Do what is left where ``backend.accumulate_parameters`` has returned a pair."""
     value, gradients = found
     if value is not None and type(value) is not float:  # tensors on a device, described
-        value = cuda.evaluate_described(
-            outputs, value, parameters, strengths, scale, grad_scale, False, gradients
-        )
+        call = Call(outputs, (), parameters, gradients, strengths, (), scale, grad_scale)
+        value = cuda.evaluate_described(call, value)
     if outputs & GRADIENT:
         all_written(gradients)
     return value
@@ -89,82 +69,54 @@ def shares_address(weights: Sequence[Any]) -> bool:
     return bool(found if found is not NotImplemented else cuda.shares_address(weights))
 
 
-def complete(
-    outputs: int,
-    names: Sequence[str] | None,
-    weights: Sequence[Any],
-    gradients: Sequence[Any] | None,
-    strengths: Strengths,
-    which: Sequence[int],
-    scale: Any,
-    grad_scale: Any,
-    per_tensor: bool | None,
-    copies: Pairs = (),
-) -> Any:
-    """Make the call for which ``backend.evaluate_many`` has returned NotImplemented.
-
-    `per_tensor` is None for one tensor, whose value is a list in host memory alone.
-    """
-    factors = multiplier(scale, "scale"), multiplier(grad_scale, "grad_scale")
-    arguments = (strengths, which, *factors)
+def complete(*arguments: Any) -> Any:
+    """Make the call for which ``backend.evaluate_many`` has returned NotImplemented."""
+    given = Call(*arguments)
+    scale = multiplier(given.scale, "scale")
+    grad_scale = multiplier(given.grad_scale, "grad_scale")
+    call = given._replace(scale=scale, grad_scale=grad_scale)
     learned = torch_memory.teach(core())
-    if any(map(cuda_arrays.is_on_cuda, weights if gradients is None else (*weights, *gradients))):
-        described = core().describe_tensors(outputs, weights, gradients, *arguments)
-        if described is not NotImplemented:
-            return cuda.evaluate_described(
-                outputs, described, weights, strengths, *factors, bool(per_tensor), gradients
-            )
-        return cuda.evaluate_many(outputs, names, weights, gradients, *arguments, bool(per_tensor))
-    as_list = per_tensor is not False
+    if any(map(cuda_arrays.is_on_cuda, (*call.weights, *(call.gradients or ())))):
+        described = core().describe_tensors(
+            call.outputs, call.weights, call.gradients, *call.numbers
+        )
+        if described is NotImplemented:
+            return cuda.evaluate_many(call)
+        return cuda.evaluate_described(call, described)
+    if call.names is None:  # one value is no sum, which would begin at +0
+        call = call._replace(per_tensor=True)
     found = NotImplemented
-    if learned or factors[0] is not scale or factors[1] is not grad_scale:
-        found = core().evaluate_many(outputs, (), weights, gradients, *arguments, as_list, copies)
-    if found is NotImplemented:
-        found = _of_views(outputs, names, weights, gradients, arguments, as_list, copies)
-    return found
+    if learned or scale is not given.scale or grad_scale is not given.grad_scale:
+        found = core().evaluate_many(*call._replace(names=()))
+    return _of_views(call) if found is NotImplemented else found
 
 
-def _of_views(
-    outputs: int,
-    names: Sequence[str] | None,
-    weights: Sequence[Any],
-    gradients: Sequence[Any] | None,
-    arguments: tuple[Any, ...],
-    per_tensor: bool,
-    copies: Pairs,
-) -> Any:
+def _of_views(call: Call) -> Any:
     """Make a call of arrays in host memory, whatever they are, or raise the error it deserves."""
+    options = (*call.numbers, call.per_tensor)
     try:
-        seen = [
-            _seen(weight, checks.weight_label(names, index), False)
-            for index, weight in enumerate(weights)
-        ]
-        if gradients is not None:
-            seen += [
-                _seen(gradient, checks.gradient_label(outputs, names, index), True)
-                for index, gradient in enumerate(gradients)
-            ]
-        seen += [_seen(target, "grads", True) for target, _ in copies]
+        seen = [_seen(w, call.weight_label(i), False) for i, w in enumerate(call.weights)]
+        if call.gradients is not None:
+            seen += [_seen(g, call.gradient_label(i), True) for i, g in enumerate(call.gradients)]
+        seen += [_seen(target, "grads", True) for target, _ in call.copies]
     except Exception:  # worded below, where both arrays are known
         found = NotImplemented
     else:
         checks.require_current(seen)
-        count = len(weights)
+        count = len(call.weights)
         views = tuple([one.view for one in seen])
-        targets = None if gradients is None else views[count : 2 * count]
-        copied = _paired(views[len(views) - len(copies) :], copies)
-        found = core().evaluate_views(
-            outputs, views[:count], targets, *arguments, per_tensor, copied, False
-        )
+        targets = None if call.gradients is None else views[count : 2 * count]
+        copied = _paired(views[len(views) - len(call.copies) :], call)
+        found = core().evaluate_views(call.outputs, views[:count], targets, *options, copied, False)
     if found is not NotImplemented:
         return found
-    seen = [_seen(target, "grads", True) for target, _ in copies]
-    described, written = checks.checked_views(outputs, names, weights, gradients, *arguments)
+    seen = [_seen(target, "grads", True) for target, _ in call.copies]
+    described, written = checks.checked_views(call)
     checks.require_current(seen)
     pairs = [(array, dtype) for array, (_, dtype) in zip(written, described, strict=False)]
-    copied = _paired([one.view for one in seen], copies)
+    copied = _paired([one.view for one in seen], call)
     found = core().evaluate_views(
-        outputs, tuple(described), tuple(pairs), *arguments, per_tensor, copied, True
+        call.outputs, tuple(described), tuple(pairs), *options, copied, True
     )
     if found is NotImplemented:  # another thread has changed an array since
         raise errors.changed_error()
@@ -175,6 +127,6 @@ def _seen(x: Any, label: str, writable: bool) -> checks.Seen:
     return checks.Seen(label, host.host_view(x, label, writable), writable)
 
 
-def _paired(targets: Sequence[Any], copies: Pairs) -> tuple[tuple[Any, Any], ...]:
+def _paired(targets: Sequence[Any], call: Call) -> tuple[tuple[Any, Any], ...]:
     """Put views in the place of the arrays that are written with the gradients."""
-    return tuple((view, source) for view, (_, source) in zip(targets, copies, strict=True))
+    return tuple((view, source) for view, (_, source) in zip(targets, call.copies, strict=True))

@@ -20,59 +20,39 @@ from .._base import dtypes as _dtypes
 from .._base import errors, memory, penalty
 from .._base.arguments import multiplier
 from .._base.float_environment import products
-from .._base.penalty import ADD, GRADIENT, Strengths
+from .._base.penalty import ADD, GRADIENT, Call, Strengths
 
 Array = npt.NDArray[Any]
 View = Callable[[Any, str, bool], tuple[Array, str]]
 
 
-def weight_label(names: Sequence[str] | None, index: int) -> str:
-    return "w" if names is None else f"tensors[{names[index]!r}]"
-
-
-def gradient_label(outputs: int, names: Sequence[str] | None, index: int) -> str:
-    if names is None:
-        return "grad" if outputs & ADD else "out"
-    return f"grads[{names[index]!r}]"
-
-
 def checked_views(
-    outputs: int,
-    names: Sequence[str] | None,
-    weights: Sequence[Any],
-    gradients: Sequence[Any] | None,
-    strengths: Strengths,
-    which: Sequence[int],
-    scale: Any,
-    grad_scale: Any,
-    view_of: View = host.host_view,
+    call: Call, view_of: View = host.host_view
 ) -> tuple[list[tuple[Array, str]], list[Array]]:
     """Return (view, dtype name) pairs and gradient views, or raise the error that a call deserves.
 
-    The arguments are those of ``evaluate_many``; `names` is None for ``evaluate_one``, whose
-    arguments are called "w" and "grad" or "out" in messages.  `view_of` describes an array; nothing
-    here reads the elements of what it gives.
+    `view_of` describes an array; nothing here reads the elements of what it gives.
     """
-    scale = multiplier(scale, "scale")
-    grad_scale = multiplier(grad_scale, "grad_scale")
+    scale = multiplier(call.scale, "scale")
+    grad_scale = multiplier(call.grad_scale, "grad_scale")
     views: list[tuple[Array, str]] = []
     seen: list[Seen] = []
-    for index, weight in enumerate(weights):
-        label = weight_label(names, index)
+    for index, weight in enumerate(call.weights):
+        label = call.weight_label(index)
         views.append(view_of(weight, label, False))
         seen.append(Seen(label, views[-1], False))
-    wants_gradient = bool(outputs & (GRADIENT | ADD))
+    wants_gradient = bool(call.outputs & (GRADIENT | ADD))
     dtypes = [dtype for _, dtype in views]
-    check_coefficients(strengths, which, dtypes, scale, grad_scale, wants_gradient)
+    check_coefficients(call.strengths, call.which, dtypes, scale, grad_scale, wants_gradient)
     if not wants_gradient:
         require_current(seen)
         return views, []
-    if gradients is None:  # not reachable through the public functions
+    if call.gradients is None:  # not reachable through the public functions
         raise TypeError("gradients must be given when a gradient is asked for, not None")
     targets: list[Array] = []
-    for index, ((view, dtype), gradient) in enumerate(zip(views, gradients, strict=True)):
-        weight_name = weight_label(names, index)
-        label = gradient_label(outputs, names, index)
+    for index, ((view, dtype), gradient) in enumerate(zip(views, call.gradients, strict=True)):
+        weight_name = call.weight_label(index)
+        label = call.gradient_label(index)
         if dtype not in _dtypes.FLOATS:
             raise TypeError(
                 f"{weight_name} has dtype {view.dtype}: there is no gradient for integer or bool "
@@ -97,7 +77,7 @@ def checked_views(
             )
         targets.append(target)
     require_current(seen)
-    _check_overlaps(outputs, names, [view for view, _ in views], targets)
+    _check_overlaps(call, [view for view, _ in views], targets)
     return views, targets
 
 
@@ -158,9 +138,7 @@ def check_coefficients(
     return scaled
 
 
-def _check_overlaps(
-    outputs: int, names: Sequence[str] | None, weights: Sequence[Array], targets: Sequence[Array]
-) -> None:
+def _check_overlaps(call: Call, weights: Sequence[Array], targets: Sequence[Array]) -> None:
     """Refuse every overlap that involves an output, but for "the gradient is the weight"."""
     spans: list[tuple[int, int, bool, int]] = []
     for index, (weight, target) in enumerate(zip(weights, targets, strict=True)):
@@ -168,7 +146,7 @@ def _check_overlaps(
             continue
         if memory.overlaps_itself(target):
             raise ValueError(
-                f"{gradient_label(outputs, names, index)} overlaps itself (strides "
+                f"{call.gradient_label(index)} overlaps itself (strides "
                 f"{target.strides} for shape {target.shape}): one element has several places; "
                 "pass a copy"
             )
@@ -188,12 +166,12 @@ def _check_overlaps(
                 continue
             if not memory.share_memory(mine, others):
                 continue
-            label = gradient_label(outputs, names, index if written else other)
+            label = call.gradient_label(index if written else other)
             partner_index = other if written else index
             partner = (
-                gradient_label(outputs, names, partner_index)
+                call.gradient_label(partner_index)
                 if written and other_written
-                else weight_label(names, partner_index)
+                else call.weight_label(partner_index)
             )
             if memory.same_elements_in_order(mine, others):
                 raise ValueError(

@@ -13,34 +13,20 @@ from .._arrays.host_memory import Array
 from .._arrays.libraries import owner
 from .._base import dtypes, memory
 from .._base.core import DEFAULT_STREAM, core
-from .._base.penalty import GRADIENT, VALUE, Strengths
+from .._base.penalty import GRADIENT, VALUE, Call
 from . import checks, recording
 
 
-def evaluate_many(
-    outputs: int,
-    names: Sequence[str] | None,
-    weights: Sequence[Any],
-    gradients: Sequence[Any] | None,
-    strengths: Strengths,
-    which: Sequence[int],
-    scale: Any,
-    grad_scale: Any,
-    per_tensor: bool,
-    *,
-    into: Any = None,
-) -> Any:
+def evaluate_many(call: Call, *, into: Any = None) -> Any:
     """Do on the device what the entry point of the same name does on the host.
 
     The total stays on the device.  With `per_tensor` the values are copied to the host, or stay on
     the device in `into`, a torch tensor of float64.
     """
-    operands = _Operands(outputs, names, weights, gradients)
-    views, targets = checks.checked_views(
-        outputs, names, weights, gradients, strengths, which, scale, grad_scale, operands.view
-    )
+    operands = _Operands(call)
+    views, targets = checks.checked_views(call, operands.view)
     tensors = [
-        _tensor(view, targets[index] if targets else None, dtype, which[index])
+        _tensor(view, targets[index] if targets else None, dtype, call.which[index])
         for index, (view, dtype) in enumerate(views)
     ]
     device = 0 if operands.device is None else operands.device
@@ -52,18 +38,7 @@ def evaluate_many(
         _wait(device, operands.stream, stream, label)
     try:
         described = core().DeviceTensors(device, operands.stream, tensors)
-        result = evaluate_described(
-            outputs,
-            described,
-            weights,
-            strengths,
-            scale,
-            grad_scale,
-            per_tensor,
-            gradients,
-            capsules,
-            into,
-        )
+        result = evaluate_described(call, described, capsules, into)
     except ValueError as error:
         raise ValueError(
             f"{operands.streams.get(operands.stream, operands.first)}: {error}"
@@ -81,27 +56,19 @@ def _wait(device: int, stream: int, producer: int, label: str) -> None:
 
 
 def evaluate_described(
-    outputs: int,
-    tensors: Any,
-    weights: Sequence[Any],
-    strengths: Strengths,
-    scale: Any,
-    grad_scale: Any,
-    per_tensor: bool,
-    gradients: Sequence[Any] | None,
-    capsules: Sequence[Any] = (),
-    into: Any = None,
+    call: Call, tensors: Any, capsules: Sequence[Any] = (), into: Any = None
 ) -> Any:
     """Make a call of tensors that have been described and judged."""
-    scale, grad_scale = float(scale), float(grad_scale)
+    outputs, scale, grad_scale = call.outputs, float(call.scale), float(call.grad_scale)
+    strengths = call.strengths  # alone: what is captured keeps no more of the call
     device, stream = tensors.device, tensors.stream
     values = total = None
     if into is not None:
         values = core().DeviceMemory(device, stream, into.data_ptr(), into)
-    elif outputs & VALUE and per_tensor:
+    elif outputs & VALUE and call.per_tensor:
         values = core().DeviceMemory(device, stream, 8 * max(len(tensors), 1))
     elif outputs & VALUE:
-        library, weight = owner(weights[0])
+        library, weight = owner(call.weights[0])
         total = library.cuda_total(weight, device, stream)
     captured = core().cuda_evaluate(
         tensors,
@@ -121,8 +88,8 @@ def evaluate_described(
                 scale,
                 grad_scale,
                 tensors.coefficient_types if outputs & GRADIENT else [],
-                weights[0],
-                [weights, gradients, capsules, values, total and total.memory],
+                call.weights[0],
+                [call.weights, call.gradients, capsules, values, total and total.memory],
             )
         )
     elif capsules:
@@ -145,18 +112,10 @@ def shares_address(weights: Sequence[Any]) -> bool:
 class _Operands:
     """The arrays of a call: one device, and streams of which one makes the call."""
 
-    def __init__(
-        self,
-        outputs: int,
-        names: Sequence[str] | None,
-        weights: Sequence[Any],
-        gradients: Sequence[Any] | None,
-    ) -> None:
-        labelled = [(checks.weight_label(names, i), w) for i, w in enumerate(weights)]
-        if outputs & GRADIENT and gradients is not None:
-            labelled += [
-                (checks.gradient_label(outputs, names, i), g) for i, g in enumerate(gradients)
-            ]
+    def __init__(self, call: Call) -> None:
+        labelled = [(call.weight_label(i), w) for i, w in enumerate(call.weights)]
+        if call.outputs & GRADIENT and call.gradients is not None:
+            labelled += [(call.gradient_label(i), g) for i, g in enumerate(call.gradients)]
         self.views: list[View] = []
         self.device: int | None = None
         self.streams: dict[int, str] = {}

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from .._arrays import host
 from .._base import arguments, dtypes, memory, penalty
 from .._base.float_environment import Default
-from .._base.penalty import ADD, VALUE, Strengths
+from .._base.penalty import ADD, VALUE, Call, call_of_one
 from . import checks
 
 Array = npt.NDArray[Any]
@@ -213,67 +213,44 @@ def _write(targets: Sequence[Array], results: Sequence[Any]) -> None:
         raise
 
 
-def evaluate_one(
-    outputs: int, weight: Any, gradient: Any, l1: float, l2: float, scale: float, grad_scale: float
-) -> float | None:
-    """Evaluate one tensor, as ``_core.pyi`` says."""
-    result = evaluate_many(
-        outputs,
-        None,
-        (weight,),
-        None if outputs == VALUE else (gradient,),
-        ((l1, l2),),
-        (0,),
-        scale,
-        grad_scale,
-        True,
-    )
+def evaluate_one(*arguments: Any) -> float | None:
+    """Evaluate one tensor; parameters and results are those of the core (``_core.pyi``)."""
+    result = _evaluated(call_of_one(*arguments)._replace(per_tensor=True))
     return result[0] if isinstance(result, list) else None
 
 
-def evaluate_many(
-    outputs: int,
-    names: Sequence[str] | None,
-    weights: Sequence[Any],
-    gradients: Sequence[Any] | None,
-    strengths: Strengths,
-    which: Sequence[int],
-    scale: float,
-    grad_scale: float,
-    per_tensor: bool,
-    copies: Sequence[tuple[Any, Array]] = (),
-) -> float | list[float] | None:
-    """Evaluate many tensors, or none of them when one is refused, as ``_core.pyi`` says.
+def evaluate_many(*arguments: Any) -> float | list[float] | None:
+    """Evaluate many tensors; parameters and results are those of the core (``_core.pyi``)."""
+    return _evaluated(Call(*arguments))
 
-    `names` is None for the single "w" of :func:`evaluate_one`.
-    """
-    copied = [host.host_view(target, "grads", True) for target, _ in copies]
+
+def _evaluated(call: Call) -> float | list[float] | None:
+    """Make a call, or write nothing at all when a tensor is refused."""
+    copied = [host.host_view(target, "grads", True) for target, _ in call.copies]
     seen = [checks.Seen("grads", view, True) for view in copied]
-    views, targets = checks.checked_views(
-        outputs, names, weights, gradients, strengths, which, scale, grad_scale
-    )
+    views, targets = checks.checked_views(call)
     checks.require_current(seen)
     with Default(), np.errstate(all="ignore"):
         found = [
             _evaluate(
-                outputs,
+                call.outputs,
                 view,
                 targets[index] if targets else None,
-                strengths[which[index]],
-                float(scale),
-                float(grad_scale),
+                call.strengths[call.which[index]],
+                float(call.scale),
+                float(call.grad_scale),
             )
             for index, view in enumerate(views)
         ]
     changed = [index for index, (_, result) in enumerate(found) if result is not None]
     _write(
         [*(targets[index] for index in changed), *(view for view, _ in copied)],
-        [*(found[index][1] for index in changed), *(source for _, source in copies)],
+        [*(found[index][1] for index in changed), *(source for _, source in call.copies)],
     )
-    values = [value for value, _ in found]
-    if not outputs & VALUE:
+    if not call.outputs & VALUE:
         return None
-    return values if per_tensor else canonical_sum(values)
+    values = [value for value, _ in found]
+    return values if call.per_tensor else canonical_sum(values)
 
 
 def accumulate_parameters(*_: Any) -> Any:

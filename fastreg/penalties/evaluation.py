@@ -17,7 +17,7 @@ from .._arrays.libraries import has_dtensors
 from .._autodiff import dispatch
 from .._base import arguments
 from .._base.float_environment import Default, product
-from .._base.penalty import ADD, VALUE
+from .._base.penalty import ADD, VALUE, Call
 from .._engine import backend, calls, checks
 from .._engine.recording import claim, unclaimed
 from . import callables
@@ -210,15 +210,10 @@ def _with_callables(
     # Strengths of 0 stand for the callables here: this is the check of all arrays at once.
     strengths = plan.strengths()
     which = iter(plan.which)
+    every = (*strengths, (0.0, 0.0))
+    rules = tuple(next(which) if is_fused else len(strengths) for is_fused in plan.fused)
     checks.checked_views(
-        outputs,
-        plan.names,
-        weights,
-        gradients,
-        (*strengths, (0.0, 0.0)),
-        tuple(next(which) if is_fused else len(strengths) for is_fused in plan.fused),
-        scale,
-        grad_scale,
+        Call(outputs, plan.names, weights, gradients, every, rules, scale, grad_scale)
     )
     value_factor = float(scale)
     factor = product(value_factor, float(grad_scale))

@@ -11,7 +11,7 @@ from .._arrays import results
 from .._autodiff import dispatch, orthogonal
 from .._base import arguments, dtypes
 from .._base.float_environment import Default
-from .._base.penalty import VALUE, VALUE_AND_ADD, VALUE_AND_GRADIENT
+from .._base.penalty import VALUE, VALUE_AND_ADD, VALUE_AND_GRADIENT, call_of_one
 from .._engine import checks
 from .base import Configured
 
@@ -116,16 +116,8 @@ class OrthogonalRegularizer(Configured):
         self, outputs: int, w: Any, target: Any, scale: float, grad_scale: float
     ) -> tuple[float, npt.NDArray[np.float64]]:
         """Check a call and compute it in float64; the gradient is empty for a value alone."""
-        views, _ = checks.checked_views(
-            outputs,
-            None,
-            (w,),
-            None if outputs == VALUE else (target,),
-            ((self._factor, 0.0),),
-            (0,),
-            scale,
-            grad_scale,
-        )
+        call = call_of_one(outputs, w, target, self._factor, 0.0, scale, grad_scale)
+        views, _ = checks.checked_views(call)
         view, dtype = views[0]
         orthogonal.require_matrix(view)
         matrix = dtypes.to_float64(view, dtype)

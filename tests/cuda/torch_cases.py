@@ -20,7 +20,7 @@ HAS_TABLE = os.environ["FAKE_TORCH_TABLE"] == "1"
 torch: Any = install(has_table=HAS_TABLE)
 
 import fastreg  # noqa: E402
-from fastreg._base.penalty import VALUE  # noqa: E402
+from fastreg._base.penalty import VALUE, Call  # noqa: E402
 from fastreg._engine import calls, cuda  # noqa: E402
 from fastreg.regularizers import L1L2, L2  # noqa: E402
 
@@ -44,9 +44,9 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     inner = cuda._Operands
 
-    def counted(outputs: int, names: Any, weights: Any, gradients: Any) -> Any:
-        sizes.append(len(weights))
-        return inner(outputs, names, weights, gradients)
+    def counted(call: Call) -> Any:
+        sizes.append(len(call.weights))
+        return inner(call)
 
     monkeypatch.setattr(cuda, "_Operands", counted)
     return sizes
@@ -190,9 +190,8 @@ def test_values_that_stay_on_the_device(runtime: Runtime) -> None:
     weights = tuple(torch.Tensor(w) for w in arrays)
     into = torch.empty(3, dtype=torch.float64, device=weights[0].device)
     strengths, which = ((0.25, 0.5), (0.0, 1.0)), (0, 1, 0)
-    values = cuda.evaluate_many(
-        VALUE, ("a", "b", "c"), weights, None, strengths, which, 2.0, 1.0, True, into=into
-    )
+    call = Call(VALUE, ("a", "b", "c"), weights, None, strengths, which, 2.0, 1.0, True)
+    values = cuda.evaluate_many(call, into=into)
     assert values is into
     expected = [L1L2(*strengths[i])(w, scale=2.0) for i, w in zip(which, arrays, strict=True)]
     assert into.host().tolist() == expected

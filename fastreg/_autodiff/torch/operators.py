@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from ..._base.penalty import GRADIENT, VALUE, Strengths
+from ..._base.penalty import GRADIENT, VALUE, Call, Strengths
 from ..._engine import backend, calls, cuda
 from ..._engine.recording import claim, unclaimed
 
@@ -172,9 +172,8 @@ def _evaluate(
     """Call the core; the values of a list stay on the device in `into`."""
     if into is not None:
         names = _names(len(weights))
-        value = cuda.evaluate_many(
-            outputs, names, weights, None, pairs, which, scale, grad_scale, per_tensor, into=into
-        )
+        call = Call(outputs, names, weights, None, pairs, which, scale, grad_scale, per_tensor)
+        value = cuda.evaluate_many(call, into=into)
     elif len(weights) == 1:  # for the messages, which then call it "w"
         gradient = None if gradients is None else gradients[0]
         l1, l2 = pairs[which[0]]
@@ -183,7 +182,7 @@ def _evaluate(
             value = calls.complete_one(outputs, weights[0], gradient, l1, l2, scale, grad_scale)
         value = [value] if per_tensor else value
     else:
-        call = (
+        value = calls.evaluate_many(
             outputs,
             _names(len(weights)),
             tuple(weights),
@@ -194,9 +193,6 @@ def _evaluate(
             grad_scale,
             per_tensor,
         )
-        value = backend.evaluate_many(*call)
-        if value is NotImplemented:
-            value = calls.complete(*call)
     if unclaimed:  # captured into a CUDA graph: no regularizer is known here, so strengths stay
         claim(None)
     return value
