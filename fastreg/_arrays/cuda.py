@@ -1,8 +1,9 @@
-"""Foreign arrays on a CUDA device, described where they lie; and arrays that lie anywhere.
+"""Views of foreign arrays in CUDA memory, and of arrays in either memory.
 
 Contract
 --------
-- Nothing is copied but by :func:`host_copy`, and what is not known to be writable is not written.
+- Only :func:`host_copy` copies.  A writable view is made only of memory that is known to be
+  writable.
 - How an array is described is up to its library: see ``libraries``, and ``cuda_memory`` for what a
   description is.
 """
@@ -40,9 +41,9 @@ def named_stream(x: Any) -> int | None:
 
 
 def describe(x: Any, name: str, writable: bool, stream: int | None) -> View:
-    """Describe an array on a CUDA device; `writable` where the caller will write into it.
+    """Describe an array on a CUDA device; `writable` if the caller will write into it.
 
-    Its library has `stream` wait for what it is still doing; None is to look at it only.
+    `stream` waits for work that the library has queued on the array; None if no kernel will use it.
     """
     reason = why_off()
     if reason:

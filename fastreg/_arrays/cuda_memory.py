@@ -2,9 +2,9 @@
 
 Contract
 --------
-- An array is described by its shadow: a NumPy array of the same address, shape and strides, which
-  nobody reads or writes.  So what the host asks of arrays (bounds, overlaps, ties, order) is asked
-  of device arrays by the same functions.
+- An array is described by its shadow: a NumPy array with the same address, shape and strides,
+  never read or written.  So the host's functions for bounds, overlaps, ties and order take device
+  arrays too.
 - Nothing is copied, and a view is writable only where its memory is known to be.
 """
 
@@ -36,16 +36,16 @@ class View(NamedTuple):
     device: int | None
     """None for an empty array that does not say."""
     capsule: Any = None
-    """What keeps the memory, where the array's own library would not wait for fastreg's work."""
+    """Keeps the memory alive if its library would free it without waiting for fastreg's kernels."""
 
 
 def has_cuda_interface(x: Any) -> bool:
-    """Return whether an object has a ``__cuda_array_interface__``, and that is one."""
+    """Return whether an object has a ``__cuda_array_interface__`` that is a mapping."""
     return isinstance(getattr(x, "__cuda_array_interface__", None), Mapping)
 
 
 def is_by_dlpack(x: Any) -> bool:
-    """Return whether the memory of what has ``__dlpack_device__`` is a CUDA device's."""
+    """Return whether ``x.__dlpack_device__()`` is a CUDA device."""
     return int(x.__dlpack_device__()[0]) in CUDA_DEVICES
 
 
@@ -56,7 +56,7 @@ def stream_of_interface(x: Any) -> int | None:
 
 
 def of_interface(x: Any, name: str, writable: bool) -> View:
-    """Return the view of what has a ``__cuda_array_interface__``."""
+    """Return the view of an object with ``__cuda_array_interface__``."""
     interface = x.__cuda_array_interface__
     if interface.get("mask") is not None:
         raise errors.special_array_error(name, "a masked array", "pass it without its mask")
@@ -93,7 +93,7 @@ def _device_of(address: int, name: str) -> int:
 
 
 def of_dlpack(x: Any, name: str, writable: bool, stream: int) -> View:
-    """Return the view of what has ``__dlpack__``, to be used on a stream."""
+    """Return the view of an object with ``__dlpack__``, to be used on a stream."""
     # The producer makes its data ready on this stream, before anything that is queued there later.
     try:
         try:

@@ -1,11 +1,11 @@
-"""Results on a CUDA device: where a penalty is written, and what must live until then.
+"""Results on a CUDA device: memory for a penalty, and objects that kernels still need.
 
 Contract
 --------
 - torch and CuPy make the memory themselves, in the order of their current stream.
 - JAX arrays cannot be written.  What JAX gets is a view, handed over by DLPack when the work that
-  writes it has been queued; the memory is a buffer of JAX's that nobody else has seen, since JAX
-  alone knows when its own streams have read what it dropped.
+  writes it has been queued; the memory is a new buffer from JAX, since only
+  JAX knows when its own streams have finished reading a freed one.
 - For all other kinds a penalty is a ``DeviceValue``, and a new gradient cannot be made.
 - A penalty is float64, as it is computed; JAX makes float32 of it unless it was told of float64.
 """
@@ -23,18 +23,21 @@ class Total(NamedTuple):
 
     address: int
     memory: Any
-    """What keeps it."""
+    """Keeps the memory alive."""
     finish: Callable[[bool], Any]
-    """Is told whether the call was captured."""
+    """``finish(captured)`` returns the 0-d result after the kernel is launched.
+
+    `captured` is whether that was into a CUDA graph.
+    """
 
 
-# What is read or written by kernels that may not have run yet, and what says when they have.
+# Pairs of a mark on a stream and the objects that kernels queued before it read or write.
 held: deque[tuple[Any, Any]] = deque()
 _held_lock = threading.Lock()
 
 
 def hold(mark: Any, what: Any) -> None:
-    """Keep something until a mark has passed, and drop what was kept and has."""
+    """Keep an object until a mark has passed; release those whose mark has passed."""
     with _held_lock:
         held.append((mark, what))
         done = []

@@ -1,4 +1,4 @@
-"""CuPy's row: arrays that are got by ``__cuda_array_interface__``, and made by CuPy."""
+"""CuPy's row: arrays are read by ``__cuda_array_interface__`` and allocated by CuPy."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ from .libraries import owner
 def host_view(x: Any, name: str, writable: bool) -> HostView:
     """Return the elements of `x` as a NumPy array, and its dtype: f16 bf16 f32 f64 bool i8 ... u64.
 
-    TypeError, with `name`, for what is no array of numbers in host memory; BufferError where it is
-    to be `writable`, and not known to be.
+    Raises TypeError, with `name`, if `x` is not an array of numbers in host memory; raises
+    BufferError when a writable view is asked for and the array is read-only, or does not say.
     """
     library, array = owner(x)
     return library.host_view(array, name, writable)

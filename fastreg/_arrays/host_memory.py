@@ -59,7 +59,7 @@ def of_numpy(x: Any, name: str, writable: bool) -> HostView:
 
 
 def of_buffer(buffer: memoryview, name: str, writable: bool) -> HostView:
-    """Return the view of what has the buffer protocol."""
+    """Return the view of an object with the buffer protocol."""
     try:
         view = np.asarray(buffer)
     except (ValueError, NotImplementedError):
@@ -68,7 +68,7 @@ def of_buffer(buffer: memoryview, name: str, writable: bool) -> HostView:
 
 
 def of_dlpack(x: Any, name: str, writable: bool) -> HostView:
-    """Return the view of what has ``__dlpack__`` and ``__dlpack_device__``."""
+    """Return the view of an object with ``__dlpack__`` and ``__dlpack_device__``."""
     try:
         kind = int(x.__dlpack_device__()[0])
         capsule = _capsule_of(x) if kind in _DLPACK_CPU else None

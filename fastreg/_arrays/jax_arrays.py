@@ -1,7 +1,7 @@
-"""JAX's rows: its arrays and tracers, and objects that JAX takes for an array they hold.
+"""JAX's rows: its arrays and tracers, and objects with ``__jax_array__``.
 
-Contract: a JAX array is never written; what takes its gradient is other memory, which JAX is given
-in the end.
+Contract: a JAX array is never written; a gradient is written into other memory, which is then
+handed to JAX.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class JAX(Library):
         return isinstance(x, self._jax.Array)
 
     def _require_plain(self, x: Any, name: str, writable: bool) -> None:
-        """Refuse an array that has no elements in one place, and one that would be written."""
+        """Raise for a tracer, a deleted or sharded array, and if `writable`, which none is."""
         if self.is_tracer:
             if not self._is_array(x):
                 raise errors.kind_error(x, name)
@@ -143,7 +143,7 @@ def library_of(jax: Any, kind: type) -> Library | None:
 
 
 def holder_of(jax: Any, kind: type) -> Library | None:
-    """Return the row of a class of no array, but whose objects JAX takes for one; or None."""
+    """Return the row of a class with ``__jax_array__``, or None for another class."""
     # A reference of JAX (jax.new_ref) has the name with nothing behind it.
     return Holders() if callable(getattr(kind, "__jax_array__", None)) else None
 

@@ -6,11 +6,12 @@ Contract
   it is seen first: the row of a subclass is that of the class that it derives from.
 - No framework is imported: an array of a framework exists only where its module is loaded, so that
   it makes no difference which is imported first.
-- A class with ``__jax_array__`` is nothing before JAX is imported, and is looked for again until
-  then.  Other classes are what they are: they and their frameworks are made together.
+- A class with ``__jax_array__`` has no row of its own before JAX is imported, and is looked for
+  again until then.  The row of any other class is final: its framework is loaded before it.
 - A class in the table lives as long as the process.  So it has :data:`MANY` at most; further ones
   (a program may make classes in a loop) are looked for at each call.
-- What torch.compile traces asks :func:`port_of` alone.
+- Code traced by torch.compile may call only :func:`port_of`; Dynamo treats its result as a
+  constant.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ ALL_NUMPY = frozenset((np.ndarray,)).issuperset
 
 VARIABLE, HOLDER = keras_arrays.Variables.port, jax_arrays.Holders.port
 HOLDERS = (VARIABLE, HOLDER)
-"""The ports of what is no array, but holds one."""
+"""The ports of wrappers, which are attributes: see ``Library.port``."""
 
 MANY = 512
 """The most classes that are kept."""
@@ -77,16 +78,16 @@ library_of._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 
 def owner(x: Any) -> tuple[Library, Any]:
-    """Return the row of an array, and the array: what `x` holds where it is a holder of one.
+    """Return the row of an array, and the array; a wrapper is replaced by the array that it holds.
 
-    Holders are ``keras.Variable`` and, where JAX is loaded, objects with ``__jax_array__``.
+    Wrappers are ``keras.Variable`` and, if JAX is loaded, objects with ``__jax_array__``.
     """
     row = library_of(type(x))
     return owner(held(x, row.port)) if row.port in HOLDERS else (row, x)
 
 
 def held(x: Any, port: str) -> Any:
-    """Return the array that a holder holds."""
+    """Return the array that a wrapper holds."""
     return x.value if port == VARIABLE else x.__jax_array__()
 
 
@@ -101,12 +102,12 @@ def has_dtensors(arrays: Iterable[Any]) -> bool:
 
 
 def is_tracer(x: Any) -> bool:
-    """Return whether JAX traces a function, of which `x` is an array."""
+    """Return whether `x` is a tracer of JAX."""
     return library_of(type(x)).is_tracer
 
 
 def holds_jax_array(x: Any) -> bool:
-    """Return whether `x` is no array, but JAX takes it for the one that it holds."""
+    """Return whether `x` is an object with ``__jax_array__`` (nnx.Param)."""
     return port_of(type(x)) == HOLDER
 
 

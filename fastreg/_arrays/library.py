@@ -1,7 +1,7 @@
 """What fastreg asks of an array's library: one object for the arrays of a class.
 
-:class:`Library` is the protocol, and what holds for arrays whose library is not known: they are got
-by the buffer protocol, DLPack or ``__cuda_array_interface__``, and results are NumPy's.
+:class:`Library` is the protocol, and the row of unknown libraries: their arrays are read by the
+buffer protocol, DLPack or ``__cuda_array_interface__``, and results are NumPy's.
 """
 
 from __future__ import annotations
@@ -26,27 +26,29 @@ def loaded(module: str) -> Any:
 
 
 class Library:
-    """The library of an array, asked about arrays of one class; here, one that is not known."""
+    """The library of the arrays of one class; this base class serves unknown libraries."""
 
     name = "other"
-    """What messages call it."""
+    """Its name in messages."""
 
     port = "keras"
-    """Which port computes what :meth:`needs_port`: a key of ``_autodiff.dispatch.PORTS``.
+    """The port that computes if :meth:`needs_port` is true; "" if it never is.
 
-    "" where none ever has to.  For a class of no arrays but of holders of one, what gives it.
+    "torch", "dtensors" or a key of ``_autodiff.dispatch.PORTS``.  For wrappers (``keras.Variable``,
+    ``__jax_array__``): the attribute that returns the wrapped array.
     """
 
     is_plain = False
-    """Whether the class adds nothing to the library's own."""
+    """Whether the class is the library's own, not a subclass."""
 
     is_tracer = False
-    """Whether its arrays stand for those of a function that is being traced."""
+    """Whether its arrays are tracers of JAX."""
 
     def needs_port(self, x: Any, records: bool) -> bool:
         """Return whether the framework has to compute the penalty or the gradient of `x`.
 
-        With `records` also where autograd records what is computed of it: so it is for a penalty.
+        With ``records=True`` also if ``x.requires_grad`` and grad mode is on.  Values pass True,
+        gradients False.
         """
         keras = loaded("keras")
         if not hasattr(keras, "KerasTensor"):

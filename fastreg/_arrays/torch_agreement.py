@@ -29,7 +29,7 @@ HEAD = 7
 
 
 class Terms:
-    """What this process takes part in a sum with, as far as all processes have to agree on it.
+    """What must be equal on all ranks before their penalties are all-reduced.
 
     Examples
     --------
@@ -110,7 +110,7 @@ def error(known: Mapping[int, Description]) -> RuntimeError:
 
 def _differences(known: Mapping[int, Description]) -> Iterable[str]:
     owners = Counter(name for description in known.values() for name in description)
-    # What is no parameter says most, and of parameters what only a few have.
+    # First entries that are not parameters, then parameters that few processes have.
     for name in sorted(owners, key=lambda name: (name.startswith("'"), owners[name], name)):
         ranks: dict[str, list[int]] = {}
         for rank, description in sorted(known.items()):

@@ -1,4 +1,4 @@
-"""What torch knows of a tensor's memory, and neither DLPack nor the tensor's shape tells.
+"""Properties of a tensor's memory that torch knows, but DLPack and the shape do not tell.
 
 Contract
 --------

@@ -5,8 +5,8 @@ Contract
 - The core makes calls that are plainly right, of NumPy arrays and torch tensors in host memory. For
   all others it returns NotImplemented, and nothing has been written: arrays of other libraries,
   arrays on a CUDA device, wrong arguments, and memory that only seems to overlap.
-- Foreign code, as a library's ``__dlpack__``, runs while arrays are described. After it each is
-  looked at again, and none runs between that and the core's own look.
+- Foreign code, such as ``__dlpack__``, runs while views are made.  All views are re-validated
+  afterwards; no foreign code runs between that check and the core's.
 - Refusals come from ``checks``, whichever backend and device.
 """
 

@@ -3,8 +3,8 @@
 Contract
 --------
 - Nothing is written by any function here, so a call that is refused has changed nothing.
-- The native core says only "certainly fine" or NotImplemented; in the second case it is decided
-  here: an error has one text, whichever backend found it.
+- The core either runs a call or returns NotImplemented; error messages of calls come from here.
+  Read-only memory is refused where views are made: ``_arrays/host_memory.py``.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def checked_views(
 
 
 class Seen:
-    """A view as it was made: a plain array is its own view, and may be another one by now."""
+    """A view, and its shape, strides and dtype when it was made: an ndarray is its own view."""
 
     def __init__(self, label: str, view: tuple[Array, str], writable: bool) -> None:
         self.label = label
@@ -101,7 +101,10 @@ class Seen:
 
 
 def require_current(seen: Sequence[Seen]) -> None:
-    """Refuse views that are no longer their arrays' memory: looking at others ran their code."""
+    """Raise if an array was resized or freed since its view was made.
+
+    Another array's ``__dlpack__`` may have done that.
+    """
     for one in seen:
         if not one.is_current():
             raise errors.changed_error(one.label)

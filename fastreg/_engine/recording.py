@@ -2,8 +2,9 @@
 
 Contract
 --------
-- A captured call's memory and arrays are kept: by the recording that was open on its thread, until
-  that is closed, else for good.
+- A recording that is open on the thread keeps the memory and arrays of captured calls until it is
+  closed.  Without one, capsules and the memory of results are kept until the process ends, and
+  keeping weights and gradients is up to the caller.
 - Strengths are read from the regularizers again at :meth:`Recording.update`; ``claim`` says which
   regularizers they are, right after the call that was captured.
 """
@@ -61,9 +62,9 @@ def captured(call: CapturedCall) -> None:
 
 
 def claim(strengths: Callable[[], Strengths] | None) -> None:
-    """Return where the strengths of the calls that were just captured on this thread come from.
+    """Set the callable from which ``update()`` reads strengths, for calls just captured.
 
-    None leaves them as they were captured.
+    These are the calls captured on this thread; None keeps the captured strengths.
     """
     thread = threading.get_ident()
     for entry in [entry for entry in unclaimed if entry[0] == thread]:
