@@ -74,16 +74,9 @@ def set_num_threads(n: int) -> None:
     Parameters
     ----------
     n
-        At least 1.  The bits of every result are the same for any number.  The NumPy fallback
-        checks `n` and runs on one thread.
+        At least 1, else a TypeError or ValueError.  The bits of every result are the same for any
+        number.  The NumPy fallback checks `n` and runs on one thread.
 
-    Raises
-    ------
-    TypeError, ValueError
-        When `n` is not a positive integer.
-
-    Examples
-    --------
     >>> import fastreg
     >>> before = fastreg.get_num_threads()
     >>> fastreg.set_num_threads(1)
@@ -105,15 +98,9 @@ def set_instruction_set(name: str) -> None:
     Parameters
     ----------
     name
-        "portable", "avx2", "avx512" or "neon"; "numpy" with the NumPy fallback.
+        "portable", "avx2", "avx512" or "neon"; "numpy" with the NumPy fallback.  ValueError when
+        this build or machine does not have it; the message lists those it has.
 
-    Raises
-    ------
-    ValueError
-        When this build or machine does not have it; the message lists those it has.
-
-    Examples
-    --------
     >>> import fastreg
     >>> fastreg.set_instruction_set(fastreg.get_instruction_set())
     """

@@ -2,8 +2,7 @@
 
 Contract: results go to standard output, progress and errors to standard error; the exit status is
 0 on success, 1 where something could not be measured or written, 2 on a wrong option or environment
-variable (see _engine/backend.py) or a missing package, 130 when interrupted. Only
-the command that runs is imported.
+variable or a missing package, 130 when interrupted. Only the command that runs is imported.
 """
 
 from __future__ import annotations
@@ -25,8 +24,6 @@ from fastreg.bench import options as bench_options
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; ``arguments`` are those after the program's name.
 
-    Examples
-    --------
     >>> import contextlib, io, json
     >>> with contextlib.redirect_stdout(io.StringIO()) as text:
     ...     status = main(["info", "--json"])

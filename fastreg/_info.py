@@ -1,8 +1,6 @@
 """Facts about this installation and machine, for ``python -m fastreg info``.
 
-Contract: frameworks are looked up, never imported, and nothing here needs more than the standard
-library and fastreg itself. ``gather`` returns dictionaries, lists, strings and numbers that JSON
-can hold; ``render`` formats them as text.
+Frameworks are looked up, never imported. What ``gather`` returns is what JSON can hold.
 """
 
 from __future__ import annotations

@@ -1,13 +1,9 @@
 """A small ``keras.backend``: array functions in which penalties of your own can be trained.
 
-Contract
---------
-- ``from fastreg import backend as K`` serves the functions that penalties are usually written
-  with; arguments and results are those of NumPy, names and argument names those of Keras.
-- Where a layer needs the gradient of such a function it runs the function on arrays that autograd
-  (https://github.com/HIPS/autograd, the extra ``autodiff``) records.  Every function here records
-  there, and is plain NumPy everywhere else.  Plain NumPy functions may not record: use these.
-- autograd is never imported here, so that ``import fastreg.backend`` costs nothing.
+Arguments and results are those of NumPy, names and argument names those of Keras.  Where a layer
+needs the gradient of a function it runs the function on arrays that autograd
+(https://github.com/HIPS/autograd, the extra ``autodiff``) records.  Every function here records
+there, and is plain NumPy everywhere else.  Plain NumPy functions may not record: use these.
 
 >>> import numpy
 >>> from fastreg import backend as K

@@ -33,15 +33,9 @@ Recording.__module__ = __name__
 def recording() -> Recording:
     """Return a recording of the calls that are captured into a CUDA graph in its ``with`` block.
 
-    Returns
-    -------
-    Recording
-        A context manager, once.  After the block, ``update()`` reads the strengths of the
-        regularizers again for the replays to come, and ``close()`` frees memory after the
-        last one.
+    It is a context manager, once.  After the block, ``update()`` reads the strengths of the
+    regularizers again for the replays to come, and ``close()`` frees memory after the last one.
 
-    Examples
-    --------
     >>> from fastreg import cuda
     >>> with cuda.recording() as recording:
     ...     pass  # capture a graph here

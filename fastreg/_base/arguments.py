@@ -1,10 +1,7 @@
 """Checks of arguments that are numbers or choices: each returns what it lets through.
 
-Contract
---------
-- No function here writes anything, so a call that raises has changed nothing.
-- The native core decides only "certainly fine" or "not sure"; in the second case these functions
-  decide, so that an error has one text, whichever backend found it.
+The native core decides only "certainly fine" or "not sure"; in the second case these functions
+decide, so that an error has one text, whichever backend found it.
 """
 
 from __future__ import annotations

@@ -1,11 +1,8 @@
 """The errors that several modules raise, and how messages describe an argument.
 
-Contract
---------
-- ``TypeError`` for a wrong kind, ``ValueError`` for a wrong value, ``BufferError`` for memory that
-  may not be written.  Each message has the argument, what it was and what to pass instead.
-- Errors are built here and raised where the fault is found, so that each has one text.
-- Nothing of the package is imported here.
+``TypeError`` for a wrong kind, ``ValueError`` for a wrong value, ``BufferError`` for memory that
+may not be written.  Each message has the argument, what it was and what to pass instead.  Errors
+are built here and raised where the fault is found, so that each has one text.
 """
 
 from __future__ import annotations

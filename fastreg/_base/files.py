@@ -1,15 +1,11 @@
 """Replacing a file: whoever reads it gets the old one or the new one, whole.
 
-Contract
---------
-- The new content is written into a temporary file in the same directory, brought to the disk, and
-  renamed over the old one.  Whatever interrupts that, the old file is as it was, or the new one is
-  there; a temporary that this process can still remove is removed.
-- A temporary of a killed process is removed at the next replacement of that file.  One in use is
-  recognized by its lock, which ends with its process.
-- A link stays a link, the mode of the file stays, and a file that is new gets the mode that the
-  umask sets.
-- A path that is not a regular file, a pipe or ``/dev/stdout``, is written, not replaced.
+The new content is written into a temporary file in the same directory, brought to the disk, and
+renamed over the old one, whatever interrupts that.  A temporary of a killed process is removed at
+the next replacement of that file; one in use is recognized by its lock, which ends with its
+process.  A link stays a link, the mode of the file stays, and a file that is new gets the mode that
+the umask sets.  A path that is not a regular file, a pipe or ``/dev/stdout``, is written, not
+replaced.
 """
 
 from __future__ import annotations

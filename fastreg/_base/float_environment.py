@@ -1,13 +1,9 @@
 """Arithmetic in Python and NumPy under the contract's floating point environment.
 
-Contract
---------
-- Inside :class:`Default` numbers are rounded to nearest and subnormal ones are kept, whatever the
-  thread has set: a rounding mode, flush to zero (``torch.set_flush_denormal(True)``, or a library
-  that was linked with ``-ffast-math``).  At exit that is restored.
-- Three operations test the environment; the C library is called only if it is not the default.
-  Without its ``fesetenv``, :class:`Default` is a no-op.
-- No code of a caller runs inside.
+Inside :class:`Default` numbers are rounded to nearest and subnormal ones are kept, whatever the
+thread has set: a rounding mode, flush to zero (``torch.set_flush_denormal(True)``, or a library
+that was linked with ``-ffast-math``).  At exit that is restored.  Without ``fesetenv`` of the C
+library it is a no-op.  No code of a caller runs inside.
 """
 
 from __future__ import annotations

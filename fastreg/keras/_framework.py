@@ -1,7 +1,4 @@
-"""Keras itself, or the reason why it is not there.
-
-Contract: the only import of Keras in this package; ``keras`` is Keras 3.
-"""
+"""Keras 3 itself, or the reason why it is not there: the only import of Keras in this package."""
 
 from __future__ import annotations
 

@@ -1,12 +1,9 @@
 """The port for symbolic tensors and other backends of Keras: penalties in ``keras.ops``.
 
-Contract
---------
-- It serves ``KerasTensor``, whose penalty is one operation of the symbolic model and a usual call
-  of a regularizer once the model has arrays, and backends without a port of their own (TensorFlow),
-  which compute it.
-- There, too, half precision and integers are computed in float32, a term of strength 0 is absent,
-  and the result is float64 for float64, else float32.  The order of the sum is the backend's.
+The penalty of a ``KerasTensor`` is one operation of the symbolic model, and a usual call of a
+regularizer once the model has arrays; backends without a port of their own (TensorFlow) compute it.
+There, too, half precision and integers are computed in float32, a term of strength 0 is absent, and
+the result is float64 for float64, else float32.  The order of the sum is the backend's.
 """
 
 from __future__ import annotations

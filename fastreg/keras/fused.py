@@ -1,13 +1,9 @@
 """All weight penalties of a model from one call: a mixin, and a switch for models that exist.
 
-Contract
---------
-- ``model.losses`` has Keras' entries, in its order, and Keras does the rest with them: the loss and
-  its logs, loss scaling, gradient accumulation, compilation.
-- Fused are the regularizers that the core evaluates, and L1, L2 and L1L2 of Keras itself, read at
-  each call.  Everything else is called as Keras calls it.
-- Saved forms do not change.
-- ``_get_regularization_losses`` is private to Keras: a Keras without it is refused.
+Contract: ``model.losses`` has Keras' entries, in its order, and Keras does the rest with them: the
+loss and its logs, loss scaling, gradient accumulation, compilation.  Fused are the regularizers
+that the core evaluates, and L1, L2 and L1L2 of Keras itself, read at each call.  Saved forms do not
+change.  ``_get_regularization_losses`` is private to Keras: a Keras without it is refused.
 """
 
 from __future__ import annotations
@@ -42,14 +38,8 @@ def fuse(model: Model) -> Model:
     Returns
     -------
     keras.Model
-        `model`.  On other backends than PyTorch and JAX nothing about it has changed.
-
-    Raises
-    ------
-    TypeError
-        When `model` is not a Keras model.
-    RuntimeError
-        When this version of Keras has no place for it.
+        `model`.  On other backends than PyTorch and JAX nothing about it has changed.  TypeError
+        when it is no Keras model; RuntimeError when this version of Keras has no place for it.
 
     Examples
     --------
@@ -135,14 +125,11 @@ def weight_losses(model: Any, original: Callable[[], Sequence[Any]]) -> Sequence
     if _steps is None or not fused:
         return original()
     values = iter(_steps.losses(model, *zip(*fused, strict=True)))
-    # Within a step there may be fewer: their sum.
+    # Within a step there may be fewer: their sum.  A stateless one has arrays for the variables.
     losses = (
-        variable.regularizer(_argument(variable)) if pair is None else next(values, None)
+        variable.regularizer(variable.value if backend == "jax" else variable)
+        if pair is None
+        else next(values, None)
         for variable, pair in zip(variables, pairs, strict=True)
     )
     return [loss for loss in losses if loss is not None]
-
-
-def _argument(variable: Any) -> Any:
-    """Return the argument of a regularizer: in a stateless step the array, else the variable."""
-    return variable.value if backend == "jax" else variable

@@ -1,14 +1,9 @@
 """The classes: a regularizer of fastreg and one of Keras in one object.
 
-Contract
---------
-- Strengths, checks, gradients and ``attach`` are those of ``fastreg.regularizers``: the classes
-  derive from it, and hold no state of their own.
-- They derive from the class of ``keras.regularizers`` with the same name, too, so that
-  ``isinstance`` finds it there.  None of its code runs.
-- A call returns a tensor of the backend, also where fastreg alone returns a float.
-- Saved as "fastreg>L1" and so on, with the class names and configurations of Keras: where
-  ``fastreg.keras`` is imported this class is loaded, elsewhere the layers of Keras load Keras' own.
+They derive from the class of ``keras.regularizers`` with the same name for ``isinstance`` alone:
+none of its code runs.  A call returns a tensor of the backend, also where fastreg alone returns a
+float.  They are saved as "fastreg>L1" and so on, with the class names and configurations of Keras:
+where ``fastreg.keras`` is imported this class is loaded, elsewhere Keras loads its own.
 """
 
 from __future__ import annotations

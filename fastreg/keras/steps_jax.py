@@ -1,11 +1,9 @@
 """Fused penalties on JAX: strengths that may be set between the steps of a compiled function.
 
-Contract
---------
-- Keras compiles a step once, with Python numbers as constants.  Here the strengths of the weight
-  penalties are arguments of the compiled step: a schedule sets them without a recompilation.  Other
-  strengths, those of activity regularizers above all, are static: each new value compiles again.
-- Which variables have which regularizer is read when Keras makes its function: after ``compile``.
+Keras compiles a step once, with Python numbers as constants.  Here the strengths of the weight
+penalties are arguments of the compiled step: a schedule sets them without a recompilation.  Other
+strengths, those of activity regularizers above all, are static: each new value compiles again.
+Which variables have which regularizer is read when Keras makes its function: after ``compile``.
 """
 
 from __future__ import annotations
@@ -26,10 +24,7 @@ _tracing = threading.local()
 
 
 class Batch:
-    """The batch and the strengths, in place of the batch that a compiled step gets.
-
-    A pytree with the leaves of both; `constants` is static.
-    """
+    """A pytree of the batch and the strengths, in place of the batch; `constants` is static."""
 
     def __init__(self, data: Any, strengths: Any, constants: Any) -> None:
         self.data = data

@@ -1,14 +1,11 @@
 """Fused penalties on PyTorch: their gradients are added after backward, in one call.
 
-Contract
---------
-- In a training step of Keras' own the penalties are outside the autograd graph, and their gradients
-  are added in-place to those for the optimizer, before it clips, accumulates or averages them.
-- That is so where the gradient of the loss with respect to a penalty is known to be 1 and the core
-  can write:
-  with Keras' ``train_step`` and ``compute_loss``, without loss scaling and ``torch.compile``, for
-  weights in host memory.  In all other cases the penalties are part of the graph.
-- A step of Keras' own has one entry for all fused penalties, which only its sum reads.
+In a training step of Keras' own the penalties are outside the autograd graph, and their gradients
+are added in-place to those for the optimizer, before it clips, accumulates or averages them; such a
+step has one entry for all fused penalties.  That is so where the gradient of the loss with respect
+to a penalty is known to be 1 and the core can write: with Keras' ``train_step`` and
+``compute_loss``, without loss scaling and ``torch.compile``, for weights in host memory.  In all
+other cases the penalties are part of the graph.
 """
 
 from __future__ import annotations

@@ -14,10 +14,7 @@ _theirs = keras.regularizers
 
 
 def strengths_of(rule: Any) -> Pair | None:
-    """Return l1 and l2 of a regularizer that the core can evaluate, else None.
-
-    L1, L2 and L1L2 of Keras are among those unless a strength is a variable.
-    """
+    """Return l1 and l2 if the core can evaluate a rule, one of Keras unless it has variables."""
     if is_fused(rule):
         return rule._l1, rule._l2
     kind = type(rule)

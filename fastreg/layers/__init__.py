@@ -16,14 +16,7 @@ yours.  ``layer(x)`` and ``layer.backward(dy)`` leave ``layer.gradients``, penal
 >>> [gradient.shape for gradient in layer.gradients]
 [(64, 64), (64,)]
 
-The modules, each with one reason to exist:
-
-- ``base``: names, dtype, activity penalty, calls and their backward;
-- ``kernel``: kernel, bias, activation and their penalties; ``dense`` and ``convolution``: the maps;
-- ``flatten``, ``inputs``, ``sequential``: what a model needs; ``forms``, ``storage`` and
-  ``two_files``: models as saved;
-- ``terms``: one penalty on one array; ``precision``: the dtypes;
-- ``activations``, ``initializers``: those that Keras has under the same names.
+``activations`` and ``initializers`` are modules with those that Keras has under the same names.
 """
 
 from .base import Layer

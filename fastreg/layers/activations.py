@@ -17,7 +17,7 @@ import numpy as np
 
 from .._base import errors
 from .._base.dtypes import Array
-from ..regularizers.saved_forms import saved_form
+from ..regularizers.saved_forms import saved_instance
 
 
 class Activation(Protocol):
@@ -193,13 +193,7 @@ def serialize(activation: Any) -> Any:
     """Return the saved form: the name, or Keras' form of an object with ``get_config``."""
     if isinstance(activation, _Named):
         return activation.name
-    if not callable(getattr(activation, "get_config", None)):
-        raise TypeError(
-            "activation must offer get_config() to be saved, not be "
-            f"{errors.described(activation)}; add that method to its class"
-        )
-    name = type(activation).__name__
-    return saved_form(None, name, activation.get_config(), name)
+    return saved_instance(activation, "activation")
 
 
 def _from_config(config: Mapping[str, Any], custom: Mapping[str, Any]) -> Activation:

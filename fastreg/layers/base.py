@@ -265,12 +265,8 @@ class Layer:
         Returns
         -------
         numpy.ndarray
-            A new array in the layer's dtype.
-
-        Raises
-        ------
-        TypeError, ValueError
-            When `x` does not fit, before anything changes.
+            A new array in the layer's dtype.  TypeError or ValueError when `x` does not fit, before
+            anything changes.
         """
         keep = training is None or arguments.flag(training, "training")
         given = precision.numbers(x, "x")
@@ -329,16 +325,9 @@ class Layer:
         Returns
         -------
         numpy.ndarray or None
-            In the shape of the input and the layer's dtype.
-
-        Raises
-        ------
-        RuntimeError
-            Without a call before it, or a second time after one call.
-        TypeError
-            When a regularizer has no gradient.
-        ValueError
-            When `dy` does not fit.  In all cases nothing has changed.
+            In the shape of the input and the layer's dtype.  RuntimeError without a call before it,
+            or a second time after one call; TypeError when a regularizer has no gradient;
+            ValueError when `dy` does not fit.  In all cases nothing has changed.
         """
         step = self._reverse(dy, grad_scale, arguments.flag(input_gradient, "input_gradient"))
         self._finish(step)

@@ -91,15 +91,11 @@ class Conv(KernelLayer):
         """Return one integer per spatial axis."""
         if isinstance(value, (int, np.integer)):
             return (arguments.positive_integer(value, name),) * self.rank
+        wanted = f"{name} must be a positive integer or {self.rank} of them"
         if not isinstance(value, (tuple, list)):
-            raise TypeError(
-                f"{name} must be a positive integer or {self.rank} of them, not "
-                f"{errors.described(value)}"
-            )
+            raise TypeError(f"{wanted}, not {errors.described(value)}")
         if len(value) != self.rank:
-            raise ValueError(
-                f"{name} must be a positive integer or {self.rank} of them, not {tuple(value)}"
-            )
+            raise ValueError(f"{wanted}, not {tuple(value)}")
         return tuple(arguments.positive_integer(extent, name) for extent in value)
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> Shape:
@@ -249,6 +245,8 @@ class Conv(KernelLayer):
 class Conv1D(Conv):
     """A convolution over one axis, as ``keras.layers.Conv1D``.
 
+    Inputs ``(batch, steps, channels)``; kernel ``(kernel_size, channels, filters)``.
+
     Parameters
     ----------
     filters : int
@@ -259,10 +257,6 @@ class Conv1D(Conv):
         None, or zeros at both ends so that each window starts inside; as Keras pads.
     **others
         As for :class:`~fastreg.layers.Dense`.
-
-    Notes
-    -----
-    Inputs ``(batch, steps, channels)``; kernel ``(kernel_size, channels, filters)``.
 
     Examples
     --------
@@ -279,12 +273,8 @@ class Conv1D(Conv):
 class Conv2D(Conv):
     """A convolution over two axes, as ``keras.layers.Conv2D``; arguments as :class:`Conv1D`.
 
-    Notes
-    -----
     Inputs ``(batch, height, width, channels)``; kernel ``(*kernel_size, channels, filters)``.
 
-    Examples
-    --------
     >>> layer = Conv2D(4, (3, 3), padding="same", activation="relu")
     >>> layer(np.zeros((2, 8, 8, 1))).shape
     (2, 8, 8, 4)
@@ -296,13 +286,8 @@ class Conv2D(Conv):
 class Conv3D(Conv):
     """A convolution over three axes, as ``keras.layers.Conv3D``; arguments as :class:`Conv1D`.
 
-    Notes
-    -----
-    Inputs ``(batch, depth, height, width, channels)``; kernel ``(*kernel_size, channels,
-    filters)``.
+    Inputs ``(batch, depth, height, width, channels)``; kernel as for :class:`Conv2D`.
 
-    Examples
-    --------
     >>> Conv3D(4, 2, strides=2)(np.zeros((2, 4, 6, 8, 1))).shape
     (2, 2, 3, 4, 4)
     """

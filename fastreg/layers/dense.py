@@ -14,6 +14,8 @@ from .kernel import KernelLayer
 class Dense(KernelLayer):
     """``activation(x @ kernel + bias)`` along the last axis, as ``keras.layers.Dense``.
 
+    Inputs have two axes or more; kernel ``(channels, units)``, bias ``(units,)``.
+
     Parameters
     ----------
     units : int
@@ -21,10 +23,6 @@ class Dense(KernelLayer):
     **others
         Those of all layers with a kernel, :class:`~fastreg.layers.kernel.KernelLayer`, and of all
         layers, :class:`~fastreg.layers.Layer`; TypeError or ValueError where one does not fit.
-
-    Notes
-    -----
-    Inputs have two axes or more; kernel ``(channels, units)``, bias ``(units,)``.
 
     Examples
     --------

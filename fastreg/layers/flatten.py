@@ -15,8 +15,6 @@ from .base import Call, Layer, Shape, shape_of
 class Flatten(Layer):
     """Put all axes but the batch into one, as ``keras.layers.Flatten``.
 
-    Examples
-    --------
     >>> Flatten()(np.zeros((2, 3, 4))).shape
     (2, 12)
     """

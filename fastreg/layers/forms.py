@@ -1,7 +1,4 @@
-"""The saved form of a model, that of Keras: its layers, and the shapes of their weights.
-
-Contract: the input comes from other programs and from files.  No weight is made.
-"""
+"""The saved form of a model, that of Keras, from other programs and files; no weight is made."""
 
 from __future__ import annotations
 
@@ -21,11 +18,7 @@ LAYERS: dict[str, type[Layer]] = {
 
 
 def layers_of(config: Any, custom_objects: Mapping[str, Any] | None) -> list[Layer | InputLayer]:
-    """Return the layers of a saved model; they are not built.
-
-    TypeError when `config` is no mapping; TypeError or ValueError when it lacks a part, holds what
-    fastreg does not have, or is that of a graph of layers.
-    """
+    """Return the layers of a saved model; they are not built."""
     if not isinstance(config, Mapping):
         raise TypeError(
             f"config must be a dict with the layers of a Sequential, not "

@@ -16,7 +16,7 @@ import numpy as np
 from .._base import arguments as _arguments
 from .._base import errors
 from .._base.dtypes import Array
-from ..regularizers.saved_forms import saved_form
+from ..regularizers.saved_forms import saved_form, saved_instance
 
 #: Standard deviation of a standard normal variable cut at two of its standard deviations.
 _CUT_DEVIATION = 0.87962566103423978
@@ -182,14 +182,8 @@ class VarianceScaling(_Random):
         return numbers.astype(dtype)
 
     def get_config(self) -> dict[str, Any]:
-        return {
-            "scale": self.scale,
-            "mode": self.mode,
-            "distribution": self.distribution,
-            "seed": self.seed,
-            "input_axes": None,
-            "output_axes": None,
-        }
+        own = {name: getattr(self, name) for name in ("scale", "mode", "distribution", "seed")}
+        return {**own, "input_axes": None, "output_axes": None}
 
 
 class _Scaled(VarianceScaling):
@@ -311,15 +305,9 @@ def serialize(initializer: Any, argument: str) -> Any:
         if initializer.__name__ == "<lambda>":
             raise TypeError(f"{argument} must have a name to be saved, not be a lambda")
         return saved_form("builtins", "function", initializer.__name__, "function")
-    if not callable(getattr(initializer, "get_config", None)):
-        raise TypeError(
-            f"{argument} must offer get_config() to be saved, not be "
-            f"{errors.described(initializer)}; add that method to its class"
-        )
-    name, config = kind.__name__, initializer.get_config()
-    if _CLASSES.get(name) is kind:
-        return saved_form("keras.initializers", name, config, None)
-    return saved_form(None, name, config, name)
+    if _CLASSES.get(kind.__name__) is kind:
+        return saved_form("keras.initializers", kind.__name__, initializer.get_config(), None)
+    return saved_instance(initializer, argument)
 
 
 def _by_name(name: str, argument: str, custom: Mapping[str, Any]) -> Any:

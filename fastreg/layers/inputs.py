@@ -43,15 +43,9 @@ class InputLayer:
 def Input(shape: Sequence[int | None], **others: Any) -> InputLayer:  # noqa: N802, as in Keras
     """Return the shape and dtype of a model's input, as ``keras.Input``.
 
-    Parameters
-    ----------
-    shape : sequence of int or None
-        Extents without the batch.
-    **others
-        `batch_size`, `name`, `dtype`.
+    `shape` has the extents without the batch, None where one is unknown; `others` are `batch_size`,
+    `name` and `dtype`.
 
-    Examples
-    --------
     >>> from fastreg.layers import Dense, Sequential
     >>> Sequential([Input((4,)), Dense(2)]).count_params()
     10

@@ -1,17 +1,9 @@
 """Sequential: layers one after the other, and the input that the first one takes.
 
-Contract
---------
-- The model is built as soon as the shape of its input is known: from :func:`Input`, from
-  ``input_shape`` or ``input_dim`` of the first layer, from :meth:`Sequential.build`, or from the
-  first call.
-- A call or backward goes through all layers before any of them keeps something: if it raises, the
-  model is unchanged.
-- Weights and gradients are dicts by name, "dense/kernel", with the arrays themselves: for loops,
-  and for ``fastreg.attach``.
-- ``losses`` has Keras' order: the activity terms of all layers, then their weight terms.
-- Saved forms are those of Keras: ``keras.Sequential.from_config(model.get_config())`` works, and
-  the other way round for the layers that fastreg has.
+Contract: the model is built as soon as the shape of its input is known: from :func:`Input`, from
+``input_shape`` or ``input_dim`` of the first layer, from :meth:`Sequential.build`, or from the
+first call.  A call or backward goes through all layers before any of them keeps something: if it
+raises, the model is unchanged.  Saved forms are those of Keras, in both directions.
 """
 
 from __future__ import annotations
@@ -58,12 +50,8 @@ class Sequential:
     trainable : bool, optional
         False freezes all layers.
     name : str, optional
-        By default "sequential" with a number.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For an object that is not a layer, two layers of one name, and shapes that do not fit.
+        By default "sequential" with a number.  TypeError or ValueError for an object that is not a
+        layer, two layers of one name, and shapes that do not fit.
 
     Examples
     --------
@@ -129,20 +117,10 @@ class Sequential:
         return f"<Sequential {self.name} of {len(self._layers)} layers>"
 
     def add(self, layer: Any) -> None:
-        """Append a layer; it is built if the model's input is known.
+        """Append a layer, or as the first an input; it is built if the model's input is known.
 
-        Parameters
-        ----------
-        layer : Layer or InputLayer
-            An input only as the first.
-
-        Raises
-        ------
-        TypeError
-            For an object that is not a layer of fastreg.
-        ValueError
-            For a name that is there already, and if the layer does not take the output of the one
-            before it.  Nothing has changed then.
+        TypeError for an object that is not a layer of fastreg; ValueError for a name that is there
+        already, and if the layer does not take the output before it.  Nothing has changed then.
         """
         if isinstance(layer, InputLayer):
             if self._layers or self._input is not None:
@@ -185,13 +163,9 @@ class Sequential:
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Make all weights for inputs of this shape, the batch included (None will do for it).
 
-        Raises
-        ------
-        RuntimeError
-            Without layers.
-        TypeError, ValueError
-            When a layer does not take its input, or an initializer returns weights that do not fit.
-            After this and every other error no layer has been built that was not before.
+        RuntimeError without layers; TypeError or ValueError when a layer does not take its input,
+        or an initializer returns weights that do not fit.  After this and every other error no
+        layer has been built that was not before.
         """
         self._require_layers()
         shape = shape_of(input_shape, "input_shape")
@@ -358,15 +332,8 @@ class Sequential:
             )
 
     def summary(self, print_fn: Callable[[str], Any] = print) -> None:
-        """Print a table of the layers: output shape, number of weights, penalties.
+        """Print a table of the layers, by `print_fn`: output shape, number of weights, penalties.
 
-        Parameters
-        ----------
-        print_fn : callable, optional
-            Gets the text.
-
-        Examples
-        --------
         >>> from fastreg.layers import Dense
         >>> layer = Dense(2, input_dim=3, kernel_regularizer="l2", name="d")
         >>> Sequential([layer], name="m").summary()
@@ -431,22 +398,12 @@ class Sequential:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model, its form and its weights, into one JSON file.
 
-        Parameters
-        ----------
-        path : path
-            Must end in ".json".  What is there is replaced at the very end, by a rename: whoever
-            reads it, in this or another process, gets the model that was there or this one.
+        `path` must end in ".json".  What is there is replaced at the very end, by a rename: whoever
+        reads it, in this or another process, gets the model that was there or this one.
 
-        Raises
-        ------
-        RuntimeError
-            Before the model is built.
-        TypeError
-            When a part cannot be saved, a lambda for example.
-        ValueError
-            For another suffix.
-        OSError
-            When the file cannot be written.  The model that was there is there as before.
+        RuntimeError before the model is built; TypeError when a part cannot be saved, a lambda for
+        example; ValueError for another suffix; OSError when the file cannot be written.  The model
+        that was there is there as before.
         """
         from . import storage
 
@@ -461,20 +418,9 @@ class Sequential:
     ) -> AnySequential:
         """Read a model that :meth:`save` wrote, as one of this class.
 
-        Parameters
-        ----------
-        path : path
-            The JSON file.
-        custom_objects : mapping, optional
-            Functions and classes by name, for parts of your own.
-
-        Raises
-        ------
-        OSError
-            When a file is not there.
-        ValueError
-            When a file is not what `save` writes, or weights and form do not fit each other; before
-            its arrays are made.
+        `custom_objects` are functions and classes by name, for parts of your own.  OSError when a
+        file is not there; ValueError, before arrays are made, when it is not what `save` writes, or
+        weights and form do not fit each other.
         """
         from . import storage
 

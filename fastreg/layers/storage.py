@@ -1,15 +1,10 @@
 """Models on disk: one JSON file with the form of the model and, in base64, its weights.
 
-Contract
---------
-- A save replaces the file by a rename: at every instruction, for readers in other processes too,
-  it is the old model or the new one, whole.
-- Nothing is decoded, and no weight made, before names, shapes and dtypes in the file are known to
-  fit the model.  No pickles, no path that leads elsewhere; what does not fit is a ValueError that
-  names the file.
-- The part "config" is Keras' form.  Weights are little-endian and in C order; "sha256" is the
-  digest of all their bytes, one weight after the other.
-- What version 1 saved, a file of weights beside the JSON, is read by :mod:`.two_files`.
+Contract: nothing is decoded, and no weight made, before names, shapes and dtypes in the file are
+known to fit the model.  No pickles, no path that leads elsewhere; what does not fit is a ValueError
+that names the file.  The part "config" is Keras' form.  Weights are little-endian and in C order;
+"sha256" is the digest of all their bytes, one weight after the other.  What version 1 saved, a file
+of weights beside the JSON, is read by :mod:`.two_files`.
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
 """Version 1 of the format: JSON that names a file of weights beside it.
 
-Contract
---------
-- Models of that version are read and not written.  The weights are a .npz of which the JSON has the
-  name and the digest; a model that replaces one removes it, unless a copy of the JSON beside it
-  names the same weights.
-- No array is larger than the file: the members of the archive are not compressed, and each has the
-  size in its own header.
+Models of that version are read and not written.  The weights are a .npz of which the JSON has the
+name and the digest; a model that replaces one removes it, unless a copy of the JSON beside it names
+the same weights.  No array is larger than the file: the members of the archive are not compressed,
+and each has the size in its own header.
 """
 
 from __future__ import annotations
@@ -28,6 +25,11 @@ Member = tuple[tuple[int, ...], "np.dtype[Any]", bytes]
 """Shape, dtype and elements of an array, in C order."""
 
 _WEIGHTS_NAME = re.compile(r"[^/\\\0]+-[0-9a-f]{16}\.npz")
+#: All that zipfile raises for what is no archive, or one of another kind.
+_NO_ARCHIVE: tuple[type[Exception], ...] = (
+    *(ValueError, LookupError, OSError, EOFError, OverflowError, RuntimeError),
+    *(struct.error, zipfile.BadZipFile),
+)
 #: How the writer of version 1 began.
 _BEGINNING = b'{\n "format": "fastreg.layers",\n "version": 1,\n'
 #: The head of a .npy as numpy.savez wrote it; read without evaluating it.
@@ -62,11 +64,7 @@ def weights_beside(target: Path) -> Path | None:
 
 
 def read(target: Path, record: dict[str, Any]) -> tuple[Path, dict[str, Member]]:
-    """Return the path of the weights, and the arrays in the file by name.
-
-    FileNotFoundError when the file is not there; ValueError when it is another file, or holds
-    something other than arrays of numbers.
-    """
+    """Return the path of the weights, and the arrays in the file by name."""
     weights = _named(target, record)
     if weights is None:
         raise ValueError(f"{target} names no weights file in its directory")
@@ -75,16 +73,7 @@ def read(target: Path, record: dict[str, Any]) -> tuple[Path, dict[str, Member]]
         raise ValueError(f"{weights} has changed since {target} was saved with it, or is damaged")
     try:
         return weights, _members(content)
-    except (  # all that zipfile raises for what is no archive, or one of another kind
-        ValueError,
-        LookupError,
-        OSError,
-        EOFError,
-        OverflowError,
-        RuntimeError,
-        struct.error,
-        zipfile.BadZipFile,
-    ) as error:
+    except _NO_ARCHIVE as error:
         raise ValueError(f"{weights} holds no weights ({error})") from None
 
 

@@ -12,8 +12,8 @@ Contract
   rule takes no place in it; one whose strengths are 0 does, so that a schedule through 0 does not
   change the order of the sum.
 
-A call goes through the files in one direction: ``names`` and ``rules``, then ``plan`` (what
-follows from both until they change), then ``evaluation`` or ``report``; ``attached`` is in front.
+A call goes through ``names`` and ``rules``, then ``plan``, then ``evaluation`` or ``report``;
+``attached`` is in front.
 """
 
 from __future__ import annotations

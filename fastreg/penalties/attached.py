@@ -31,13 +31,8 @@ def attach(tensors: Any, rules: Any) -> Penalties:
     Returns
     -------
     Penalties
-
-    Raises
-    ------
-    TypeError
-        When `tensors` is no mapping or sequence, or a rule is no regularizer.
-    ValueError
-        When a rule never wins, or tied tensors have different rules.
+        TypeError when `tensors` is no mapping or sequence, or a rule is no regularizer; ValueError
+        when a rule never wins, or tied tensors have different rules.
 
     Examples
     --------
@@ -58,7 +53,8 @@ class Penalties:
 
     Every method takes `tensors` for those whose arrays are immutable or elsewhere this time: it is
     used instead of the attached ones for that call.  `scale` multiplies penalties and gradients,
-    `grad_scale` gradients alone.
+    `grad_scale` gradients alone.  What is no array, or of the wrong kind, is a TypeError; names,
+    rules and factors that do not fit are a ValueError.
 
     A rule may be any callable of one array that gives a number.  It is called with the array as
     it is, alone; where a gradient is asked for, it must offer ``gradient(w)``, which gives an
@@ -85,29 +81,11 @@ class Penalties:
         return f"<Penalties on {counted(plan.names, len(names), 'tensors')}>"
 
     def value(self, *, tensors: Any = None, scale: float = 1.0) -> Any:
-        """Return the penalty of all tensors.
+        """Return the penalty of all tensors: the canonical sum of their penalties.
 
-        Parameters
-        ----------
-        tensors : mapping or sequence of arrays, optional
-            Instead of the attached ones.
-        scale : float, optional
-            A factor.
-
-        Returns
-        -------
-        float
-            The canonical sum of the tensors' penalties; on a CUDA device 0-d, see above.  Where
-            a tensor requires grad or is traced, in torch or JAX, 0-d and differentiable: the
-            sum of what the core computes, plus what callables give.
-
-        Raises
-        ------
-        TypeError
-            For what is no array, and for arrays of several frameworks where one of them has to
-            differentiate or trace.
-        ValueError
-            When a strength times `scale` is not finite, or names and rules do not fit.
+        It is a float; on a CUDA device 0-d, see above.  Where a tensor requires grad or is traced,
+        in torch or JAX, it is 0-d and differentiable: the sum of what the core computes, plus what
+        callables give.  Arrays of several frameworks are a TypeError then.
 
         Examples
         --------
@@ -123,25 +101,9 @@ class Penalties:
     ) -> dict[str, Any]:
         """Return the gradients of the penalised tensors, as new arrays by name.
 
-        Parameters
-        ----------
-        tensors : mapping or sequence of arrays, optional
-            Instead of the attached ones.
-        scale, grad_scale : float, optional
-            Factors.
-
-        Returns
-        -------
-        dict
-            A new array of the kind, shape, dtype and layout of each tensor that has a penalty
-            (the first name of tied ones).
-
-        Raises
-        ------
-        TypeError
-            For integer tensors and for callables that offer no gradient.
-        ValueError
-            When a coefficient is not finite, or names and rules do not fit.
+        There is one of the kind, shape, dtype and layout of each tensor that has a penalty (the
+        first name of tied ones).  Integer tensors, and callables that offer no gradient, are a
+        TypeError.
 
         Examples
         --------
@@ -160,8 +122,6 @@ class Penalties:
 
         Torch tensors that require a gradient are accepted: their gradients are given.
 
-        Examples
-        --------
         >>> import numpy
         >>> from fastreg import regularizers
         >>> attach([numpy.ones(2)], regularizers.L2(0.5)).value_and_grad()
@@ -179,25 +139,14 @@ class Penalties:
         ----------
         grads : mapping or sequence of arrays
             Writable arrays by the names of the tensors, with their shapes and dtypes.  Gradients
-            of tensors without penalty may be there (or None) and are not touched.
-        tensors : mapping or sequence of arrays, optional
-            Instead of the attached ones.
-        scale, grad_scale : float, optional
-            Factors.
+            of tensors without penalty may be there (or None) and are not touched.  ValueError for a
+            missing one, one of an unknown name, or one that does not fit its tensor; BufferError
+            for one that may not be written; TypeError for a callable that offers no gradient.
 
         Returns
         -------
         float
             The canonical sum of the tensors' penalties; on a CUDA device 0-d, see above.
-
-        Raises
-        ------
-        TypeError
-            For a callable that offers no gradient, and for what is no array.
-        ValueError
-            For a missing gradient, one of an unknown name, or one that does not fit its tensor.
-        BufferError
-            For a gradient that may not be written.
 
         Examples
         --------
@@ -220,14 +169,10 @@ class Penalties:
         return total
 
     def report(self, *, tensors: Any = None, scale: float = 1.0) -> Report:
-        """Return each tensor's penalty, share of zeros and rule.
+        """Return each tensor's penalty, share of zeros and rule, as ``ReportRow`` by name.
 
-        Tensors on a CUDA device are copied to the host one by one to count zeros, and waited for.
-
-        Returns
-        -------
-        Report
-            A dict of :class:`ReportRow` by name; ``print(report)`` shows a table.
+        ``print(report)`` shows a table.  Tensors on a CUDA device are copied to the host one by one
+        to count zeros, and waited for.
 
         Examples
         --------

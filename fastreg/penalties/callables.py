@@ -30,17 +30,7 @@ def has_gradient(rule: Any) -> bool:
 
 
 def number(value: Any, name: str) -> float:
-    """Read the number that a callable gave: a Python or NumPy number or a 0-d array.
-
-    An array on a device is copied to the host, and waited for.
-
-    Raises
-    ------
-    TypeError
-        For anything else, an array of several numbers too.
-    ValueError
-        For an integer that is too large for a float.
-    """
+    """Return the number that a callable gave, also in a 0-d array; a device is waited for."""
     if isinstance(value, (bool, int, float)):
         try:
             return float(value)
@@ -58,13 +48,7 @@ def number(value: Any, name: str) -> float:
 
 
 def traced_number(value: Any, name: str) -> Any:
-    """Return the penalty, 0-d, that a callable gave for `name`, as its framework traces it.
-
-    Raises
-    ------
-    TypeError
-        For an array of several numbers.
-    """
+    """Return the penalty, 0-d, that a callable gave for `name`, as its framework traces it."""
     shape = tuple(getattr(value, "shape", ()))
     if math.prod(shape) != 1:
         raise errors.number_error(value, penalty_label(name))
@@ -85,7 +69,7 @@ def slope_of(gradient: Any, w: Any, name: str) -> npt.NDArray[np.float64]:
 def checked_slope(
     gradient: Any, shape: tuple[int, ...], rule: str, of: str
 ) -> npt.NDArray[np.float64]:
-    """Return the gradient of a rule in float64; TypeError or ValueError where it does not fit."""
+    """Return the gradient of a rule in float64."""
     view, dtype = host.host_view(gradient, f"the gradient that the {rule} gives", False)
     if view.shape != shape:
         raise ValueError(

@@ -1,8 +1,4 @@
-"""What a plan gives for arrays: penalties and gradients, from the core and from callables.
-
-Contract: all or nothing.  Everything is checked, and every callable has run, before anything is
-written.
-"""
+"""What a plan gives for arrays: penalties and gradients, from the core and from callables."""
 
 from __future__ import annotations
 
@@ -142,13 +138,7 @@ def _new_gradients(
 
 
 def require_whole(plan: Plan, weights: Arrays) -> None:
-    """Refuse sharded tensors whose rules are callables: penalties of whole tensors.
-
-    Raises
-    ------
-    TypeError
-        With the name of the first.
-    """
+    """Refuse sharded tensors whose rules are callables: penalties of whole tensors."""
     if plan.others and has_dtensors(weights):
         from .._arrays import torch_shards  # only where there are DTensors
 
@@ -178,10 +168,7 @@ def traced_gradients(
     grad_scale: Any,
     gradient_of: Callable[[Any, Any], Any] = lambda rule, weight: rule.gradient(weight),
 ) -> list[Any]:
-    """Return a new gradient of each array, of those that have no elements now.
-
-    `gradient_of` gives the gradient of a callable.
-    """
+    """Return a new gradient of each array; `gradient_of` gives that of a callable."""
     fused = tuple(compress(weights, plan.fused))
     made = iter(port.gradients(fused, plan.strengths(), plan.which, scale, grad_scale))
     factor = port.factor(scale, "scale") * port.factor(grad_scale, "grad_scale")

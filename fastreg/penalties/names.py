@@ -18,13 +18,7 @@ def is_mapping(source: Any) -> bool:
 
 
 def names_of(source: Any, argument: str) -> Names:
-    """Return the names of a mapping's or sequence's arrays.
-
-    Raises
-    ------
-    TypeError
-        For another kind.
-    """
+    """Return the names of a mapping's or sequence's arrays."""
     if type(source) is dict:
         return [*source]
     if type(source) is list or type(source) is tuple:

@@ -1,10 +1,7 @@
 """Plans: which tensors have which rule, and how their arrays are picked from what a caller passes.
 
-Contract
---------
-- A plan follows from names, rules and ties; it stays as it is until one of them changes.
-- Picking has no Python loop over tensors where names are as before: they are compared as one list,
-  and arrays are picked by a prepared selection.
+Contract: a plan follows from names, rules and ties, and stays until one of them changes.  Picking
+has no Python loop over tensors where names are as before.
 """
 
 from __future__ import annotations
@@ -48,13 +45,7 @@ class Selection:
         self._getter = _by_names(wanted)
 
     def of_same_names(self, source: Any, argument: str) -> Arrays | None:
-        """Pick the arrays of what a caller passed as `argument`; None where it has other names.
-
-        Raises
-        ------
-        TypeError
-            When `source` is no mapping or sequence.
-        """
+        """Pick the arrays of what a caller passed as `argument`; None where it has other names."""
         kind = type(source)
         if kind is dict:
             are_same = [*source] == self.names
@@ -234,13 +225,6 @@ def resolve(
     """Make a plan of rules by name, and fold tied tensors.
 
     `origins` says for each name where its rule is from, for messages.
-
-    Raises
-    ------
-    TypeError
-        For what is no array where a penalty needs one.
-    ValueError
-        When tied tensors have different rules.
     """
     ruled = [name for name in names if name in rule_of]
     arrays = dict(zip(ruled, Selection(names, ruled)(source), strict=True))

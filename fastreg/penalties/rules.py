@@ -28,14 +28,7 @@ class Rules(NamedTuple):
 
 
 def checked_rules(rules: Any, argument: str = "rules") -> Rules:
-    """Return rules of what a user gave; errors call it `argument`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        What ``fastreg.regularizers.get`` raises, with the rule named, and for keys that are no
-        strings.
-    """
+    """Return rules of what a user gave; errors call it `argument`."""
     if not isinstance(rules, Mapping) or isinstance(rules.get("class_name"), str):
         return Rules({"*": checked_rule(rules, argument, False)}, True)
     checked: dict[str, Any] = {}
@@ -52,16 +45,7 @@ def checked_rules(rules: Any, argument: str = "rules") -> Rules:
 def checked_rule(given: Any, label: str, names: bool = True) -> Any:
     """Return the regularizer that a user's rule stands for, or None.
 
-    Raises
-    ------
-    TypeError, ValueError
-        What ``fastreg.regularizers.get`` raises, after `label` where that `names` more than the
-        argument.
-
-    Warns
-    -----
-    UserWarning
-        For a name or class whose strengths are 0, which nobody can set later.
+    Errors begin with `label` where that `names` more than the argument.
     """
     with errors.prefixed(label) if names else nullcontext():
         found = converted(regularizers.get(given))
@@ -92,11 +76,6 @@ def match(
 
     `aliases` gives further names of tensors, each with the one that the tensor counts under.
     Errors say `argument` for the rules, and `thing` for what the names are of.
-
-    Raises
-    ------
-    ValueError
-        When a rule never wins.
     """
     if rules.for_all:
         globs = dict.fromkeys(names, "*")

@@ -41,21 +41,12 @@ class Regularizer:
         return cls(**config)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments that make this regularizer, as plain Python objects.
-
-        Raises
-        ------
-        NotImplementedError
-            In classes that do not define it.
-        """
+        """Return the arguments as plain Python objects; NotImplementedError unless redefined."""
         raise NotImplementedError(f"{type(self).__name__} does not define get_config()")
 
 
 class Configured(Regularizer):
-    """Base class of this package's regularizers: configuration, repr and comparison.
-
-    Each argument is kept in a slot of its name with "_" before it.
-    """
+    """Base class of this package's regularizers; an argument is kept in "_" and its name."""
 
     __slots__ = ()
 

@@ -44,14 +44,8 @@ class Elementwise(Configured):
             float32), and differentiable where `w` requires grad or is traced.  On a CUDA device the
             penalty stays there, and nothing waits for it: 0-d, of the type of `w` (float64 for
             CuPy), for other kinds an object with ``__dlpack__`` and ``__cuda_array_interface__``
-            whose ``float()`` copies it.
-
-        Raises
-        ------
-        TypeError
-            For an object that is not an array of numbers in host memory or on a CUDA device.
-        ValueError
-            When a strength times `scale` is not finite.
+            whose ``float()`` copies it.  TypeError for an object that is not an array of numbers in
+            host memory or on a CUDA device; ValueError when a strength times `scale` is not finite.
 
         Examples
         --------
@@ -94,12 +88,8 @@ class Elementwise(Configured):
         -------
         array
             `out`, or a new array of the type, shape, dtype and layout of `w`.  sign is 0 at both
-            zeros and NaN at NaN.
-
-        Raises
-        ------
-        TypeError, ValueError, BufferError
-            For arguments that do not fit, before anything is written.
+            zeros and NaN at NaN.  TypeError, ValueError or BufferError for arguments that do not
+            fit, before anything is written.
 
         Examples
         --------
@@ -164,18 +154,13 @@ class Elementwise(Configured):
             Writable, with the shape and dtype of `w`, of any layout; `w` itself is allowed and
             acts as if `w` were copied first.
         scale, grad_scale : float, optional
-            As for :meth:`gradient`.
+            As for :meth:`gradient`; errors are its too.
 
         Returns
         -------
         float
             The penalty, a Python float for all arrays in host memory; on a CUDA device
             0-d as for a call, in float64.
-
-        Raises
-        ------
-        TypeError, ValueError, BufferError
-            For arguments that do not fit, before anything is written.
 
         Examples
         --------
@@ -235,12 +220,8 @@ class L1(Elementwise):
     Parameters
     ----------
     l1 : float, optional
-        Strength, finite and >= 0; Python or NumPy number.  None means the default, 0.01.
-
-    Raises
-    ------
-    TypeError, ValueError
-        When `l1` is not such a number.
+        Strength, finite and >= 0; Python or NumPy number, else a TypeError or ValueError.  None
+        means the default, 0.01.
 
     Examples
     --------
@@ -265,12 +246,8 @@ class L2(Elementwise):
     Parameters
     ----------
     l2 : float, optional
-        Strength, finite and >= 0; Python or NumPy number.  None means the default, 0.01.
-
-    Raises
-    ------
-    TypeError, ValueError
-        When `l2` is not such a number.
+        Strength, finite and >= 0; Python or NumPy number, else a TypeError or ValueError.  None
+        means the default, 0.01.
 
     Examples
     --------
@@ -297,11 +274,6 @@ class L1L2(Elementwise):
     l1, l2 : float, optional
         Strengths, finite and >= 0; Python or NumPy numbers.  None means the default, 0.0.  A term
         of strength 0 is absent: it adds nothing even at NaN.
-
-    Raises
-    ------
-    TypeError, ValueError
-        When a strength is not such a number.
 
     Examples
     --------

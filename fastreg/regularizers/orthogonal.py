@@ -29,14 +29,9 @@ class OrthogonalRegularizer(Configured):
     Parameters
     ----------
     factor : float, optional
-        Strength, finite and >= 0.
+        Strength, finite and >= 0, else a TypeError or ValueError.
     mode : {"rows", "columns"}, optional
         What is to be orthogonal.
-
-    Raises
-    ------
-    TypeError, ValueError
-        When an argument does not fit.
 
     Notes
     -----

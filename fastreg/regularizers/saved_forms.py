@@ -49,13 +49,7 @@ def get(identifier: Any) -> Any:
     Returns
     -------
     callable or None
-
-    Raises
-    ------
-    TypeError
-        For other types, numbers for example.
-    ValueError
-        For an unknown name.
+        TypeError for other types, numbers for example; ValueError for an unknown name.
 
     Examples
     --------
@@ -85,20 +79,14 @@ def get(identifier: Any) -> Any:
 
 
 def converted(found: Any, custom_objects: Mapping[str, Any] | None = None) -> Any:
-    """Return an instance of a class of ``keras.regularizers`` as that of fastreg.
-
-    It needs no framework, and has gradients.  Everything else is returned as it is.
-    """
+    """Return an instance of a class of ``keras.regularizers`` as that of fastreg, else `found`."""
     if type(found).__module__.startswith("keras."):
         return deserialize(serialize(found), custom_objects)
     return found
 
 
 def warn_of_nothing(given: Any, found: Any, label: str) -> None:
-    """Warn where a name or class stands for a regularizer whose strengths are 0.
-
-    An object with strengths 0 is no mistake: they can be set later.
-    """
+    """Warn of a name or class with strengths 0; those of an object can be set later."""
     if isinstance(given, (str, type)) and isinstance(found, Elementwise):
         if found._l1 or found._l2:
             return
@@ -114,26 +102,31 @@ def saved_form(module: str | None, kind: str, config: Any, registered: str | Non
     return {"module": module, "class_name": kind, "config": config, "registered_name": registered}
 
 
+def saved_instance(found: Any, argument: str) -> Any:
+    """Return the saved form of an object of a user's class, which needs ``get_config``."""
+    if not callable(getattr(found, "get_config", None)):
+        raise TypeError(
+            f"{argument} must offer get_config() to be saved, not be {errors.described(found)}; "
+            "add that method to its class"
+        )
+    name = type(found).__name__
+    return saved_form(None, name, found.get_config(), name)
+
+
 def serialize(regularizer: Any) -> Any:
     """Return the saved form of a regularizer: plain Python objects, those that Keras writes.
 
     Parameters
     ----------
     regularizer : Regularizer, callable, str or None
-        None and strings are returned as they are.
+        None and strings are returned as they are.  TypeError for classes, lambdas, partials and
+        objects without ``get_config``; NotImplementedError for a :class:`Regularizer` without it.
 
     Returns
     -------
     dict, str or None
         ``{"module", "class_name", "config", "registered_name"}``.  The regularizers of this
         module are saved under "keras.regularizers", so Keras loads them.
-
-    Raises
-    ------
-    TypeError
-        For classes, lambdas, partials and objects without ``get_config``, which cannot be saved.
-    NotImplementedError
-        For a :class:`Regularizer` that does not define ``get_config``.
 
     Examples
     --------
@@ -188,13 +181,8 @@ def deserialize(config: Any, custom_objects: Mapping[str, Any] | None = None) ->
     Returns
     -------
     callable or None
-
-    Raises
-    ------
-    TypeError
-        When `config` is of another type, or the saved arguments do not fit the class.
-    ValueError
-        For an unknown name.
+        TypeError when `config` is of another type, or the saved arguments do not fit the class;
+        ValueError for an unknown name.
 
     Examples
     --------
