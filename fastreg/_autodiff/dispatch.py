@@ -2,15 +2,11 @@
 
 Contract
 --------
-- Autograd and a trace see only what goes through their framework.  For a tensor that requires grad
-  while gradients are recorded, for what is traced and for what is symbolic, the regularizers and
-  penalties hand the call over to the port of its framework; of all others the core reads the
-  elements.
-- That is so for a value.  A gradient needs a port only where there are no elements to read: a
-  tensor that requires grad still has readable storage.
-- An array of JAX has none, either, where it is sharded, or on a device that the core cannot use.
-- It is asked once per call.  A port is imported at the first array that needs it: only where its
-  framework is loaded.  Each is a module with the functions of :class:`Port`.
+- A *value* needs its framework when it must be differentiable or is traced; a *gradient* only when
+  there is no memory to read (tracer, meta, FakeTensor), since the core computes it in closed form.
+- Nor can the core read a DTensor, a sharded JAX array, or one on a device it does not support.
+- It is asked once per call.  A port is a module with the functions of :class:`Port`, imported at
+  the first array that needs it.
 """
 
 from __future__ import annotations
@@ -117,7 +113,7 @@ def port_for_numbers(*numbers: Any) -> Port | None:
 
 
 def require_jax(arrays: Sequence[Any], names: Sequence[str]) -> None:
-    """Refuse arrays of others where JAX traces a number that they are multiplied with."""
+    """Raise TypeError for an array of another library, as JAX traces a scale or strength."""
     for array, name in zip(arrays, names, strict=True):
         if _framework_of(array) != "jax":
             raise TypeError(
@@ -142,7 +138,7 @@ def _port_of_many(arrays: Sequence[Any], names: Sequence[str], records: bool) ->
 
 
 def _are_readable_torch(arrays: Sequence[Any], records: bool) -> bool:
-    """Say at once that `_port_of` has nothing for many tensors of torch: 400 take 20 us."""
+    """Return whether no tensor needs a port, all being plain torch ones: 20 us for 400."""
     torch: Any = sys.modules.get("torch")
     nn = getattr(torch, "nn", None)  # missing while another thread imports torch
     if nn is None or not {torch.Tensor, nn.Parameter}.issuperset(map(type, arrays)):
@@ -157,9 +153,9 @@ def _are_readable_torch(arrays: Sequence[Any], records: bool) -> bool:
 
 
 def _port_of(x: Any, records: bool) -> Port | None:
-    """Return the port of one array; with `records` also where autograd records what it goes into.
+    """Return the port of one array; `records` is as for ``Library.needs_port``.
 
-    A plain tensor is known by its type: no other question is asked of it.
+    Plain torch tensors are handled here: neither their row nor the table is asked.
     """
     torch: Any = sys.modules.get("torch")
     nn = getattr(torch, "nn", None)  # missing while another thread imports torch
@@ -196,7 +192,7 @@ def _imported(port: str) -> Port:
 
 
 def _framework_of(x: Any) -> str:
-    """Return the name of the framework of an array, or of the one that it holds, or "other"."""
+    """Return "torch", "jax" or "other", the framework of an array or of the one it wraps."""
     port = port_of(type(x))
     if port in HOLDERS:
         return _framework_of(held(x, port))

@@ -1,10 +1,11 @@
-"""The leaves of a tree of parameters: their names, and what of them is counted.
+"""The leaves of a tree of parameters: their names, zeros for gradients, shares of zeros.
 
 Contract
 --------
-- A leaf's name is its path, joined by "/".  A container of one array that JAX takes for the array,
-  as a parameter of flax nnx is, ends the path: "dense/kernel" and not "dense/kernel/value".
-- What is no array, an activation function in a module of equinox for example, is a leaf as well.
+- A leaf's name is its path, joined by "/".  An object with
+  ``__jax_array__`` (nnx.Param) is one leaf; its inner key is left out of the name: "dense/kernel",
+  not "dense/kernel/value".
+- Other objects are leaves too, such as an activation function in a module of equinox.
 """
 
 from __future__ import annotations

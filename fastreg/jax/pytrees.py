@@ -2,7 +2,7 @@
 
 Contract
 --------
-- What is unflattened is not checked: leaves may be tracers, or whatever JAX puts in their place.
+- Unflattening checks nothing: leaves may be tracers, or placeholders of JAX.
 - Subclasses are not registered: they have a penalty of their own.
 """
 

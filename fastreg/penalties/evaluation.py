@@ -1,4 +1,4 @@
-"""What a plan gives for arrays: penalties and gradients, from the core and from callables."""
+"""Evaluation of a plan: penalties and gradients, from the core and from callables."""
 
 from __future__ import annotations
 

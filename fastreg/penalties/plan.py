@@ -1,7 +1,7 @@
-"""Plans: which tensors have which rule, and how their arrays are picked from what a caller passes.
+"""Plans: the rule of each tensor, and the selection of arrays from a caller's collection.
 
-Contract: a plan follows from names, rules and ties, and stays until one of them changes.  Picking
-has no Python loop over tensors where names are as before.
+Contract: a plan follows from names, rules and ties, and stays until one of them changes.  If the
+names are unchanged, arrays are selected without a Python loop.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rules: regularizers by glob, matched against names; and what a callable as a rule gives."""
+"""Rules: regularizers by glob, matched against names, and callables as rules."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def checked_rules(rules: Any, argument: str = "rules") -> Rules:
 def checked_rule(given: Any, label: str, names: bool = True) -> Any:
     """Return the regularizer that a user's rule stands for, or None.
 
-    Errors begin with `label` where that `names` more than the argument.
+    Errors begin with `label` if `names` is true.
     """
     with errors.prefixed(label) if names else nullcontext():
         found = converted(regularizers.get(given))

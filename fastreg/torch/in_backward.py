@@ -42,13 +42,14 @@ _engine: Any = getattr(torch.autograd.Variable, "_execution_engine", None)
 _attributes = attrgetter("__dict__")
 
 with torch.inference_mode(False):
-    # A leaf that no one else has: the engine visits it only where it accumulates into all leaves.
+    # A private leaf: its AccumulateGrad node runs only in a plain `backward()`, not in
+    # `autograd.grad` or `inputs=`.
     _ANCHOR = torch.zeros((), device="cpu", requires_grad=True)
     _ANCHOR_NODE = torch.autograd.graph.get_gradient_edge(_ANCHOR).node
 
 
 class LastAdded:
-    """Knows whether nothing has happened to a gradient since a backward pass added the penalty."""
+    """Detects changes to a gradient after a backward pass has added the penalty."""
 
     def __init__(self) -> None:
         self._storage: Any = None
@@ -76,7 +77,7 @@ class LastAdded:
 
 
 class _Call(NamedTuple):
-    """What the forward pass read."""
+    """The arguments of the forward pass."""
 
     plan: Plan
     weights: Arrays
@@ -91,9 +92,9 @@ class _Call(NamedTuple):
 
 
 def is_possible(weights: Arrays, scale: Any) -> bool:
-    """Return whether :func:`value` can be told the penalty of these plain tensors.
+    """Return whether :func:`value` can be used for these plain tensors.
 
-    If not, it has to be computed by the functions that autograd, torch.compile and torch.func know.
+    If not, the port for torch has to compute the penalty: ``_autodiff.torch.functions``.
     """
     return not (
         torch.compiler.is_compiling()
@@ -122,7 +123,7 @@ def value(
 
 
 class _InBackward(torch.autograd.Function):  # type: ignore[misc]
-    """A penalty that is known already, as a function of the parameters."""
+    """A penalty whose number has been computed, as a function of the parameters."""
 
     @staticmethod
     def forward(
@@ -295,9 +296,9 @@ def _after_all_others(callback: Any) -> None:
 
 @functools.cache
 def _can_defer() -> bool:
-    """Return whether this torch has what is private to it, and it does what it did.
+    """Return whether this torch has the private functions used here, and they work as expected.
 
-    A callback that never ran would be a penalty that is missing without a sign.
+    If the callback never ran, the penalty would be missing silently.
     """
     seen: list[Any] = []
 

@@ -40,7 +40,7 @@ _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 
 
 class _PlainCall(NamedTuple):
-    """What one native call needs, for parameters that are all plain tensors of torch."""
+    """Arguments of one native call for parameters that are all plain torch tensors."""
 
     plan: Plan
     weights: Arrays
@@ -50,7 +50,7 @@ class _PlainCall(NamedTuple):
 
 
 class _Sharded(NamedTuple):
-    """Penalties of the shards that this process holds, and the parameters that they are of."""
+    """The penalties of local shards, and their parameters."""
 
     penalties: list[float]
     parameters: Arrays
@@ -64,7 +64,7 @@ class ModulePenalties:
         self.parameters = Parameters(module)
         self.planner = ParameterPlanner(rules, self.parameters, allow_unmatched)
         self.step: StepHandle | None = None
-        """What adds them before an optimizer's steps; its optimizer has to hold the parameters."""
+        """The handle of ``before_step``; its optimizer has to hold the parameters."""
         self.last_added = in_backward.LastAdded()
         self._trained: list[bool] = []
         self._plain: _PlainCall | None = None
@@ -370,7 +370,7 @@ def _given(plan: Plan, tensors: Any) -> Arrays:
 
 
 def _take_away(made: list[tuple[Any, Any]]) -> None:
-    """Have the gradients that were made for a call go, where it has written nothing."""
+    """Remove the gradients that were made for a call that has written nothing."""
     for parameter, gradient in made:
         local = gradient._local_tensor if is_dtensor(gradient) else gradient
         has_elements = type(local) is torch.Tensor and not local.is_meta  # fake ones have none

@@ -6,8 +6,8 @@ Contract
   over samples is multiplied by their number, so that it stays one.
 - A tensor that may be a part of a module's output is refused: its penalty would be this process's
   part.
-- Terms are outputs of the FSDP2 units that they come from: whatever is differentiated first, a
-  unit's parameters are gathered before its backward pass.
+- An activity penalty gets the backward hook of its FSDP2 modules' outputs, so that the parameters
+  are unsharded before its backward.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Shards of parameters in code of your own: what this process holds, and sums over processes."""
+"""Public names for sharded parameters, documented where they live: ``_arrays/torch_shards.py``."""
 
 from .._arrays.torch_shards import local_gradients, local_tensors, summed
 

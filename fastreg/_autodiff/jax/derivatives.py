@@ -5,10 +5,10 @@ Contract
 - One call of the core per program and evaluation, whatever the number of tensors, where the program
   runs on a platform that the core serves; ``jax.numpy`` elsewhere, with the same meaning: an
   absent term adds nothing even at NaN, NaN propagates, half precision is computed in float32.
-- Reverse mode is a ``custom_vjp`` whose backward pass is elementwise and XLA's alone (``slope``):
-  it is fused with the update, and stays where the weights are.  Backward passes can be
-  differentiated again, in either mode; the forward pass refuses forward mode, as every
-  ``custom_vjp`` does.
+- Reverse mode is a ``custom_vjp`` whose backward pass is elementwise and computed by XLA alone
+  (``gradient.compiled``): it is fused with the update, and stays where the weights are.  Backward
+  passes can be differentiated again, in either mode; the forward pass refuses forward mode, as
+  every ``custom_vjp`` does.
 - Arrays that are known to be sharded are computed where their shards are, outside of programs too.
 - Strengths that are traced have gradients as well.
 """
@@ -32,8 +32,8 @@ def evaluated(
     form: Form, weights: tuple[Any, ...], operands: tuple[Any, ...], slopes: tuple[Any, ...]
 ) -> tuple[Any, Any]:
     """Return each tensor's value, and their canonical sum."""
-    # A gradient varies as its tensor does: inside, where all are alike.  What made them so has a
-    # gradient of JAX's own, the sum over the devices.
+    # Inside `shard_map` a cotangent must have its primal's varying axes (vma), so all inputs are
+    # first given the same ones.  The gradient of that is JAX's, the sum over the devices.
     mixed = ffi.alike((*weights, *operands))
     weights, operands = mixed[: len(weights)], mixed[len(weights) :]
     result: tuple[Any, Any] = _evaluated(form, weights, operands, slopes)
@@ -71,9 +71,10 @@ def _evaluated_bwd(form: Form, residuals: Any, cotangents: Any) -> Any:
 def after(upstream: Any, total: Any) -> Any:
     """Return `upstream`, made to depend on the value on the CPU.
 
-    Where a program updates donated parameters in place, whatever else reads them must come before.
-    XLA for CPUs sees that only where the update depends on it, and else copies all parameters in
-    every call: 16.8M took 33 ms instead of 9.  The price: a gradient alone computes the value, too.
+    Where a program updates donated parameters in place, all other reads of them must come first.
+    XLA for CPUs sees that only if the update depends on those reads; else it copies all parameters
+    in every call: 16.8M took 33 ms instead of 9.  The price: a gradient alone computes the value,
+    too.
     """
     total = jax.lax.stop_gradient(total)
     tied: Any = jax.lax.platform_dependent(
@@ -142,7 +143,7 @@ def _placed(form: Form, weights: Any) -> Form:
     if mesh is not None:
         return form._replace(mesh=mesh, specs=specs)
     if placement.are_spread(weights):
-        # XLA divides its own sums among devices, and calls of the core not.
+        # XLA partitions its own sums over devices, but not a call of the core.
         return form._replace(platforms=())
     return form
 
@@ -153,7 +154,7 @@ def _program(form: Form, weights: Any, operands: Any, slopes: Any) -> tuple[Any,
     return summed_over_shards(form, weights, operands, slopes)
 
 
-# Compiled for calls that no program of the caller's has in it, such as grad without jit.
+# jitted here for eager calls (outside the caller's `jit`), such as grad without jit.
 _compiled: Any = jax.jit(_program, static_argnums=0)
 _forward: Any = jax.custom_jvp(
     lambda form, *arrays: _compiled(_placed(form, arrays[0]), *arrays), nondiff_argnums=(0,)

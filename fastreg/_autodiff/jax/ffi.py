@@ -3,8 +3,8 @@
 Contract
 --------
 - The host's handler is registered when ``fastreg.jax`` is imported, for programs that were
-  exported; that of CUDA at the first call, for it starts JAX's backends.  What stands against it is
-  kept as :data:`reason`, and the caller computes with ``jax.numpy`` then.
+  exported; that of CUDA at the first call, for it starts JAX's backends.  If
+  registration fails, :data:`reason` says why and the caller uses ``jax.numpy``.
 - ``csrc/jax/request.h`` says what operands, attributes and results mean.
 """
 
@@ -44,7 +44,7 @@ def _registered() -> tuple[str, ...]:
 
 @functools.cache
 def register(platform: str) -> bool:
-    """Tell XLA of the core's function for "cpu" or "CUDA"; False where there is none."""
+    """Register the core's function for "cpu" or "CUDA" with XLA; return False if it failed."""
     global reason
     try:
         jax.ffi.register_ffi_target(TARGET, core().xla_handler(platform), platform=platform)

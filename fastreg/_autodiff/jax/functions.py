@@ -1,9 +1,9 @@
-"""What ``fastreg._autodiff.dispatch`` asks of JAX: penalties of arrays that are traced.
+"""The port for JAX: penalties of arrays that are traced or sharded.
 
 Contract
 --------
 - The functions of ``dispatch.Port``; they can be traced, differentiated in reverse and mapped by
-  ``vmap``.
+  ``vmap``.  The ``custom_vjp`` is in ``derivatives``.
 - Concrete arrays that are sharded over several devices are computed where their shards are.
 """
 
@@ -74,7 +74,8 @@ def gradients(
 ) -> list[jax.Array]:
     """Return ``scale * grad_scale * (l1 * sign(w) + 2 * l2 * w)`` of each, in its dtype.
 
-    A program computes them after the `value` that it gives as well: see ``derivatives.after``.
+    If a program also returns the `value`, gradients are computed after it: see
+    ``derivatives.after``.
     """
     scale, grad_scale = factor(scale, "scale"), factor(grad_scale, "grad_scale")
     scaled = [(product(l1, scale), product(l2, scale)) for l1, l2 in strengths]
@@ -125,7 +126,7 @@ def orthogonal(w: Any, factor: Any, mode: str) -> jax.Array:
 def orthogonal_value_and_grad(
     w: Any, factor: Any, mode: str, grad_scale: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """Return what :func:`orthogonal` gives, and its gradient times `grad_scale`."""
+    """Return the result of :func:`orthogonal`, and its gradient times `grad_scale`."""
     w = _strong(_array(w))
     _require_floating(w)
     value, pull_back = jax.vjp(lambda w: orthogonal(w, factor, mode), w)

@@ -67,7 +67,7 @@ def _slope_jvp(terms: int | None, primals: Any, tangents: Any) -> tuple[Any, Any
 _slope: Any = jax.custom_jvp(_rounded_slope, nondiff_argnums=(0,))
 _slope.defjvp(_slope_jvp)
 
-# For calls that no program of the caller's has in it.
+# jitted here for eager calls (outside the caller's `jit`).
 compiled: Any = jax.jit(gradient, static_argnums=1)
 
 

@@ -1,10 +1,10 @@
-"""Where the arrays of a call are: on one device, or sharded over a mesh that is known.
+"""The placement of a call's arrays: on one device, or sharded over a known mesh.
 
 Contract
 --------
-- The sharding of a concrete array is always known, that of a tracer only on explicit axes.  What
-  ``grad`` traces outside of ``jit`` is a tracer in the caller's function, and concrete where the
-  function of a custom derivative runs: ask there.
+- The sharding of a concrete array is always known, that of a tracer only on explicit axes.  Under
+  eager ``jax.grad`` the caller sees tracers, but the ``custom_vjp`` body sees concrete arrays: read
+  shardings there.
 """
 
 from __future__ import annotations

@@ -12,16 +12,16 @@ from .strengths import TERM_L1, TERM_L2, as_reals, real
 
 
 class Form(NamedTuple):
-    """All of a call but its arrays: what a program is compiled for."""
+    """The static arguments of a call: a program is compiled for each."""
 
     which: tuple[int, ...]
     terms: tuple[int | None, ...]
     constants: tuple[float, ...]
-    """Strengths in pairs, for platforms where operands are not at hand; else empty."""
+    """Strengths in pairs, for CUDA, where operands are in device memory; else empty."""
     dtype: Any
     """Of the results."""
     platforms: tuple[str, ...]
-    """On which the core is called."""
+    """Platforms on which the core is called."""
     mesh: Any = None
     """Where the caller says that the tensors are sharded; None where they say so themselves."""
     specs: tuple[Any, ...] = ()

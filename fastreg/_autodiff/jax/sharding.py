@@ -5,8 +5,8 @@ Contract
 - Weights and gradients stay where they are: the sums of all tensors are one small vector, and the
   backward pass is elementwise.
 - What is replicated over an axis of the mesh counts once: the first device along it gives its sum.
-- Inside a ``shard_map`` that leaves axes to JAX, arrays are parts along its own axes, and what is
-  given is the penalty of this part: sums are taken over the other axes alone.
+- Inside a ``shard_map`` that leaves axes to JAX, arrays are parts along its own axes, and the
+  result is the penalty of this part: sums are taken over the other axes alone.
 - Sums are added up in JAX's default float, float32 unless float64 is enabled.
 """
 
@@ -36,7 +36,7 @@ except ImportError:  # before JAX 0.8
 
 
 def summed_over_shards(form: Form, weights: Any, operands: Any, slopes: Any) -> tuple[Any, Any]:
-    """Return what a call on one device gives, for weights that are sharded as `form` says."""
+    """Return values and total as :func:`local` does, of weights sharded as `form` says."""
     axes = free_axes(form.mesh)
     # Named only where some are not free: older versions of JAX take no names.
     named = {} if len(axes) == len(form.mesh.axis_names) else {"axis_names": set(axes)}

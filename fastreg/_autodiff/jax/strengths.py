@@ -5,7 +5,7 @@ Contract
 - A rule whose numbers are all the host's goes into a program as the bits of two float64, scaled and
   checked as the core does: its values have the core's bits even where JAX has no float64.
 - As soon as one of its numbers is a JAX array, a rule is computed in JAX's default float: float32,
-  or float64 where JAX has it enabled.  It is not checked: what is not finite goes through.
+  or float64 where JAX has it enabled.  It is not checked: NaN and infinities pass.
 - What the gradient multiplies with is ``[l1, 2 * l2]``, scaled, in JAX's default float.
 """
 

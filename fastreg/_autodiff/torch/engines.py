@@ -1,12 +1,12 @@
-"""Engines that take gradients away: whose parameters are updated from something else than `.grad`.
+"""Engines that update parameters from their own copies of gradients, not from ``.grad``.
 
 Contract
 --------
 - Nothing of an engine is imported.  Its parameters are known by the attributes that it gives them.
 - Asked at each call: 0.5 us for any number of parameters where no such engine is loaded.  Then
   only the first and the last parameter are looked at, as an engine marks all that it trains.
-- What only autograd reaches: an engine collects gradients in hooks while a backward pass runs.
-  What is added to ``.grad`` afterwards is lost, so it is refused with what works instead.
+- Such an engine collects gradients in hooks while a backward pass runs.  What is added to
+  ``.grad`` afterwards would be lost: it is refused, and the message says what works instead.
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ Contract
   tensors is one call of the core forward, and one backward for all gradients that are needed.
 - A gradient has the weight's dtype and the bits of ``Regularizer.gradient`` with the upstream
   gradient as `grad_scale`.  It can be differentiated again, as often as wanted.
-- The functions are of the new style and around the operators, not inside of them: so they can be
-  traced by torch.compile, and transformed by torch.func.
+- ``_Traced`` and ``_Gradient`` use ``setup_context`` and wrap the custom ops (no
+  ``register_autograd``), so that torch.compile can trace and torch.func transform them.
+  ``_Penalty``, the eager fast path, takes `ctx` in forward.
 - Nothing here may branch on a strength or scale while torch compiles: they are symbols then.
 """
 
@@ -34,7 +35,7 @@ _Numbers: TypeAlias = tuple[float, ...] | torch.Tensor
 
 
 def total(weights: Sequence[Any], strengths: Strengths, which: Sequence[int], scale: Any) -> Any:
-    """Return the penalty of all tensors, 0-d: the canonical sum of their values; None of none."""
+    """Return the penalty of all tensors, 0-d, by a canonical sum; None for an empty list."""
     return _penalty(weights, strengths, which, scale, False) if weights else None
 
 
@@ -252,9 +253,9 @@ def _as_arguments(strengths: _Numbers) -> tuple[tuple[float, ...], torch.Tensor 
 
 
 class _Penalty(torch.autograd.Function):  # type: ignore[misc]
-    """The penalty of plain tensors, whose gradient is computed from the weights again.
+    """The penalty of plain tensors; backward computes gradients from the saved weights.
 
-    It has the context in ``forward``, which torch.func does not take: of the other kind torch
+    ``forward`` takes `ctx`, which torch.func does not support: with ``setup_context`` torch
     inspects the signature at every call, which takes longer than all the rest.
     """
 
@@ -280,7 +281,7 @@ class _Penalty(torch.autograd.Function):  # type: ignore[misc]
 
 
 class _Traced(torch.autograd.Function):  # type: ignore[misc]
-    """``operators.penalty``, for all that torch traces or transforms."""
+    """``operators.penalty`` under torch.compile and torch.func."""
 
     @staticmethod
     def forward(
