@@ -2,7 +2,7 @@
 // needed (cuda/loader.cpp). Nothing here includes a header of the device's.
 //
 // Promises of every backend:
-// - the bits of the CPU kernels (contract, paragraph 3);
+// - the bits of the CPU kernels (docs/numerics.md);
 // - work is queued on the caller's stream and nothing waits for the device, but for what is named `copy` or `wait`;
 // - whatever can fail, fails before anything of the caller's is written;
 // - no function throws; the calling thread's current device is as it was.

@@ -1,4 +1,4 @@
-// The canonical sum (contract, paragraph 3): its constants and its tree, written once.
+// The canonical sum (docs/numerics.md, 4): its constants and its tree, written once.
 //
 // Terms are cut into chunks of 4096; a chunk has 32 lanes, lane j adding the terms j, j+32, j+64, ... in this order;
 // the lanes are halved; the chunk sums are the terms of a canonical sum in turn until one is left.
@@ -9,7 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
-// Macros by which some compilers tell; CMakeLists.txt takes back whatever asks for any of this.
+// Set by compilers under -ffast-math and parts of it; CMakeLists.txt appends the flags that undo them.
 #if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || \
     defined(__NO_SIGNED_ZEROS__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
 #error "the sums of fastreg need IEEE arithmetic: compile without -ffast-math and its parts"

@@ -1,7 +1,7 @@
 // The element types, listed once.
 //
 // The first four are what gradients may have and what kernels are compiled for. The others can only be read: they are
-// converted to float64 (nearest even) while a chunk is gathered, and then take the f64 kernel (contract, paragraph 3).
+// converted to float64 (nearest even) while a chunk is gathered, and then take the f64 kernel (docs/numerics.md, 2).
 //
 // This header is included by files that are compiled per instruction set, so every function in it is `static`:
 // an inline function with external linkage could be merged by the linker into the copy made for AVX-512.

@@ -1,5 +1,4 @@
-// Arrays of any strides, and the order in which the elements of a pair of them are visited (contract, paragraph 3,
-// Order of elements).
+// Arrays of any strides, and the order in which the elements of a pair of them are visited (docs/numerics.md, 3).
 #pragma once
 
 #include <cstdint>
@@ -41,8 +40,8 @@ bool elements_are_distinct(const ArrayView& view);
 
 bool same_shape(const ArrayView& a, const ArrayView& b);
 
-// The visit of weights, and of gradients paired with them by index, as nested axes from the slowest to the fastest.
-// Strides in bytes.
+// Iteration order over a weight and its gradient: merged axes, slowest first (as nditer coalesces them). Strides in
+// bytes.
 struct Layout {
   struct Axis {
     std::int64_t extent;
@@ -50,7 +49,7 @@ struct Layout {
     std::int64_t gradient_stride;
   };
   int axis_count;
-  // Consecutive in memory over the whole visit: no gathering needed.
+  // Consecutive in memory in this order: no gathering needed.
   bool weights_consecutive;
   bool gradients_consecutive;
   Axis axes[max_axes];
@@ -59,7 +58,7 @@ struct Layout {
 // `gradients` may be null.
 Layout make_layout(const ArrayView& weights, const ArrayView* gradients);
 
-// Copies `count` elements of the visit, starting at element `begin`, between an array and a buffer.
+// Copies `count` elements in this order, starting at element `begin`, between an array and a buffer.
 enum class Operand { weights, gradients };
 void gather(const Layout& layout, Operand operand, const void* array, std::size_t item_size, std::int64_t begin,
             std::int64_t count, void* buffer);

@@ -19,7 +19,7 @@ constexpr unsigned output_masks = 8;
   return outputs == output_value || (outputs & output_gradient) != 0;
 }
 
-// Everything that strengths and scales become, computed once per tensor in float64 (contract, paragraph 3, Strengths).
+// Everything that strengths and scales become, computed once per tensor in float64 (docs/numerics.md, 1).
 // The gradient's two coefficients are rounded to float32 by the kernels that compute in float32.
 struct Coefficients {
   double l1;           // l1 * scale: multiplies the sum of |w|

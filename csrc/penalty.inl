@@ -1,10 +1,9 @@
-// The maths of one element, written once; the CPU kernels and the CUDA kernels both include it.
+// The gradient of one element, written once; the CPU kernels and the CUDA kernels both include it.
 //
 // `Ops::Real` is a float, a double, or a native-width vector of them. `Ops` also gives
 //   sign(w)            +-1, +0 for both zeros, NaN for NaN
 //   add_exact(s, l, x) s * l + x where s is a sign: the product is exact, so that fused or not the bits are the same
-// All other operations are rounded: whoever includes this compiles without contraction (contract, paragraph 3,
-// Gradient).
+// All other operations are rounded: whoever includes this compiles without contraction (docs/numerics.md, 6).
 #pragma once
 
 #include "penalty.h"

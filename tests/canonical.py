@@ -1,4 +1,4 @@
-"""The numerics contract in plain Python: loops over floats, no NumPy arithmetic.
+"""The numerics contract (docs/numerics.md) in plain Python: loops over floats, no NumPy arithmetic.
 
 It is the oracle of the tests and shares no code with the package.  Elements are Python floats;
 dtypes are named f16 bf16 f32 f64.  Every float32 operation is done in float64 and rounded: for one

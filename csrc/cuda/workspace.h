@@ -1,4 +1,4 @@
-// Which block of device memory a call uses that is not captured: one per device and stream.
+// Scratch memory of calls outside graph capture: one block per device and stream.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -2,10 +2,9 @@
 // that lie there, and whether they may be written (torch_memory.py says what).
 //
 // To ask torch's Python methods takes 500 ns a tensor, ten times what all else of it takes, and torch has no C
-// interface that tells it all. So the words of torch's objects are read where they lie. Where that is, no header is
-// believed: it is found out with sample tensors of which torch's Python interface tells everything, once for a process.
-// Where not all samples agree on it, as in a release that keeps its tensors in another way, a function is asked that
-// calls those methods.
+// interface that tells it all. So fields of TensorImpl and StorageImpl are read at byte offsets, which are found by
+// probing sample tensors, once for a process, not taken from headers. Where not all samples agree, as in a release with
+// another layout of these objects, a function is called that asks those methods.
 #pragma once
 
 #include <pybind11/pybind11.h>

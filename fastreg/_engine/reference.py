@@ -2,8 +2,7 @@
 
 Contract
 --------
-- The same bits as the native core for every dtype, layout and call: the canonical sum and the
-  arithmetic of the gradient are the numerics contract, step by step (see :func:`canonical_sum`).
+- The same bits as the native core for every dtype, layout and call: see docs/numerics.md.
 - Work goes in slabs of 8 chunks: temporaries take a few 100 KB beside the new gradients, whatever
   the size of the arrays.
 - All gradients of a call are written or none.  Everything is checked, and the new gradients are
