@@ -103,6 +103,7 @@ class KernelLayer(Layer):
         raise NotImplementedError
 
     def build(self, input_shape: Sequence[int | None]) -> None:
+        """Make kernel and bias for inputs of this shape; errors are those of every layer."""
         if self.built:
             self.compute_output_shape(input_shape)
             return
@@ -194,6 +195,7 @@ class KernelLayer(Layer):
 
     @property
     def weights(self) -> list[Array]:
+        """Kernel and bias: the arrays themselves, none before `build`."""
         return list(self._weights.values())
 
     def weight_names(self) -> list[str]:
