@@ -22,6 +22,10 @@ from ..._arrays.torch_agreement import Terms
 from ..._arrays.torch_shards import Together, is_pending, local_tensors, summed
 from ..._base import errors
 from ..._base.penalty import Strengths
+from . import functions as _plain
+from .functions import factor, product
+
+__all__ = ["factor", "gradients", "orthogonal", "product", "total", "values"]
 
 
 class Agreed:
@@ -37,9 +41,7 @@ class Agreed:
         vector, dtype = _values(weights, strengths, which, scale, self._together)
         return vector.sum().to(dtype)
 
-    def factor(self, number: Any, name: str) -> Any:
-        """Return a scale, as :func:`factor` does."""
-        return factor(number, name)
+    factor = staticmethod(factor)
 
 
 def total(
@@ -66,7 +68,7 @@ def gradients(
     """Return the gradients, DTensors that lie as the weights do, as ``dispatch.Port`` says."""
     from torch.distributed.tensor import DTensor
 
-    made = _plain().gradients([_local(w) for w in weights], strengths, which, scale, grad_scale)
+    made = _plain.gradients([_local(w) for w in weights], strengths, which, scale, grad_scale)
     return [
         DTensor.from_local(
             local, w.device_mesh, w.placements, run_check=False, shape=w.shape, stride=w.stride()
@@ -75,16 +77,6 @@ def gradients(
         else local
         for w, local in zip(weights, made, strict=True)
     ]
-
-
-def factor(number: Any, name: str) -> Any:
-    """Return a scale, as ``dispatch.Port`` says."""
-    return _plain().factor(number, name)
-
-
-def product(first: Any, *others: Any) -> Any:
-    """Return the product of strengths and scales, as ``dispatch.product`` says."""
-    return _plain().product(first, *others)
 
 
 def orthogonal(w: Any, factor: Any, mode: str) -> torch.Tensor:
@@ -96,7 +88,7 @@ def orthogonal(w: Any, factor: Any, mode: str) -> torch.Tensor:
             "is no sum over shards",
             "pass w.full_tensor(), which gathers it in every process",
         )
-    return cast(torch.Tensor, _plain().orthogonal(_local(w), factor, mode))
+    return cast(torch.Tensor, _plain.orthogonal(_local(w), factor, mode))
 
 
 def _values(
@@ -110,7 +102,7 @@ def _values(
     # A scale that is differentiable meets the global values: here it would have the gradient of
     # this process' shards alone.
     inner, outer = (1.0, scale) if isinstance(scale, torch.Tensor) else (scale, None)
-    local = _plain().values([_local(weight) for weight in weights], strengths, which, inner)
+    local = _plain.values([_local(weight) for weight in weights], strengths, which, inner)
     wide = torch.float64
     dtype = wide if any(value.dtype == wide for value in local) else torch.float32
     if together is None and not torch.compiler.is_compiling():
@@ -181,9 +173,3 @@ class _ToPlainGrad(torch.autograd.Function):  # type: ignore[misc]
     def backward(ctx: Any, gradient: Any) -> torch.Tensor:
         # It is replicated, as the values are: there is nothing to gather.
         return cast(torch.Tensor, gradient.full_tensor() if is_dtensor(gradient) else gradient)
-
-
-def _plain() -> Any:
-    from . import functions
-
-    return functions

@@ -30,17 +30,7 @@ class Owner(NamedTuple):
 
 
 def owner_of(parameters: Sequence[Any]) -> Owner | None:
-    """Return the engine that takes the gradients of some of these parameters, or None.
-
-    Examples
-    --------
-    >>> import torch
-    >>> weight = torch.nn.Parameter(torch.ones(3))
-    >>> owner_of([weight])  # None
-    >>> weight.main_grad = torch.zeros(3)
-    >>> owner_of([weight]).engine
-    'Megatron'
-    """
+    """Return the engine that takes the gradients of some of these parameters, or None."""
     if not _may_be_marked(parameters):
         return None
     for place, parameter in enumerate(parameters):
@@ -56,16 +46,6 @@ def needs_autograd(parameters: Sequence[Any]) -> bool:
     So it is for parameters of an engine, for those with hooks of the user, and in every process of
     several: DistributedDataParallel writes what it has averaged over `.grad` when a backward pass
     ends, and nothing on a parameter says so.
-
-    Examples
-    --------
-    >>> import torch
-    >>> weight = torch.nn.Parameter(torch.ones(3))
-    >>> needs_autograd([weight])
-    False
-    >>> handle = weight.register_hook(print)
-    >>> needs_autograd([weight])
-    True
     """
     return (
         (torch.distributed.is_available() and torch.distributed.is_initialized())
