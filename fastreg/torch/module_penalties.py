@@ -12,6 +12,7 @@ Contract
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -129,7 +130,10 @@ class ModulePenalties:
         if not torch.is_grad_enabled():
             return summed(_Sharded(evaluation.values(plan, local, scale), weights, together))
         if any(plan.fused):
-            return evaluation.differentiable_value(dtensors.Agreed(together), plan, weights, scale)
+            port = types.SimpleNamespace(
+                total=functools.partial(dtensors.total, together=together), factor=dtensors.factor
+            )
+            return evaluation.differentiable_value(port, plan, weights, scale)
         torch_shards.summed((), (), together)  # nothing to sum here, but others may have something
         return evaluation.value(plan, weights, scale)
 

@@ -27,6 +27,7 @@ from . import gradient as _gradient
 from . import strengths as _strengths
 from .derivatives import after, evaluated
 from .program import Form
+from .strengths import factor as factor
 
 
 def total(
@@ -50,16 +51,10 @@ def total(
 
 
 def values(
-    weights: Sequence[Any],
-    strengths: Strengths,
-    which: Sequence[int],
-    scale: Any,
-    *,
-    mesh: Any = None,
-    specs: Sequence[Any] = (),
+    weights: Sequence[Any], strengths: Strengths, which: Sequence[int], scale: Any
 ) -> tuple[jax.Array, ...]:
     """Return the penalty of each tensor, 0-d each, from one call of the core."""
-    result, _ = _evaluate(weights, strengths, which, scale, mesh, specs)
+    result, _ = _evaluate(weights, strengths, which, scale)
     dtypes = [np.float64 if w.dtype == np.float64 else np.float32 for w in map(_array, weights)]
     return tuple(result[index].astype(dtype) for index, dtype in enumerate(dtypes))
 
@@ -95,11 +90,6 @@ def _gradient_of(w: Any, l1: Any, l2: Any, factor: Any, value: Any) -> jax.Array
         one = after(*ffi.alike((jnp.ones((), value.dtype), value)))
     result: jax.Array = _gradient.compiled(w, rule.terms, both, one)
     return result
-
-
-def factor(number: Any, name: str) -> Any:
-    """Return a scale, as ``dispatch.Port`` says."""
-    return _strengths.factor(number, name)
 
 
 def orthogonal(w: Any, factor: Any, mode: str) -> jax.Array:
@@ -170,8 +160,8 @@ def _evaluate(
     strengths: Strengths,
     which: Sequence[int],
     scale: Any,
-    mesh: Any,
-    specs: Sequence[Any],
+    mesh: Any = None,
+    specs: Sequence[Any] = (),
     names: Sequence[str] = (),
 ) -> Any:
     arrays = tuple(_strong(_array(w)) for w in weights)

@@ -23,34 +23,24 @@ from ..._arrays.torch_shards import Together, is_pending, local_tensors, summed
 from ..._base import errors
 from ..._base.penalty import Strengths
 from . import functions as _plain
-from .functions import factor, product
-
-__all__ = ["factor", "gradients", "orthogonal", "product", "total", "values"]
-
-
-class Agreed:
-    """The functions of this port for the penalties of a module, on which processes agree."""
-
-    def __init__(self, together: Together) -> None:
-        self._together = together
-
-    def total(
-        self, weights: Sequence[Any], strengths: Strengths, which: Sequence[int], scale: Any
-    ) -> torch.Tensor:
-        """Return the penalty of all tensors, as :func:`total` does."""
-        vector, dtype = _values(weights, strengths, which, scale, self._together)
-        return vector.sum().to(dtype)
-
-    factor = staticmethod(factor)
+from .functions import factor as factor
+from .functions import product as product
 
 
 def total(
-    weights: Sequence[Any], strengths: Strengths, which: Sequence[int], scale: Any
+    weights: Sequence[Any],
+    strengths: Strengths,
+    which: Sequence[int],
+    scale: Any,
+    together: Together | None = None,
 ) -> torch.Tensor | None:
-    """Return the penalty of all tensors, 0-d, as ``dispatch.Port`` says."""
+    """Return the penalty of all tensors, 0-d, as ``dispatch.Port`` says.
+
+    `together` is what the processes of a module agree on; without it, shapes and strengths are.
+    """
     if not weights:
         return None
-    vector, dtype = _values(weights, strengths, which, scale)
+    vector, dtype = _values(weights, strengths, which, scale, together)
     return vector.sum().to(dtype)
 
 
