@@ -21,13 +21,15 @@ from .._arrays.results import all_written
 from .._base import errors
 from .._base.arguments import multiplier
 from .._base.core import core
-from .._base.penalty import GRADIENT, Call, Strengths, call_of_one
+from .._base.penalty import GRADIENT, VALUE, Call, Strengths, call_of_one
 from . import backend, checks, cuda
 
 
 def complete_one(*arguments: Any) -> Any:
     """Make the call for which ``backend.evaluate_one`` has returned NotImplemented."""
-    found = complete(*call_of_one(*arguments))
+    found = _of_one_view(*arguments)
+    if found is NotImplemented:
+        found = complete(*call_of_one(*arguments))
     return found[0] if isinstance(found, list) else found
 
 
@@ -89,6 +91,27 @@ def complete(*arguments: Any) -> Any:
     if learned or scale is not given.scale or grad_scale is not given.grad_scale:
         found = core().evaluate_many(*call._replace(names=()))
     return _of_views(call) if found is NotImplemented else found
+
+
+def _of_one_view(
+    outputs: int, weight: Any, gradient: Any, l1: float, l2: float, scale: Any, grad_scale: Any
+) -> Any:
+    """Make a call of one tensor in host memory that is plain once it is described."""
+    arrays = (weight,) if outputs == VALUE else (weight, gradient)
+    if torch_memory.teach(core()) or any(map(cuda_arrays.is_on_cuda, arrays)):
+        return NotImplemented
+    try:
+        view = host.host_view(weight, "w", False)
+        targets = None
+        if outputs != VALUE:
+            seen = checks.Seen("w", view, False)
+            targets = (host.host_view(gradient, "gradient", True),)
+            if not seen.is_current():
+                return NotImplemented
+    except Exception:  # worded by `complete`
+        return NotImplemented
+    numbers = ((l1, l2),), (0,), scale, grad_scale
+    return core().evaluate_views(outputs, (view,), targets, *numbers, True, (), False)
 
 
 def _of_views(call: Call) -> Any:
