@@ -1,8 +1,9 @@
-// The device code. Compiled with -fmad=false (nvcc) or -ffp-contract=off: the contract rounds every operation.
+// The device code. Compiled with -fmad=false (nvcc) or -ffp-contract=off: every operation is rounded
+// (docs/numerics.md, 6).
 //
 // A warp takes a chunk and thread j of it is lane j, so that the canonical order is the order of the loads: a row of 32
 // elements is one request of consecutive addresses. Each thread has the loads of `rows_in_flight` rows under way, and
-// its sums are nobody else's business: no shared memory, no barrier and no atomics until the chunk sums are written.
+// no other warp needs its sums: no shared memory, no barrier and no atomics until the chunk sums are written.
 // Those are added up by a second kernel, a block for each group of 4096 of them.
 //
 // Weights may be the gradients: a thread reads an element before it writes it, and no other thread does either.

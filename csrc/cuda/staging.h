@@ -1,5 +1,5 @@
 // Pinned memory from which the device fetches what it is sent. A piece may be filled again when the device has fetched
-// it; while none has been, there is another: nobody waits.
+// it; while none has been, there is another: nothing waits.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -101,7 +101,7 @@ class DeviceMemory {
   Address stream() const { return stream_; }
   Address address() const { return address_of(memory_); }
 
-  // What is queued on the stream now is what makes the contents.
+  // The work queued on the stream so far makes the contents.
   void mark_written() { written_ = std::make_unique<StreamMark>(device_, stream_); }
 
   // Has a stream wait for the contents.
@@ -154,7 +154,7 @@ constexpr const char* name_of = dlpack::capsule_name;
 template <>
 constexpr const char* name_of<dlpack::ManagedTensorVersioned> = dlpack::versioned_capsule_name;
 
-// The memory's owner lives until the capsule's consumer is done with it, or the capsule that nobody took is dropped.
+// The memory's owner lives until the capsule's consumer is done with it, or a capsule without consumer is dropped.
 template <class Managed>
 py::object make_capsule(std::shared_ptr<void> owner, dlpack::Tensor tensor, std::vector<std::int64_t> shape) {
   auto made = std::make_unique<Export<Managed>>();

@@ -1,4 +1,4 @@
-// What fastreg asks of the CUDA backend.
+// The module's functions for the CUDA backend.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -12,7 +12,7 @@ namespace fastreg::python {
 // Imports NumPy's C interface. Throws pybind11::error_already_set.
 void import_numpy();
 
-// The device of what is not on a CUDA device.
+// The device number of host memory.
 constexpr int on_host = -1;
 
 // Describes `object` in `view`, says where it is in `device`, and returns true, when it is one of the kinds that are

@@ -3,7 +3,7 @@
 Contract
 --------
 - :func:`host_view` never copies (a NumPy scalar, which has no memory of its own to share, is the
-  exception) and never gives a writable view of what is not known to be writable; JAX arrays are
+  exception).  A writable view is made only of memory that is known to be writable; JAX arrays are
   never written.
 - How a view is made is up to the array's library: see ``libraries``.
 """

@@ -1,4 +1,4 @@
-"""What fastreg asks of an array's library: one object for the arrays of a class.
+"""The protocol of a row: the library of an array, one object for the arrays of a class.
 
 :class:`Library` is the protocol, and the row of unknown libraries: their arrays are read by the
 buffer protocol, DLPack or ``__cuda_array_interface__``, and results are NumPy's.

@@ -79,7 +79,7 @@ class Torch(Library):
         return memory.at(x.data_ptr(), tuple(x.shape), strides, dtypes.stored(dtype), x), dtype
 
     def _require_plain(self, x: Any, name: str) -> None:
-        """Refuse, by its own name, a tensor that is no strided one of real numbers."""
+        """Raise TypeError, naming the kind, unless a tensor is strided and of real numbers."""
         torch = self._torch
         if not self.is_plain:
             self._require_known_class(x, name)

@@ -13,7 +13,7 @@ Contract
   (``torch_agreement``).  So where they disagree all of them learn it, and none waits for others.
 
 Reading a local shard by ``DTensor.to_local()`` takes 3 us and is a call to autograd; its attribute
-``_local_tensor`` takes none, and is what torch's own optimizers are given.
+``_local_tensor``, which torch's own optimizers read, takes no time.
 """
 
 from __future__ import annotations

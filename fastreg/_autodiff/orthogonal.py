@@ -31,7 +31,7 @@ class Angles(NamedTuple):
 
 
 def require_matrix(w: Any) -> None:
-    """Refuse what has no rows and columns."""
+    """Raise ValueError unless an array has two axes."""
     if len(w.shape) != 2:
         raise errors.matrix_error(tuple(w.shape))
 

@@ -1,6 +1,6 @@
 """Whether XLA calls the compiled core: ``fastreg.jax.handler.reason`` says why it does not.
 
-None where it does, or nobody has asked yet.
+None if it does, or nothing was computed yet.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def _of_key(key: Any) -> Any:
 
 
 def require_array(leaf: Any, name: str) -> None:
-    """Refuse a leaf with a penalty that is no array."""
+    """Raise TypeError unless a leaf that has a penalty is an array."""
     if not hasattr(leaf, "dtype"):
         raise TypeError(
             f"{leaf_label(name)} must be an array, not {errors.described(leaf)}; give it the rule "
@@ -70,7 +70,7 @@ def zeros_like(leaf: Any, name: str) -> Any:
 
 
 def share_of_zeros(leaf: Any, name: str) -> float:
-    """Return the share of elements that are 0 (of either sign); 0.0 for what has no elements."""
+    """Return the share of elements that are 0 (of either sign); 0.0 without elements."""
     if is_tracer(leaf):
         raise TypeError(
             f"{leaf_label(name)} is a JAX tracer, which has no elements yet; call report() outside "

@@ -258,7 +258,7 @@ def make_plan(
 
 
 def share_address(weights: Arrays) -> bool:
-    """Return whether two arrays start at one address; what is no array does not count."""
+    """Return whether two arrays start at one address; other objects are skipped."""
     if not ALL_NUMPY(map(type, weights)) and has_dtensors(weights):
         torch_shards = _sharding()
         if torch_shards.are_tied_while_empty(weights):

@@ -28,7 +28,7 @@ class Rules(NamedTuple):
 
 
 def checked_rules(rules: Any, argument: str = "rules") -> Rules:
-    """Return rules of what a user gave; errors call it `argument`."""
+    """Return the rules that a user passed as `argument`, which is their name in errors."""
     if not isinstance(rules, Mapping) or isinstance(rules.get("class_name"), str):
         return Rules({"*": checked_rule(rules, argument, False)}, True)
     checked: dict[str, Any] = {}

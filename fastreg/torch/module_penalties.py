@@ -89,7 +89,7 @@ class ModulePenalties:
             self._plain = None
             self._trained = trained
         plan, weights = self.planner.ready(by_name)
-        # The short way asks nobody whether an optimizer holds the parameters.
+        # The short way does not check whether an optimizer holds the parameters.
         if self.step is not None and self.step.is_active and not self.step.holds(weights):
             self._plain = None
         elif self._plain is None or self._plain.plan is not plan:
@@ -186,7 +186,7 @@ class ModulePenalties:
         return Terms(content.encode(), describe)
 
     def check(self, group: Any) -> None:
-        """Refuse what is not the same in all processes of a group."""
+        """Raise unless terms are equal in all processes of a group."""
         failed: Exception | None = None
         try:
             plan, weights = self.current()

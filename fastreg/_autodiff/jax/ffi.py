@@ -23,7 +23,7 @@ from ..._engine import backend
 TARGET = "fastreg_penalties"
 
 reason: str | None = None
-"""Why the core is not registered with XLA; None where it is, or nobody has asked yet."""
+"""Why the core is not registered with XLA; None if it is, or before :func:`platforms` is called."""
 
 
 def platforms() -> tuple[str, ...]:
