@@ -17,7 +17,6 @@ layers of Keras with their regularizer keywords, for loops in NumPy.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from . import regularizers
@@ -42,10 +41,8 @@ __all__ = [
     "set_num_threads",
 ]
 
-try:
-    __version__ = version("fastreg-kernels")
-except PackageNotFoundError:  # run from a checkout
-    __version__ = "0.0.0+source"
+__version__: str
+"""Read at first use: importlib.metadata takes longer to import than this package."""
 
 # Imported at first use, as most users of the penalties need none of them.  The adapters are
 # not in __all__: `from fastreg import *` must not fail for want of a framework.
@@ -61,11 +58,24 @@ def __getattr__(name: str) -> Any:
         return import_module(f"{__name__}.{name}")
     if name == "Sequential":
         return import_module(f"{__name__}.layers").Sequential
+    if name == "__version__":
+        return _version()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__, *_ADAPTERS})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    global __version__
+    try:
+        __version__ = version("fastreg-kernels")
+    except PackageNotFoundError:  # run from a checkout
+        __version__ = "0.0.0+source"
+    return __version__
 
 
 def set_num_threads(n: int) -> None:

@@ -32,6 +32,16 @@ def test_a_version():
     assert runs("import fastreg; print(fastreg.__version__)").strip()[0].isdigit()
 
 
+def test_the_version_is_read_when_it_is_asked_for():
+    assert runs("""
+        import sys, numpy
+        sys.modules.pop("importlib.metadata", None)
+        import fastreg
+        print("importlib.metadata" in sys.modules, "__version__" in vars(fastreg))
+        print(fastreg.__version__ is fastreg.__version__, "__version__" in dir(fastreg))
+    """).split() == ["False", "False", "True", "True"]
+
+
 @pytest.mark.parametrize("backend", ["numpy", ""])
 def test_backend_of_the_environment(backend):
     output = runs(

@@ -159,6 +159,11 @@ def test_a_strength_that_is_set_takes_effect():
         regularizer.l1 = None
 
 
+def test_a_strength_that_cannot_be_deleted_is_named():
+    with pytest.raises(AttributeError, match="'l1'"):
+        del L1().l1
+
+
 def test_mode_is_checked():
     with pytest.raises(ValueError, match="mode must be one of 'rows', 'columns', not 'row'"):
         OrthogonalRegularizer(mode="row")

@@ -130,7 +130,10 @@ class Checked(Generic[Value]):
         def set_checked(instance: object, value: Value) -> None:
             setattr(instance, place, check(value, name))
 
-        setattr(owner, name, property(attrgetter(place), set_checked, doc=self.__doc__))
+        made: Any = property(attrgetter(place), set_checked, doc=self.__doc__)
+        # A class body does this; errors of Python name the property by it.
+        made.__set_name__(owner, name)
+        setattr(owner, name, made)
 
     if TYPE_CHECKING:
 
