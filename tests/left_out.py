@@ -2,7 +2,7 @@
 
 Contract
 --------
-- The tests of a framework (a folder ``tests/with_*``) and the doctests of its adapter are collected
+- The tests of a framework (a folder ``tests/with_*``) and the doctests of modules that import it are collected
   where it can be found, and nowhere else.
 - A run in which a framework is missing names what was left out for it, and what runs everything.
 - Skipped tests are counted by reason; pytest's option ``-rs`` lists where they are.
@@ -30,6 +30,20 @@ def missing_frameworks() -> list[str]:
     return [name for name in FRAMEWORKS if find_spec(name) is None]
 
 
+def imported_by(path: Path) -> set[str]:
+    """Return the frameworks that a module of the package needs: for its folder, or at its top."""
+    names = []
+    folder = path if path.is_dir() else path.parent
+    while (folder / "__init__.py").exists():
+        names.append(folder.name)
+        folder = folder.parent
+    if names[-1:] != ["fastreg"]:
+        return set()
+    if path.suffix == ".py":
+        names += re.findall(r"^(?:import|from) (\w+)", path.read_text("utf-8"), re.MULTILINE)
+    return set(names).intersection(FRAMEWORKS)
+
+
 class LeftOut:
     """The plugin of `tests/conftest.py`.
 
@@ -40,11 +54,11 @@ class LeftOut:
         self.folders: set[str] = set()
 
     def pytest_ignore_collect(self, collection_path: Path) -> bool | None:
+        if imported_by(collection_path) & set(missing_frameworks()):
+            return True
         # The folder itself is not asked about where the command line names it; its files are.
         for path in (collection_path, collection_path.parent):
             name, above = path.name, path.parent.name
-            if above == "fastreg" and name in FRAMEWORKS and find_spec(name) is None:
-                return True
             if above == "tests" and name in FOLDERS and find_spec(FOLDERS[name]) is None:
                 self.folders.add(f"tests/{name}")
                 return True

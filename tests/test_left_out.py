@@ -3,6 +3,7 @@
 from collections import Counter
 
 import left_out
+import pytest
 from interpreter import ROOT, runs
 
 
@@ -21,6 +22,22 @@ def test_a_run_without_frameworks_names_what_it_leaves_out():
         "without torch, jax, keras: tests/with_jax, tests/with_loops, tests/with_torch, 1 files "
         "elsewhere; everything: pip install -e '.[test-frameworks]' && python -m pytest" in lines
     )
+
+
+@pytest.mark.parametrize(
+    ("module", "needed"),
+    [
+        ("torch/attached.py", {"torch"}),
+        ("_autodiff/jax/__init__.py", {"jax"}),
+        ("_autodiff/dispatch.py", set()),
+        ("_arrays/torch_shards.py", {"torch"}),
+        ("_arrays/torch_arrays.py", set()),
+        ("keras", {"keras"}),
+    ],
+)
+def test_doctests_are_left_out_where_the_module_cannot_be_imported(module, needed):
+    assert left_out.imported_by(ROOT / "fastreg" / module) == needed
+    assert left_out.imported_by(ROOT / "tests" / "with_torch") == set()
 
 
 def test_nothing_is_said_where_nothing_is_missing(monkeypatch):
