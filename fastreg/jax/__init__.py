@@ -36,8 +36,8 @@ from __future__ import annotations
 from .._autodiff.jax import ffi as _ffi
 from . import handler as _handler  # noqa: F401 - documented: fastreg.jax.handler.reason
 from . import pytrees
+from .attached import TreePenalties, attach
 from .functions import penalty, sharded_penalty
-from .tree_penalties import TreePenalties, attach
 
 __all__ = ["TreePenalties", "attach", "penalty", "sharded_penalty"]
 

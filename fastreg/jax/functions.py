@@ -10,7 +10,7 @@ import jax
 from .._autodiff.jax import functions
 from .._autodiff.jax.strengths import may_be_traced
 from .._base import arguments
-from .tree_penalties import TreePenalties, attach
+from .attached import TreePenalties, attach
 
 
 def penalty(x: Any, *, l1: Any = 0.0, l2: Any = 0.0, scale: Any = 1.0) -> jax.Array:

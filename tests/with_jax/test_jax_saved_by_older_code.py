@@ -1,6 +1,7 @@
 """What users of JAX have pickled loads: see ``tests/fixtures/make_fixtures.py``."""
 
 import importlib.util
+import pickle
 
 import jax
 import pytest
@@ -40,6 +41,12 @@ def test_structure_of_regularizers(pickled):
     made = jax.tree_util.tree_unflatten(pickled("structure"), [0.5, 0.25])
     assert made == [regularizers.L1(0.5), regularizers.L2(0.25)]
     assert pickled("structure") == jax.tree_util.tree_structure(made)
+
+
+def test_a_function_by_its_name():
+    # Pickle names a function by its module: that of fastreg.jax.attach is as it was.
+    assert pickle.loads(b"cfastreg.jax.attached\nattach\n.") is fastreg.jax.attach
+    assert fastreg.jax.attach.__module__ == "fastreg.jax.attached"
 
 
 def test_exported_program():
