@@ -57,3 +57,12 @@ def test_a_function_that_gives_nothing_once_they_are_there_is_refused():
     model(torch.ones(1, 3))
     with pytest.raises(ValueError, match="gave None for all parameters"):
         penalties.accumulate()
+
+
+@pytest.mark.parametrize(
+    "regularizer",
+    [fastreg.regularizers.L1L2(0.1, 0.2), fastreg.regularizers.OrthogonalRegularizer(0.1)],
+)
+def test_penalty_of_lazy_parameter_is_torchs_error(regularizer):
+    with pytest.raises(ValueError, match="uninitialized parameter"):
+        regularizer(nn.LazyLinear(2).weight)

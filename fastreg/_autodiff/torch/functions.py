@@ -92,7 +92,8 @@ def orthogonal(w: Any, factor: Any, mode: str) -> Any:
     It is computed in float64, by operators of torch.
     """
     w = _tensor(w)
-    _orthogonal.require_matrix(w)
+    if w.dim() != 2:  # which lazy parameters refuse with torch's advice, unlike their shape
+        raise errors.matrix_error(tuple(w.shape))
     if w.dtype.is_complex:
         raise errors.dtype_error("w", w.dtype, "pass w.abs() or torch.view_as_real")
     if not torch.compiler.is_compiling() and operators.are_plain((w,)):
