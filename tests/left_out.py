@@ -2,8 +2,8 @@
 
 Contract
 --------
-- The tests of a framework (a folder ``tests/with_*``) and the doctests of modules that import it are collected
-  where it can be found, and nowhere else.
+- The tests of a framework (a folder ``tests/with_*``) and the doctests of modules that import it
+  are collected where it can be found, and nowhere else.
 - A run in which a framework is missing names what was left out for it, and what runs everything.
 - Skipped tests are counted by reason; pytest's option ``-rs`` lists where they are.
 """
