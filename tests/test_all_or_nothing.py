@@ -36,6 +36,16 @@ def backend(request, monkeypatch):
     _backend.select(before)
 
 
+@pytest.fixture(autouse=True)
+def torch_as_it_was():
+    """An interrupt between a context's entry and its block leaves torch's states behind."""
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_grad_enabled(True)
+        torch._C._set_torch_function_state(torch._C._TorchFunctionState.ENABLED)
+
+
 class Rule:
     """A penalty that the core does not know."""
 
