@@ -215,6 +215,8 @@ TEST(pool_leaves_workers_where_others_put_them) {
   };
   const int worker = call()->worker;
   CHECK(worker != 0);
+  // Until it sleeps: a worker that is placing itself at this moment would not see that somebody else does.
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
   const int own = sched_getcpu();
   cpu_set_t here;
   CPU_ZERO(&here);
