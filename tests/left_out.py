@@ -54,7 +54,7 @@ class LeftOut:
         self.folders: set[str] = set()
 
     def pytest_ignore_collect(self, collection_path: Path) -> bool | None:
-        if imported_by(collection_path) & set(missing_frameworks()):
+        if any(find_spec(name) is None for name in imported_by(collection_path)):
             return True
         # The folder itself is not asked about where the command line names it; its files are.
         for path in (collection_path, collection_path.parent):

@@ -55,8 +55,9 @@ def flows():
 
 @pytest.mark.parametrize("name", FLOW_AT_MOST)
 def test_flow(flows, name):
-    if name not in flows:
-        pytest.skip("torch is not installed")
+    if name not in flows:  # a flow that has gone is a failure, not a skip
+        assert "torch" in name or "tensor" in name
+        pytest.importorskip("torch")
     calls, files = FLOW_AT_MOST[name]
     assert flows[name]["into _core"] >= 1
     assert flows[name]["calls"] <= calls

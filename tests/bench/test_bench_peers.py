@@ -127,7 +127,7 @@ def test_floors_do_their_work(dtype: str) -> None:
 
 
 class Stub(Peer):
-    """Gives a value, the right one unless told, and puts a number into the gradients."""
+    """Return a value, the right one unless told, and puts a number into the gradients."""
 
     name = "stub"
     summary = "wrong"

@@ -66,13 +66,13 @@ def _parameters(item: pytest.Item) -> dict[str, Any]:
 
 
 def _kind(item: pytest.Item) -> type[Maker] | None:
-    """Give the maker that a test is for; None where it is for none."""
+    """Return the maker that a test is for; None where it is for none."""
     kind = _parameters(item).get("maker")
     return kind if isinstance(kind, type) else None
 
 
 def is_required(kind: type[Maker]) -> bool:
-    """Say whether a maker that is missing is a failure."""
+    """Return whether a maker that is missing is a failure."""
     return kind.on_gpu and (REQUIRED == "1" or kind.name in REQUIRED.split(","))
 
 

@@ -108,13 +108,13 @@ def devices() -> list[dict[str, Any]]:
 
 
 def cuda_of_driver() -> str:
-    """Give the version of CUDA that the driver speaks, such as 13.0."""
+    """Return the version of CUDA that the driver speaks, such as 13.0."""
     version = Driver().integer("cuDriverGetVersion")
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def driver_version() -> str | None:
-    """Give the driver's own version."""
+    """Return the driver's own version."""
     try:
         management = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
@@ -131,7 +131,7 @@ def driver_version() -> str | None:
 
 
 def toolkit_folders() -> Iterator[Path]:
-    """Give where a toolkit may be: as named, in its usual place, in Python's packages."""
+    """Return where a toolkit may be: as named, in its usual place, in Python's packages."""
     for name in ("CUDA_HOME", "CUDA_PATH"):
         if os.environ.get(name):
             yield Path(os.environ[name])
@@ -143,7 +143,7 @@ def toolkit_folders() -> Iterator[Path]:
 
 
 def find_tool(name: str) -> str | None:
-    """Give the path of one of CUDA's programs: that in PATH, else of a toolkit."""
+    """Return the path of one of CUDA's programs: that in PATH, else of a toolkit."""
     found = shutil.which(name)
     for folder in toolkit_folders():
         for place in ("bin", "compute-sanitizer"):
@@ -156,13 +156,13 @@ def find_nvcc() -> str | None:
 
 
 def known_architectures(nvcc: str) -> list[int]:
-    """Give what a compiler can make code for, such as [75, 80, 90]; empty where it does not say."""
+    """Return what a compiler can make code for, such as [75, 80, 90]; empty if it does not say."""
     said = output_of([nvcc, "--list-gpu-arch"]) or ""
     return sorted({int(number) for number in re.findall(r"compute_(\d+)\b", said)})
 
 
 def architecture(capability: Sequence[int], known: Sequence[int]) -> str:
-    """Give CMAKE_CUDA_ARCHITECTURES for one device.
+    """Return CMAKE_CUDA_ARCHITECTURES for one device.
 
     A compiler that is older than the device makes code that the driver translates.
 
@@ -177,7 +177,7 @@ def architecture(capability: Sequence[int], known: Sequence[int]) -> str:
 
 
 def pybind11_package(folder: Path) -> str | None:
-    """Give the directory of pybind11's CMake package.
+    """Return the directory of pybind11's CMake package.
 
     Torch ships pybind11's headers: where pybind11 itself is missing, `folder` gets a CMake package
     around those.
@@ -294,7 +294,7 @@ def package_version(names: Sequence[str]) -> str | None:
 
 
 def output_of(command: Sequence[str]) -> str | None:
-    """Give what a program prints, or None where it fails or is not there."""
+    """Return what a program prints, or None where it fails or is not there."""
     try:
         result = subprocess.run(
             command,

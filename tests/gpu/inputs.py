@@ -92,7 +92,7 @@ def evaluate(
 
 
 def same_value(found: Any, expected: float) -> bool:
-    """Say whether a penalty has the bits of the host's; in float32 those of its rounding."""
+    """Return whether a penalty has the bits of the host's; in float32 those of its rounding."""
     if "float32" in str(getattr(found, "dtype", "")):
         with np.errstate(over="ignore"):
             expected = float(np.float32(expected))
@@ -101,7 +101,7 @@ def same_value(found: Any, expected: float) -> bool:
 
 
 def same_bits(found: np.ndarray, expected: np.ndarray) -> bool:
-    """Say whether arrays have the same bits; sign and payload of a NaN are left open."""
+    """Return whether arrays have the same bits; sign and payload of a NaN are left open."""
     if found.dtype != expected.dtype or found.shape != expected.shape:
         return False
     equal = _bits(found) == _bits(expected)

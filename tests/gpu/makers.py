@@ -65,7 +65,7 @@ class Maker:
         return 1
 
     def make(self, numbers: np.ndarray, *, device: int = 0, offset: int = 0) -> Any:
-        """Give an array with these numbers, `offset` elements past the start of its memory."""
+        """Return an array with these numbers, `offset` elements past the start of its memory."""
         raise NotImplementedError
 
     def host(self, x: Any) -> np.ndarray:
@@ -73,7 +73,7 @@ class Maker:
         raise NotImplementedError
 
     def most_bytes(self) -> int:
-        """Give how much memory one array may take in a test of size."""
+        """Return how much memory one array may take in a test of size."""
         return 2**21
 
     # ---- with LAYOUTS
@@ -85,7 +85,7 @@ class Maker:
     # ---- with ASYNCHRONOUS
 
     def computed(self, numbers: np.ndarray) -> Any:
-        """Give an array with these numbers that is still being computed."""
+        """Return an array with these numbers that is still being computed."""
         raise NotImplementedError
 
     # ---- with STREAMS
@@ -126,7 +126,7 @@ class Maker:
 
 
 def runtime_libraries() -> Iterator[str]:
-    """Give where CUDA's runtime may be: what is loaded already, a framework's wheels, a toolkit."""
+    """Return where CUDA's runtime may be: loaded already, a framework's wheels, a toolkit."""
     yield from ("libcudart.so.13", "libcudart.so.12", "libcudart.so")
     places = [Path(entry) / "nvidia" for entry in sys.path if entry]
     roots = [os.environ.get(name, "") for name in ("CUDA_HOME", "CUDA_PATH")]
@@ -137,7 +137,7 @@ def runtime_libraries() -> Iterator[str]:
 
 
 def runtime_of_gpu() -> Runtime:
-    """Give the first runtime that finds a device."""
+    """Return the first runtime that finds a device."""
     tried = []
     for path in runtime_libraries():
         try:
@@ -185,7 +185,7 @@ class DeviceMaker(Maker):
         return min(free.value // 4, on_host // 8)
 
     def handle(self, stream: Any) -> int:
-        """Give the runtime's number of a stream."""
+        """Return the runtime's number of a stream."""
         return int(stream)
 
     def occupy(self, stream: Any) -> None:
@@ -409,7 +409,7 @@ class TorchOnHost(Maker):
 
 
 def torch_tensor(torch: Any, numbers: np.ndarray, place: Any, offset: int = 0) -> Any:
-    """Give a tensor of the same shape, strides and bits, bfloat16 too."""
+    """Return a tensor of the same shape, strides and bits, bfloat16 too."""
     dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16}
     dtypes |= {"float32": torch.float32, "float64": torch.float64}
     dtype = dtypes[numbers.dtype.name]
@@ -432,7 +432,7 @@ def torch_view(torch: Any, view: np.ndarray, place: Any) -> Any:
 
 
 def numpy_array(torch: Any, x: Any) -> np.ndarray:
-    """Give a tensor's numbers in C order, bfloat16 as ml_dtypes' type."""
+    """Return a tensor's numbers in C order, bfloat16 as ml_dtypes' type."""
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
     name = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}.get(x.dtype, "f64")
     bits = x.detach().contiguous().view(integers).cpu().numpy()
@@ -554,7 +554,7 @@ def _imported(name: str) -> Any:
 
 
 def is_stand_in(path: str) -> bool:
-    """Say whether a library is the stand-in, rather than a backend for GPUs."""
+    """Return whether a library is the stand-in, rather than a backend for GPUs."""
     try:
         return bool(path) and Runtime(path).is_stand_in
     except OSError:
@@ -562,14 +562,14 @@ def is_stand_in(path: str) -> bool:
 
 
 def makers_here() -> tuple[type[Maker], ...]:
-    """Give the makers that this process tests: there is one backend in a process."""
+    """Return the makers that this process tests: there is one backend in a process."""
     if is_stand_in(LIBRARY):
         return (StandIn,)
     return (Bare, Torch, CuPy, Jax, TorchOnHost, JaxOnHost)
 
 
 def reasons() -> dict[str, str]:
-    """Say why each maker for a GPU cannot be had here; nothing for one that can."""
+    """Return why each maker for a GPU cannot be had here; nothing for one that can."""
     found = {}
     for kind in (Bare, Torch, CuPy, Jax):
         try:
