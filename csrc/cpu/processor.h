@@ -34,7 +34,9 @@ class Processors {
       return;
     }
     if (!CPU_EQUAL(&now, &placed_)) {
-      allowed_ = now;  // somebody else has placed this thread since, and that stands
+      // Somebody else has placed this thread since, and that stands. One who gave it the very set that it has placed
+      // itself on cannot be told from nobody.
+      allowed_ = now;
     }
     cpu_set_t others = allowed_;
     CPU_CLR(processor, &others);

@@ -217,10 +217,17 @@ TEST(pool_leaves_workers_where_others_put_them) {
   CHECK(worker != 0);
   // Until it sleeps: a worker that is placing itself at this moment would not see that somebody else does.
   std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  const int own = sched_getcpu();
+  // Another set than it has placed itself on: given the same one again, nobody could tell.
+  cpu_set_t placed;
+  CHECK(sched_getaffinity(worker, sizeof placed, &placed) == 0);
   cpu_set_t here;
-  CPU_ZERO(&here);
-  CPU_SET(own, &here);
+  for (int own = 0; own < CPU_SETSIZE; ++own) {
+    CPU_ZERO(&here);
+    CPU_SET(own, &here);
+    if (CPU_ISSET(own, &before) && !CPU_EQUAL(&here, &placed)) {
+      break;
+    }
+  }
   CHECK(sched_setaffinity(0, sizeof here, &here) == 0);
   CHECK(sched_setaffinity(worker, sizeof here, &here) == 0);
   for (int i = 0; i < 20; ++i) {
