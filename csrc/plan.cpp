@@ -10,19 +10,38 @@
 #include "canonical_sum.h"
 #include "cpu/dispatch.h"
 #include "cpu/float_environment.h"
+#include "cpu/policy.h"
 #include "cpu/pool.h"
 #include "cpu/sharing.h"
 
 namespace fastreg {
 namespace {
 
-// A gradient that is only written goes past the caches from this size on: below it, whoever reads it next (an
-// optimizer) finds it in a cache.
-constexpr std::int64_t bytes_worth_streaming = std::int64_t{1} << 25;
-constexpr std::int64_t fewest_streamed = bytes_worth_streaming / static_cast<std::int64_t>(sizeof(double));
-
 bool writes_gradient(unsigned outputs) { return (outputs & output_gradient) != 0; }
 bool wants_value(unsigned outputs) { return (outputs & output_value) != 0; }
+
+// All bytes that a call reads or writes.
+std::int64_t bytes_touched(const Item* items, std::size_t item_count, unsigned outputs) {
+  std::int64_t bytes = 0;
+  for (std::size_t i = 0; i < item_count; ++i) {
+    bytes += items[i].count * static_cast<std::int64_t>(item_size(items[i].dtype));
+  }
+  return writes_gradient(outputs) ? 2 * bytes : bytes;
+}
+
+// How a call is worked: its outputs, and what the policy says of so many bytes.
+struct Conduct {
+  Conduct(std::int64_t bytes, unsigned asked)
+      : outputs(asked),
+        cells(kernels().cells[static_cast<std::size_t>(policy().variant(bytes, writes_gradient(asked)))]),
+        bytes_worth_streaming(policy().policy->bytes_worth_streaming),
+        fewest_streamed(bytes_worth_streaming / static_cast<std::int64_t>(sizeof(double))) {}
+
+  unsigned outputs;
+  const Cells& cells;
+  std::int64_t bytes_worth_streaming;
+  std::int64_t fewest_streamed;  // elements, of whatever type
+};
 
 // What a call needs besides its arrays: one number per chunk and term.
 struct ChunkSums {
@@ -41,21 +60,24 @@ bool is_staged(const Item& item, unsigned outputs) {
 }
 
 // The kernel with streaming stores, where there is one that this item is for; else null.
-Kernel streaming_kernel(const Item& item, unsigned outputs, const KernelTable& table) {
+Kernel streaming_kernel(const Item& item, const Conduct& conduct) {
   if (item.layout != nullptr || !is_floating(item.dtype) ||
-      item.count * static_cast<std::int64_t>(item_size(item.dtype)) < bytes_worth_streaming ||
+      item.count * static_cast<std::int64_t>(item_size(item.dtype)) < conduct.bytes_worth_streaming ||
       reinterpret_cast<std::uintptr_t>(item.gradients) % 16 != 0 || item.gradients == item.weights) {
     return nullptr;
   }
-  return table.streaming_kernels[static_cast<std::size_t>(item.dtype)][item.coefficients.terms - 1][outputs];
+  return conduct.cells
+      .streaming_kernels[static_cast<std::size_t>(item.dtype)][item.coefficients.terms - 1][conduct.outputs];
 }
 
 // How many elements of a chunk need memory beside the item's own.
-std::int64_t elements_aside(const Item& item, unsigned outputs) {
-  if (item.layout == nullptr && is_floating(item.dtype) && item.count < fewest_streamed) {
+std::int64_t elements_aside(const Item& item, const Conduct& conduct) {
+  if (item.layout == nullptr && is_floating(item.dtype) && item.count < conduct.fewest_streamed) {
     return 0;  // as nearly all are
   }
-  return is_staged(item, outputs) || item.count >= fewest_streamed ? std::min<std::int64_t>(item.count, chunk_size) : 0;
+  return is_staged(item, conduct.outputs) || item.count >= conduct.fewest_streamed
+             ? std::min<std::int64_t>(item.count, chunk_size)
+             : 0;
 }
 
 // Memory in which the chunks of staged items are laid out for the kernels, and which streaming kernels need, for each
@@ -117,8 +139,8 @@ const char chunk_of_zeros[chunk_size * sizeof(double)] = {};
 // The chunks of one item from `first` on; `sums` are those of the first of them.
 class ChunkRun {
  public:
-  ChunkRun(const Item& item, unsigned outputs, const KernelTable& table, const Stages& stages)
-      : item_(item), outputs_(outputs), table_(table), stages_(stages) {}
+  ChunkRun(const Item& item, const Conduct& conduct, const Stages& stages)
+      : item_(item), outputs_(conduct.outputs), conduct_(conduct), stages_(stages) {}
 
   void run(std::int64_t first, std::int64_t chunks, ChunkSums sums) const {
     const std::int64_t begin = first * chunk_size;
@@ -129,7 +151,7 @@ class ChunkRun {
     }
     if (!is_staged(item_, outputs_)) {
       KernelArguments arguments = arguments_for(begin, count, sums);
-      if (item_.count < fewest_streamed) {
+      if (item_.count < conduct_.fewest_streamed) {
         kernel()(arguments);
       } else {
         run_large(arguments);
@@ -145,7 +167,7 @@ class ChunkRun {
  private:
   Kernel kernel() const {
     const auto dtype = static_cast<std::size_t>(is_floating(item_.dtype) ? item_.dtype : DType::f64);
-    return table_.kernels[dtype][item_.coefficients.terms - 1][outputs_];
+    return conduct_.cells.kernels[dtype][item_.coefficients.terms - 1][outputs_];
   }
 
   KernelArguments arguments_for(std::int64_t begin, std::int64_t count, ChunkSums sums) const {
@@ -160,7 +182,7 @@ class ChunkRun {
   }
 
   void run_large(KernelArguments& arguments) const {
-    if (const Kernel streaming = streaming_kernel(item_, outputs_, table_)) {
+    if (const Kernel streaming = streaming_kernel(item_, conduct_)) {
       const Stages::Stage stage(stages_);
       arguments.scratch = stage.weights();
       streaming(arguments);
@@ -223,7 +245,7 @@ class ChunkRun {
 
   const Item& item_;
   unsigned outputs_;
-  const KernelTable& table_;
+  const Conduct& conduct_;
   const Stages& stages_;
 };
 
@@ -254,21 +276,20 @@ class SumMemory {
 };
 
 // One item after the other, on this thread.
-void evaluate_in_turn(const Item* items, std::size_t item_count, unsigned outputs, double* values) {
+void evaluate_in_turn(const Item* items, std::size_t item_count, const Conduct& conduct, double* values) {
   std::int64_t most_chunks = 0;
   std::int64_t aside = 0;
   for (std::size_t i = 0; i < item_count; ++i) {
     most_chunks = std::max(most_chunks, chunk_count(items[i].count));
-    aside = std::max(aside, elements_aside(items[i], outputs));
+    aside = std::max(aside, elements_aside(items[i], conduct));
   }
   const SumMemory sums(most_chunks);
   const Stages stages(aside, 1);
-  const KernelTable& table = kernels();
   for (std::size_t i = 0; i < item_count; ++i) {
     if (items[i].count != 0) {
-      ChunkRun(items[i], outputs, table, stages).run(0, chunk_count(items[i].count), sums.from(0));
+      ChunkRun(items[i], conduct, stages).run(0, chunk_count(items[i].count), sums.from(0));
     }
-    if (wants_value(outputs)) {
+    if (wants_value(conduct.outputs)) {
       values[i] = value_of(items[i], sums.from(0));
     }
   }
@@ -277,15 +298,14 @@ void evaluate_in_turn(const Item* items, std::size_t item_count, unsigned output
 // All items' chunks in one row, and tasks that are runs of them, whatever items they belong to.
 class SharedWork {
  public:
-  SharedWork(const Item* items, std::size_t item_count, unsigned outputs, int threads)
+  SharedWork(const Item* items, std::size_t item_count, const Conduct& conduct, int threads)
       : items_(items),
-        outputs_(outputs),
+        conduct_(conduct),
         threads_(threads),
-        table_(kernels()),
         first_chunk_(first_chunks(items, item_count)),
         chunks_per_task_(chunks_per_task(first_chunk_.back(), threads)),
         sums_(first_chunk_.back()),
-        stages_(most_elements_aside(items, item_count, outputs), threads) {}
+        stages_(most_elements_aside(items, item_count, conduct), threads) {}
 
   void run() {
     run_tasks([](void* work, std::int64_t task) { static_cast<SharedWork*>(work)->run_task(task); }, this,
@@ -299,10 +319,10 @@ class SharedWork {
   }
 
  private:
-  static std::int64_t most_elements_aside(const Item* items, std::size_t item_count, unsigned outputs) {
+  static std::int64_t most_elements_aside(const Item* items, std::size_t item_count, const Conduct& conduct) {
     std::int64_t most = 0;
     for (std::size_t i = 0; i < item_count; ++i) {
-      most = std::max(most, elements_aside(items[i], outputs));
+      most = std::max(most, elements_aside(items[i], conduct));
     }
     return most;
   }
@@ -323,26 +343,25 @@ class SharedWork {
     for (auto i = static_cast<std::size_t>(after - first_chunk_.begin() - 1); chunk < last; ++i) {
       const std::int64_t end = std::min(last, first_chunk_[i + 1]);
       if (end > chunk) {
-        ChunkRun(items_[i], outputs_, table_, stages_).run(chunk - first_chunk_[i], end - chunk, sums_.from(chunk));
+        ChunkRun(items_[i], conduct_, stages_).run(chunk - first_chunk_[i], end - chunk, sums_.from(chunk));
         chunk = end;
       }
     }
   }
 
   const Item* items_;
-  unsigned outputs_;
+  const Conduct& conduct_;
   int threads_;
-  const KernelTable& table_;
   std::vector<std::int64_t> first_chunk_;
   std::int64_t chunks_per_task_;
   SumMemory sums_;
   Stages stages_;
 };
 
-void evaluate_together(const Item* items, std::size_t item_count, unsigned outputs, double* values, int threads) {
-  SharedWork work(items, item_count, outputs, threads);
+void evaluate_together(const Item* items, std::size_t item_count, const Conduct& conduct, double* values, int threads) {
+  SharedWork work(items, item_count, conduct, threads);
   work.run();
-  if (wants_value(outputs)) {
+  if (wants_value(conduct.outputs)) {
     work.finish(values);
   }
 }
@@ -355,11 +374,12 @@ void evaluate(const Item* items, std::size_t item_count, unsigned outputs, doubl
   for (std::size_t i = 0; i < item_count; ++i) {
     elements += items[i].count;
   }
+  const Conduct conduct(bytes_touched(items, item_count, outputs), outputs);
   on_threads(elements, [&](int threads) {
     if (threads == 1) {
-      evaluate_in_turn(items, item_count, outputs, values);
+      evaluate_in_turn(items, item_count, conduct, values);
     } else {
-      evaluate_together(items, item_count, outputs, values, threads);
+      evaluate_together(items, item_count, conduct, values, threads);
     }
   });
 }

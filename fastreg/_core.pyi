@@ -11,8 +11,8 @@ Contract
   several threads at once, and after ``os.fork()``.  A thread that is inside a call when the
   interpreter ends sleeps until the process has ended.
 - The import fails with an ``ImportError`` in sub-interpreters.
-- The import fails with an ``ImportError`` that quotes FASTREG_ISA or FASTREG_NUM_THREADS when the
-  value of one of them cannot be had.
+- The import fails with an ``ImportError`` that quotes FASTREG_ISA, FASTREG_POLICY or
+  FASTREG_NUM_THREADS when the value of one of them cannot be had.
 """
 
 from collections.abc import Sequence
@@ -209,6 +209,15 @@ def set_instruction_set(name: str) -> None:
 
 def instruction_sets() -> list[str]:
     """Return the instruction sets that were compiled and that this processor has, best first."""
+
+def policy_names() -> list[str]:
+    """Return the names that FASTREG_POLICY may have."""
+
+def set_policy(name: str) -> None:
+    """Use another policy, or with "" that of this machine; ValueError for a wrong name."""
+
+def policy() -> dict[str, Any]:
+    """Return the policy in use: its name, the reason, the caches, the variants by size."""
 
 def compiled_instruction_sets() -> list[str]:
     """Return the instruction sets that were compiled, best first."""

@@ -1,4 +1,4 @@
-// What an instruction set offers: a table of kernels, one per cell.
+// What an instruction set offers: a table of kernels, one per variant and cell.
 //
 // kernel.cpp is compiled once per instruction set and exports exactly one symbol, its table.
 #pragma once
@@ -29,14 +29,27 @@ constexpr std::size_t streaming_scratch_bytes = chunk_size * sizeof(float) + 64;
 
 using Kernel = void (*)(const KernelArguments&);
 
-struct KernelTable {
-  const char* name;
-  int vector_bytes;
+// How a kernel goes over memory: the same bits, at other speeds. Which is for whom says policy.cpp.
+enum class Variant : std::uint8_t {
+  plain,  // fetches nothing ahead
+  near,   // into L1, 4 KiB ahead
+  far,    // and into L2, 8 KiB ahead
+  l2,     // into L2 alone, 4 KiB ahead
+};
+constexpr std::size_t variant_count = 4;
+
+struct Cells {
   // [dtype][terms - 1][outputs]; null where outputs is no cell
   Kernel kernels[floating_dtype_count][term_cells][output_masks];
   // The same with streaming stores, for outputs that write a gradient without reading it; `gradients` must then be
   // aligned to 16 bytes and lie apart from `weights`. Null elsewhere.
   Kernel streaming_kernels[floating_dtype_count][term_cells][output_masks];
+};
+
+struct KernelTable {
+  const char* name;
+  int vector_bytes;
+  Cells cells[variant_count];  // by variant
 };
 
 namespace portable {

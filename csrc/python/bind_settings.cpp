@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../cpu/dispatch.h"
+#include "../cpu/policy.h"
 #include "../cpu/pool.h"
 #include "../dtype.h"
 #include "bindings.h"
@@ -22,6 +23,25 @@ void add_setting_functions(py::module_& m) {
   m.def("set_instruction_set", [](const std::string& name) { choose_instruction_set(name, "name"); }, py::arg("name"));
   m.def("instruction_sets", usable_instruction_sets);
   m.def("compiled_instruction_sets", compiled_instruction_sets);
+  m.def("policy_names", policy_names);
+  m.def("set_policy", [](const std::string& name) { force_policy(name, "name"); }, py::arg("name"));
+  m.def("policy", [] {
+    const ChosenPolicy& chosen = policy();
+    py::dict classes;
+    for (std::size_t i = 0; i < size_class_count; ++i) {
+      const Policy& row = *chosen.policy;
+      classes[size_class_names[i]] = py::make_tuple(name_of(row.reading[i]), name_of(row.writing[i]));
+    }
+    py::dict facts;
+    facts["name"] = chosen.policy->name;
+    facts["reason"] = chosen.reason;
+    facts["forced"] = chosen.is_forced;
+    facts["record"] = chosen.policy->record;
+    facts["l2_bytes"] = chosen.l2_bytes;
+    facts["l3_bytes"] = chosen.l3_bytes;
+    facts["variants"] = classes;
+    return facts;
+  });
   m.def("dtypes", [] {
     std::vector<std::tuple<std::string, int, int, bool>> rows;
     rows.reserve(dtype_count);

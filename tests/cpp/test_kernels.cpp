@@ -1,5 +1,6 @@
-// Every cell of every table that this processor can run, against the oracle: dtype x terms x outputs, plain and with
-// streaming stores, at sizes where something ends, at every alignment that may come, over special numbers.
+// Every cell of every variant of every table that this processor can run, against the oracle: dtype x terms x outputs,
+// plain and with streaming stores, at sizes where something ends, at every alignment that may come, over special
+// numbers.
 #include <algorithm>
 #include <cmath>
 #include <string>
@@ -9,6 +10,7 @@
 #include "check.h"
 #include "cpu/dispatch.h"
 #include "cpu/floors.h"
+#include "cpu/policy.h"
 
 namespace fastreg::test {
 namespace {
@@ -17,11 +19,19 @@ constexpr double factor_l1 = 0.3;
 constexpr double factor_l2 = 1.4;
 constexpr double untouched = -12345.0;
 
-std::vector<const KernelTable*> usable_tables() {
-  std::vector<const KernelTable*> tables;
+// The kernels of one variant in one instruction set's table.
+struct Table {
+  std::string name;
+  const Cells* cells;
+};
+
+std::vector<Table> usable_tables() {
+  std::vector<Table> tables;
   for (const std::string& name : usable_instruction_sets()) {
     choose_instruction_set(name, "the test");
-    tables.push_back(&kernels());
+    for (std::size_t i = 0; i < variant_count; ++i) {
+      tables.push_back({text(name, name_of(static_cast<Variant>(i))), &kernels().cells[i]});
+    }
   }
   return tables;
 }
@@ -111,10 +121,10 @@ void run_case(const Case& cell, Kernel kernel, std::size_t weight_offset, std::s
   }
 }
 
-void run_on_table(const Case& cell, const KernelTable& table, const std::string& what) {
+void run_cell(const Case& cell, const Cells& cells, const std::string& what) {
   const auto dtype = static_cast<std::size_t>(cell.dtype);
-  const Kernel plain = table.kernels[dtype][cell.terms - 1][cell.outputs];
-  const Kernel streaming = table.streaming_kernels[dtype][cell.terms - 1][cell.outputs];
+  const Kernel plain = cells.kernels[dtype][cell.terms - 1][cell.outputs];
+  const Kernel streaming = cells.streaming_kernels[dtype][cell.terms - 1][cell.outputs];
   const std::size_t item = item_size(cell.dtype);
   CHECK(plain != nullptr, what);
   if (plain == nullptr) {
@@ -139,22 +149,22 @@ void run_on_table(const Case& cell, const KernelTable& table, const std::string&
 }
 
 void run_all(std::initializer_list<std::size_t> counts, Fill kind) {
-  const std::vector<const KernelTable*> tables = usable_tables();
+  const std::vector<Table> tables = usable_tables();
   for (const DType dtype : floating_dtypes) {
     for (const std::size_t count : counts) {
       for (const unsigned terms : {1u, 2u, 3u}) {
         for (unsigned outputs = 0; outputs < output_masks; ++outputs) {
           if (outputs == 0 || outputs == output_add || outputs == (output_value | output_add)) {
-            for (const KernelTable* table : tables) {
-              CHECK(table->kernels[static_cast<int>(dtype)][terms - 1][outputs] == nullptr, table->name, outputs);
+            for (const Table& table : tables) {
+              CHECK(table.cells->kernels[static_cast<int>(dtype)][terms - 1][outputs] == nullptr, table.name, outputs);
             }
             continue;
           }
           const Case cell = make_case(dtype, terms, outputs, count, kind);
-          for (const KernelTable* table : tables) {
-            run_on_table(cell, *table,
-                         text(table->name, name_of(dtype), "terms", terms, "outputs", outputs, "count", count,
-                              kind == Fill::special ? "specials" : ""));
+          for (const Table& table : tables) {
+            run_cell(cell, *table.cells,
+                     text(table.name, name_of(dtype), "terms", terms, "outputs", outputs, "count", count,
+                          kind == Fill::special ? "specials" : ""));
           }
         }
       }
@@ -166,7 +176,7 @@ void run_all(std::initializer_list<std::size_t> counts, Fill kind) {
 
 // Runs L2, or L1, alone over `weights`: the gradient of halves is c * w, or c * sign(w), rounded once to float32 and
 // once to the half.
-void check_rounding(const std::vector<const KernelTable*>& tables, DType dtype, unsigned terms, unsigned outputs,
+void check_rounding(const std::vector<Table>& tables, DType dtype, unsigned terms, unsigned outputs,
                     const std::vector<std::uint16_t>& weights, const std::vector<std::uint16_t>& old, double factor) {
   const std::size_t count = weights.size();
   std::vector<std::uint16_t> expected = old;
@@ -174,13 +184,13 @@ void check_rounding(const std::vector<const KernelTable*>& tables, DType dtype, 
     oracle::gradient(dtype, &weights[i], &expected[i], terms == term_l1, terms == term_l2, factor, factor,
                      (outputs & output_add) != 0);
   }
-  for (const KernelTable* table : tables) {
+  for (const Table& table : tables) {
     std::vector<std::uint16_t> gradients = old;
-    table->kernels[static_cast<int>(dtype)][terms - 1][outputs]({weights.data(), gradients.data(),
-                                                                 static_cast<std::int64_t>(count), factor, factor,
-                                                                 nullptr, nullptr, nullptr});
+    table.cells->kernels[static_cast<int>(dtype)][terms - 1][outputs]({weights.data(), gradients.data(),
+                                                                       static_cast<std::int64_t>(count), factor, factor,
+                                                                       nullptr, nullptr, nullptr});
     const std::size_t at = first_difference(gradients.data(), expected.data(), dtype, count);
-    CHECK(at == count, table->name, name_of(dtype), "factor", factor, "weight bits", weights[std::min(at, count - 1)]);
+    CHECK(at == count, table.name, name_of(dtype), "factor", factor, "weight bits", weights[std::min(at, count - 1)]);
   }
 }
 
@@ -210,7 +220,7 @@ TEST(kernels_over_many_chunks) { run_all({100'003}, Fill::ordinary); }
 // rightly after a multiplication: by powers of two down to subnormals and up to overflow, by factors whose products are
 // ties, and by arbitrary ones.
 TEST(half_precision_of_all_patterns) {
-  const std::vector<const KernelTable*> tables = usable_tables();
+  const std::vector<Table> tables = usable_tables();
   const std::vector<std::uint16_t> weights = all_patterns();
   for (const DType dtype : {DType::f16, DType::bf16}) {
     const int fraction_bits = dtype == DType::f16 ? 10 : 7;
@@ -241,16 +251,16 @@ TEST(half_precision_of_all_patterns) {
       check_rounding(tables, dtype, term_l2, output_gradient | output_add, weights, old, 0.501);
       check_rounding(tables, dtype, term_l1, output_gradient | output_add, weights, old, 0.333);
     }
-    for (const KernelTable* table : tables) {
+    for (const Table& table : tables) {
       std::vector<double> sums(32);  // with chunks of NaN among them
-      table->kernels[static_cast<int>(dtype)][2][output_value](
+      table.cells->kernels[static_cast<int>(dtype)][2][output_value](
           {weights.data(), nullptr, 0x10000, 1.0, 1.0, sums.data(), sums.data() + 16, nullptr});
       const std::vector<double> elements = elements_of(weights.data(), dtype, weights.size());
       const std::vector<double> l1 = oracle::chunk_sums(oracle::magnitudes(elements));
       const std::vector<double> l2 = oracle::chunk_sums(oracle::squares(elements));
       for (std::size_t i = 0; i < 16; ++i) {
-        CHECK(oracle::same_value(sums[i], l1[i]), table->name, name_of(dtype), "l1 sum", i);
-        CHECK(oracle::same_value(sums[16 + i], l2[i]), table->name, name_of(dtype), "l2 sum", i);
+        CHECK(oracle::same_value(sums[i], l1[i]), table.name, name_of(dtype), "l1 sum", i);
+        CHECK(oracle::same_value(sums[16 + i], l2[i]), table.name, name_of(dtype), "l2 sum", i);
       }
     }
   }
@@ -259,7 +269,7 @@ TEST(half_precision_of_all_patterns) {
 // L1 of a weight of 1 is its factor, so that any float can be rounded: each tie between two halves, and the floats on
 // both sides of it, up to the tie with infinity.
 TEST(half_precision_ties) {
-  const std::vector<const KernelTable*> tables = usable_tables();
+  const std::vector<Table> tables = usable_tables();
   for (const DType dtype : {DType::f16, DType::bf16}) {
     std::uint16_t one = 0;
     oracle::store(dtype, 1.0, &one);

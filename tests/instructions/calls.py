@@ -44,6 +44,7 @@ def main(instruction_set: str, marks: str) -> None:
     from fastreg import _core
 
     _core.set_instruction_set(instruction_set)
+    _core.set_policy("far")  # as count.cpp
     callgrind = ctypes.CDLL(marks)
     everything = calls(_core)
     callgrind.start_instrumentation()
