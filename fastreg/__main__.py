@@ -33,9 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m fastreg",
         description="L1, L2 and L1L2 penalties with their gradients, in one pass over memory.",
-        epilog="`COMMAND --help` tells its options. bench has two commands of its own: `bench "
-        "compare A B` for two records or two commits, and `bench frameworks` for PyTorch, JAX and "
-        "Keras.",
+        epilog="`COMMAND --help` tells its options. bench has commands of its own: `bench compare "
+        "A B` for two records or two commits, `bench frameworks` for PyTorch, JAX and Keras, and "
+        "`bench record` and `bench page` for the tables of the documents.",
     )
     parser.add_argument("--version", action="version", version=f"fastreg {fastreg.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "bench",
         help="time the penalties, beside bare loops over the same memory and other libraries",
         usage="%(prog)s [options]\n       %(prog)s compare [options] A B\n"
-        "       %(prog)s frameworks [options]",
+        "       %(prog)s frameworks [options]\n       %(prog)s record [options]\n"
+        "       %(prog)s page [options]",
         description=bench_options.DESCRIPTION,
         epilog=bench_options.EPILOG,
     )
@@ -78,6 +79,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     bench_options.add_frameworks(adapters)
     adapters.set_defaults(run=partial(_benchmark, bench_options.check_frameworks, "run_frameworks"))
+    headline = others.add_parser(
+        "record",
+        help="the headline cases on this machine, as a record",
+        epilog=bench_options.RECORD_EPILOG,
+    )
+    bench_options.add_record(headline)
+    headline.set_defaults(run=partial(_benchmark, bench_options.check_record, "run_record"))
+    page = others.add_parser(
+        "page",
+        help="the tables of the documents, from all records",
+        epilog=bench_options.PAGE_EPILOG,
+    )
+    bench_options.add_page(page)
+    page.set_defaults(run=partial(_benchmark, bench_options.check_page, "run_page"))
 
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["bench"]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastreg.bench.cases import OUTPUTS, Case
+from fastreg.bench.cases import Case
 from fastreg.bench.workloads import Array, Tensors
 
 #: What the gradients hold before a call that is checked: as large as the penalty's own, so that
@@ -48,7 +48,7 @@ def errors(
         exact = l1 * magnitudes + l2 * squares
         value_error = _relative(value, exact)
     if gradients is not None:
-        start = START if OUTPUTS[case.outputs].adds else 0.0
+        start = START if case.returns.adds else 0.0
         limit = max(SAMPLE // len(tensors.weights), SAMPLE_PER_TENSOR)
         difference = largest = 0.0
         for weights, gradient in zip(tensors.weights, gradients, strict=True):

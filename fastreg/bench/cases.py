@@ -1,15 +1,16 @@
 """What is measured: cells of the product dtype x terms x outputs, at a size or over a whole model.
 
 Contract: a case declares the bytes which a perfect implementation moves between the processor and
-memory, and the floor it is held against: a bare loop that moves the same bytes.
+memory, and the floor it is held against: the fastest of the bare loops that move the same bytes.
 
-=========================  ============================================  =====
-outputs                    declared bytes                                floor
-=========================  ============================================  =====
-value                      weights read                                  read
-gradient, value+gradient   weights read, gradient written                copy
-add, value+add             weights and gradient read, gradient written   add
-=========================  ============================================  =====
+===============================  ============================================  ========
+outputs                          declared bytes                                floor
+===============================  ============================================  ========
+value                            weights read                                  read
+gradient, value+gradient         weights read, gradient written                copy
+add, value+add                   weights and gradient read, gradient written   add
+new-gradient, value+new-gradient weights read, gradient made and written       new copy
+===============================  ============================================  ========
 """
 
 from __future__ import annotations
@@ -61,10 +62,25 @@ OUTPUTS = {
     "value+add": Outputs("add", 3, 7),
 }
 
+#: Outputs in arrays that the call makes; they are measured where they are asked for.
+NEW_OUTPUTS = {
+    "new-gradient": Outputs("new copy", 2, 2),
+    "value+new-gradient": Outputs("new copy", 2, 3),
+}
+
+#: Whose memory the arrays lie in; workloads.py says what each is.
+MEMORIES = ("aligned", "numpy", "small-pages", "torch")
+
+#: What runs just before each timed call, and is not timed.
+BEFORE = ("nothing", "torch")
+
 
 @dataclass(frozen=True)
 class Case:
     """One cell at one size: a tensor, or with ``model`` all tensors of that one.
+
+    ``threads`` is 0 where its run has one number of threads for all; older records have none of the
+    last three.
 
     Examples
     --------
@@ -80,15 +96,27 @@ class Case:
     outputs: str
     size: int
     model: str = ""
+    memory: str = "aligned"
+    before: str = "nothing"
+    threads: int = 0
+
+    @property
+    def returns(self) -> Outputs:
+        """What is computed, by its name in ``outputs``."""
+        return OUTPUTS.get(self.outputs) or NEW_OUTPUTS[self.outputs]
+
+    @property
+    def makes_arrays(self) -> bool:
+        return self.outputs in NEW_OUTPUTS
 
     @property
     def bytes(self) -> int:
         """Bytes moved at least: elements x bytes per element x streams."""
-        return self.size * DTYPES[self.dtype] * OUTPUTS[self.outputs].streams
+        return self.size * DTYPES[self.dtype] * self.returns.streams
 
     @property
     def floor(self) -> str:
-        return OUTPUTS[self.outputs].floor
+        return self.returns.floor
 
     @property
     def strengths(self) -> tuple[float, float]:
@@ -105,7 +133,20 @@ class Case:
 
     def __str__(self) -> str:
         preposition = "of" if self.model else "at"
-        return f"{self.dtype} {self.terms} {self.outputs} {preposition} {self.place}"
+        cell = f"{self.dtype} {self.terms} {self.outputs} {preposition} {self.place}"
+        return ", ".join([cell, *self.setting])
+
+    @property
+    def setting(self) -> list[str]:
+        """What is not as usual, in words: memory, what runs before, threads."""
+        found = []
+        if self.memory != MEMORIES[0]:
+            found.append(f"memory {self.memory}")
+        if self.before != BEFORE[0]:
+            found.append(f"after {self.before}")
+        if self.threads:
+            found.append("1 thread" if self.threads == 1 else f"{self.threads} threads")
+        return found
 
 
 def cases(
@@ -114,6 +155,8 @@ def cases(
     dtypes: Sequence[str],
     terms: Sequence[str],
     outputs: Sequence[str],
+    memories: Sequence[str] = MEMORIES[:1],
+    before: Sequence[str] = BEFORE[:1],
 ) -> list[Case]:
     """Return every case asked for; those that can share arrays follow each other.
 
@@ -126,7 +169,7 @@ def cases(
     """
     places = [(size, "") for size in sizes] + [(parameters(model), model) for model in models]
     return [
-        Case(dtype, term, output, size, model)
-        for (size, model), dtype in product(places, dtypes)
-        for term, output in product(terms, outputs)
+        Case(dtype, term, output, size, model, memory, earlier)
+        for (size, model), dtype, memory in product(places, dtypes, memories)
+        for term, output, earlier in product(terms, outputs, before)
     ]

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import fastreg
 from fastreg import _info
 from fastreg._engine import backend
+from fastreg.bench.row import Row, Work
 
+CPUS = Path("/proc/cpuinfo")
+CPU_TIMES = Path("/proc/stat")
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 GPUS = Path("/proc/driver/nvidia/gpus")
@@ -32,6 +37,17 @@ ALLOCATOR = (
     "NUMPY_MADVISE_HUGEPAGE",
     "PYTORCH_CUDA_ALLOC_CONF",
 )
+
+#: How the names of settings begin that slow or change fastreg, its peers or their threads.
+SETTINGS = re.compile(
+    r"(FASTREG|OPENBLAS|OMP|GOMP|KMP|MKL|BLIS|MALLOC|NUMBA|TORCH|TORCHINDUCTOR|ATEN|XLA|JAX)_"
+    r"|NPY_DISABLE_CPU_FEATURES$|NPY_ENABLE_CPU_FEATURES$|NPROC$"
+)
+
+#: Shares beyond which a run says that it was disturbed: of the processors that others had, and of
+#: a median floor between its quartiles.
+DISTURBED = 0.05
+WIDE = 0.15
 
 
 @dataclass(frozen=True)
@@ -53,6 +69,15 @@ class Circumstances:
     memory: dict[str, Any] | None = None
     gpus: list[str] | None = None
     commit: str | None = None
+    #: Vendor, name, family, model and stepping, as far as the system tells.
+    processor: dict[str, str] | None = None
+    compiler: str | None = None
+    #: Of the environment: what slows or changes who takes part.
+    settings: dict[str, str] | None = None
+    #: The load average when the run began, and the shares of the processors which other processes
+    #: and other guests of the host had meanwhile.
+    load: float | None = None
+    others: dict[str, float] | None = None
 
     @classmethod
     def here(
@@ -74,6 +99,10 @@ class Circumstances:
             memory=memory(),
             gpus=gpus(),
             commit=commit(),
+            processor=processor(),
+            compiler=compiler(),
+            settings=settings(),
+            load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         )
 
     def title(self) -> str:
@@ -93,6 +122,92 @@ class Circumstances:
             for name, count in self.peer_threads.items()
             if count != self.threads
         }
+
+    def doubts(self, rows: Sequence[Row]) -> list[str]:
+        """Return what may have changed the figures: settings, and others on the machine."""
+        found = [f"set: {name}={text}" for name, text in (self.settings or {}).items()]
+        others = {name: share for name, share in (self.others or {}).items() if share > DISTURBED}
+        if others:
+            shares = ", ".join(f"{name} {share:.0%}" for name, share in others.items())
+            load = f" (load average {self.load} when the run began)" if self.load else ""
+            found.append(f"busy: of the processors' time others had: {shares}{load}")
+        spreads = [row.seconds(row.yardstick) for row in rows if row.yardstick in row.samples]
+        if spreads and (width := median((s.high - s.low) / s.median for s in spreads)) > WIDE:
+            what = "usual ways" if isinstance(rows[0].what, Work) else "bare loops"
+            found.append(f"noisy: the quartiles of the {what} lie {width:.0%} apart, in the median")
+        return found
+
+
+class Watch:
+    """What others do with the processors from here on."""
+
+    def __init__(self) -> None:
+        self._before = _cpu_seconds()
+
+    def others(self) -> dict[str, float] | None:
+        """Return the shares of other processes and of other guests (stolen) until now."""
+        if self._before is None or (now := _cpu_seconds()) is None:
+            return None
+        total, busy, stolen, own = (b - a for a, b in zip(self._before, now, strict=True))
+        if total <= 0:
+            return None
+        shares = {"processes": (busy - own) / total, "other guests": stolen / total}
+        return {name: round(max(share, 0.0), 3) for name, share in shares.items()}
+
+
+def _cpu_seconds() -> tuple[float, float, float, float] | None:
+    """Return seconds of all processors: in all, at work, stolen; then those of this process."""
+    fields = _read(CPU_TIMES).partition("\n")[0].split()[1:9]
+    if len(fields) < 8 or not hasattr(os, "sysconf"):
+        return None
+    user, nice, system, idle, waiting, irq, soft_irq, stolen = (
+        int(field) / os.sysconf("SC_CLK_TCK") for field in fields
+    )
+    busy = user + nice + system + irq + soft_irq
+    return busy + idle + waiting + stolen, busy, stolen, sum(os.times()[:4])
+
+
+def processor() -> dict[str, str]:
+    """Return vendor, name, family, model and stepping, as far as the system tells."""
+    names = {
+        "vendor_id": "vendor",
+        "model name": "name",
+        "cpu family": "family",
+        "model": "model",
+        "stepping": "stepping",
+    }
+    lines = [line.partition(":") for line in _read(CPUS).partition("\n\n")[0].splitlines()]
+    return {names[key.strip()]: text.strip() for key, _, text in lines if key.strip() in names}
+
+
+def processor_name() -> str:
+    """Return this processor and its cores as the name of a file."""
+    found = processor()
+    name = found.get("name") or _info.machine()["processor"]
+    numbers = [f"{key}-{found[key]}" for key in ("family", "model") if key in found]
+    cores = f"{_info.machine()['cores']}-cores"
+    return re.sub(r"[^a-z0-9]+", "-", "-".join([name, *numbers, cores]).lower()).strip("-")
+
+
+def compiler() -> str | None:
+    """Return what has built the core."""
+    core = _info.native_core()
+    return None if core is None else str(core.build_info()["compiler"])
+
+
+def settings() -> dict[str, str]:
+    """Return the settings of the environment that slow or change who takes part.
+
+    Examples
+    --------
+    >>> import os
+    >>> os.environ["OPENBLAS_CORETYPE"] = "Prescott"
+    >>> settings()["OPENBLAS_CORETYPE"]
+    'Prescott'
+    >>> del os.environ["OPENBLAS_CORETYPE"]
+    """
+    names = (name for name in sorted(os.environ) if SETTINGS.match(name) or name in ALLOCATOR)
+    return {name: os.environ[name] for name in names}
 
 
 def memory() -> dict[str, Any]:

@@ -11,18 +11,19 @@ import argparse
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import fastreg
-from fastreg.bench import commits, compare, options, record, step
+from fastreg.bench import commits, compare, headline, options, page, record, step
 from fastreg.bench import table as tables
 from fastreg.bench.cases import cases
-from fastreg.bench.circumstances import Circumstances
+from fastreg.bench.circumstances import Circumstances, Watch
 from fastreg.bench.frameworks import base
 from fastreg.bench.frameworks.known import FRAMEWORKS
 from fastreg.bench.frameworks.worker import rows_of
-from fastreg.bench.peers import PEERS, Peer
+from fastreg.bench.peers import FLOORS, PEERS, Peer, TorchFloor
 from fastreg.bench.row import Row
 from fastreg.bench.run import measure
 from fastreg.bench.screen import note, progress_bar, show, show_table
@@ -37,12 +38,19 @@ def run(choices: argparse.Namespace) -> int:
     rows: list[Row] = []
     training = None
     status = 0
+    watch = Watch()
     with threads(choices.threads), ExitStack() as sessions:
-        peers, peer_threads = _enter(sessions, choices.peers)
-        modules = dict.fromkeys(module for peer in peers for module in peer.modules)
+        peers, peer_threads = _enter(sessions, [PEERS[name] for name in choices.peers])
+        floors: list[Peer] = list(FLOORS)
+        with_torch = "torch" in (*choices.memory, *choices.before)
+        if with_torch or any("torch" in peer.modules for peer in peers):
+            own, counts = _enter(sessions, [TorchFloor()])
+            floors += own
+            peer_threads |= counts
+        modules = dict.fromkeys(module for one in (*floors, *peers) for module in one.modules)
         circumstances = _circumstances(choices, list(modules), peer_threads)
         try:
-            _measure_all(choices, peers, rows)
+            _measure_all(choices, floors, peers, rows)
             if choices.step:
                 training = base.measure(step.setting(), choices.repeats)
         except KeyboardInterrupt:
@@ -51,6 +59,7 @@ def run(choices: argparse.Namespace) -> int:
         except MemoryError:
             note("out of memory: this is what was measured until then; choose smaller --sizes")
             status = 1
+    circumstances = replace(circumstances, others=watch.others())
     writers = {
         "json": lambda path: record.write_json(path, circumstances, rows, training),
         "csv": lambda path: record.write_csv(path, rows),
@@ -58,8 +67,9 @@ def run(choices: argparse.Namespace) -> int:
     }
     lines = tables.summary(rows)
     if differing := circumstances.differing_threads():
-        counts = ", ".join(f"{name}: {count}" for name, count in differing.items())
-        lines.append(f"threads, where not those of fastreg: {counts}")
+        listed = ", ".join(f"{name}: {count}" for name, count in differing.items())
+        lines.append(f"threads, where not those of fastreg: {listed}")
+    lines += circumstances.doubts(rows)
     if training is not None:
         lines.append(tables.step_line(training))
     return _finish(choices, circumstances, rows, writers, lines, status)
@@ -69,6 +79,7 @@ def run_frameworks(choices: argparse.Namespace) -> int:
     """Measure the frameworks that the options ask for, and show them; the exit status."""
     rows: list[Row] = []
     status = 0
+    watch = Watch()
     measured = []
     for name in choices.frameworks or FRAMEWORKS:
         if missing := FRAMEWORKS[name].missing():
@@ -87,12 +98,13 @@ def run_frameworks(choices: argparse.Namespace) -> int:
             status = 130
             break
     modules = dict.fromkeys(module for name in measured for module in FRAMEWORKS[name].modules)
-    circumstances = _circumstances(choices, list(modules), {})
+    circumstances = replace(_circumstances(choices, list(modules), {}), others=watch.others())
+    lines = [*tables.comparisons(rows), *circumstances.doubts(rows)]
     writers = {
         "json": lambda path: record.write_json(path, circumstances, rows),
         "csv": lambda path: record.write_csv(path, rows, record.WORK_COLUMNS),
     }
-    return _finish(choices, circumstances, rows, writers, tables.comparisons(rows), status)
+    return _finish(choices, circumstances, rows, writers, lines, status)
 
 
 def run_compare(choices: argparse.Namespace) -> int:
@@ -109,6 +121,32 @@ def run_compare(choices: argparse.Namespace) -> int:
     show_table(partial(tables.comparison, before, after, found))
     show("\n".join([*compare.summary(found), *notes]))
     return 0 if written else 1
+
+
+def run_record(choices: argparse.Namespace) -> int:
+    """Record the headline cells of this machine, stage by stage; the exit status."""
+    status = 0
+    for name in choices.stages or headline.STAGES:
+        note(f"{name}: {headline.STAGES[name].summary}")
+        try:
+            document = headline.measure(name, choices.repeats, fastreg.get_num_threads())
+        except RuntimeError as error:
+            note(f"{name} is left out: {error}")
+            status = 1
+        else:
+            record.write_stage(choices.out, name, document)
+    if not choices.out.exists():
+        return 1
+    show("\n".join([str(choices.out), *page.shortfalls(choices.out)]))
+    return status
+
+
+def run_page(choices: argparse.Namespace) -> int:
+    """Write the tables of the pages from all records, or see whether they are; the exit status."""
+    changed = page.regenerate(write=not choices.check)
+    for path in changed:
+        note(f"{path}: {'is not what the records give' if choices.check else 'written'}")
+    return 1 if choices.check and changed else 0
 
 
 def _circumstances(
@@ -162,27 +200,31 @@ def _draw(path: Path, circumstances: Circumstances, rows: Sequence[Row]) -> None
     plot.save(path, circumstances, rows)
 
 
-def _enter(sessions: ExitStack, names: Sequence[str]) -> tuple[list[Peer], dict[str, int]]:
+def _enter(sessions: ExitStack, chosen: Sequence[Peer]) -> tuple[list[Peer], dict[str, int]]:
     """Start the peers; one whose framework does not start is noted and left out."""
     peers, counts = [], {}
-    for name in names:
-        peer = PEERS[name]
+    for peer in chosen:
         try:
-            counts[name] = sessions.enter_context(peer.session(fastreg.get_num_threads()))
+            counts[peer.name] = sessions.enter_context(peer.session(fastreg.get_num_threads()))
         except Exception as error:  # whatever a broken installation raises
-            note(f"{name} is left out: {type(error).__name__}: {error}")
+            note(f"{peer.name} is left out: {type(error).__name__}: {error}")
         else:
             peers.append(peer)
     return peers, counts
 
 
-def _measure_all(choices: argparse.Namespace, peers: Sequence[Peer], rows: list[Row]) -> None:
-    chosen = cases(choices.sizes, choices.models, choices.dtypes, choices.terms, choices.outputs)
+def _measure_all(
+    choices: argparse.Namespace, floors: Sequence[Peer], peers: Sequence[Peer], rows: list[Row]
+) -> None:
+    chosen = cases(
+        *(choices.sizes, choices.models, choices.dtypes, choices.terms, choices.outputs),
+        *(choices.memory, choices.before),
+    )
     with progress_bar() as progress:
         task = progress.add_task("starting", total=len(chosen))
         for workload in workloads(chosen):
             progress.update(task, description=f"{workload.case!s:40}")
-            rows.append(measure(workload, peers, choices.repeats))
+            rows.append(measure(workload, peers, choices.repeats, floors=floors))
             progress.advance(task)
             del workload  # its arrays go before the next ones come
 

@@ -2,8 +2,9 @@
 
 Contract: a turn runs each variant once, as a batch of calls long enough for the clock, in an order
 drawn anew: with a fixed one, even a rotating one, each variant would always find the cache as the
-same other one left it. A batch of several calls is preceded by one that is not timed; one whose
-threads keep spinning is followed by a rest. Times are seconds per call.
+same other one left it. Where a batch has several calls, that of each variant is preceded by one
+that is not timed, so that all find the cache as warm; one whose threads keep spinning is followed
+by a rest. Times are seconds per call.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from time import perf_counter, sleep
 #: A batch of calls takes at least this long, over a thousand ticks of any clock in use.
 BATCH_SECONDS = 200e-6
 
-#: Worker threads of OpenMP spin for two to three milliseconds after their call (measured with
-#: libgomp), and would take the processor from whoever is timed next.
-REST_SECONDS = 4e-3
+#: Worker threads of OpenMP spin after their call (libgomp's: three to eight milliseconds, by
+#: processor), and would take the processor from whoever is timed next.
+REST_SECONDS = 10e-3
 
 Call = Callable[[], object]
 
@@ -31,9 +32,9 @@ Timer = Callable[[str, Call], "float | Callable[[], float]"]
 InTurns = Callable[[Mapping[str, Call], int, Collection[str]], dict[str, list[float]]]
 
 
-def batch_time(call: Call, loops: int) -> float:
-    """Return seconds that ``loops`` calls take together, warm if there are several."""
-    if loops > 1:
+def batch_time(call: Call, loops: int, warm: bool = False) -> float:
+    """Return seconds that ``loops`` calls take together; warm if asked or if there are several."""
+    if warm or loops > 1:
         call()
     turns = repeat(None, loops)
     start = perf_counter()
@@ -63,12 +64,23 @@ def loops_for(call: Call, seconds: float = BATCH_SECONDS) -> int:
 def batches(calls: Mapping[str, Call], spinning: Collection[str] = ()) -> Timer:
     """Return a timer of batches by the host's clock; ``spinning`` are those to rest after."""
     loops = {name: loops_for(call) for name, call in calls.items()}
+    warm = any(count > 1 for count in loops.values())
 
     def taken(name: str, call: Call) -> float:
-        seconds = batch_time(call, loops[name]) / loops[name]
+        seconds = batch_time(call, loops[name], warm) / loops[name]
         if name in spinning:
             sleep(REST_SECONDS)
         return seconds
+
+    return taken
+
+
+def straight_after(operation: Call) -> Timer:
+    """Return a timer of single calls, each straight after an operation that is not timed."""
+
+    def taken(name: str, call: Call) -> float:
+        operation()
+        return batch_time(call, 1)
 
     return taken
 

@@ -16,9 +16,11 @@ from pathlib import Path
 import fastreg
 from fastreg._base import files
 from fastreg._base.arguments import MOST_THREADS
-from fastreg.bench.cases import DTYPES, OUTPUTS, TERMS
+from fastreg.bench import circumstances
+from fastreg.bench.cases import BEFORE, DTYPES, MEMORIES, NEW_OUTPUTS, OUTPUTS, TERMS
 from fastreg.bench.frameworks.known import FRAMEWORKS
 from fastreg.bench.frameworks.sizes import SIZES as FRAMEWORK_SIZES
+from fastreg.bench.headline import RECORDS_FOLDER, STAGES
 from fastreg.bench.peers import PEERS, installed
 from fastreg.bench.shapes import MODELS, parameters
 
@@ -34,13 +36,14 @@ RECORDS = {"json": "write everything as JSON", "csv": "write one line per varian
 DESCRIPTION = (
     "Time every case: one dtype, one penalty (terms), one kind of result (outputs), one size or "
     "model. Each is timed in turn with its floor, on the same threads, and with other libraries. "
-    "The floor is a bare loop over the same bytes: a read for value, a copy for gradient and "
-    "value+gradient, an addition for add and value+add. Every result is held against float64 "
-    "before it is timed."
+    "The floor is the fastest of the bare loops over the same bytes (fastreg's, NumPy's, and "
+    "torch's where torch takes part): a read for value, a copy for gradient and value+gradient, an "
+    "addition for add and value+add, a copy into a new array for new gradients. Every result is "
+    "held against float64 before it is timed."
 )
 EPILOG = (
-    "Lists are separated by commas. `python -m fastreg bench compare --help` and `python -m "
-    "fastreg bench frameworks --help` tell the options of these."
+    "Lists are separated by commas. `python -m fastreg bench COMMAND --help` tells the options of "
+    "a command."
 )
 COMPARE_EPILOG = (
     "A and B are two records written by `bench --json`, or two commits of the checkout that this "
@@ -55,6 +58,16 @@ FRAMEWORKS_EPILOG = (
     "to do the work of a row take turns, and leave the same behind before they are timed. What is "
     "not installed is named and left out."
 )
+RECORD_EPILOG = (
+    "Each stage is a run of `bench` or `bench frameworks` in a process of its own, and is kept as "
+    "soon as it is done; the others of the file stay. Stages: "
+    + "; ".join(f"{name}: {stage.summary}" for name, stage in STAGES.items())
+    + ". All take about ten minutes. Then `bench page` writes the tables of the documents."
+)
+PAGE_EPILOG = (
+    "In a page, what stands between `<!-- records: NAME -->` and `<!-- end of records -->` is "
+    "replaced by the table of that name."
+)
 
 
 class UsageError(Exception):
@@ -66,9 +79,9 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     add_cases(parser)
     parser.add_argument(
         "--peers",
-        type=names(PEERS),
+        type=lambda text: [] if text == "none" else names(PEERS)(text),
         metavar="A,B",
-        help="whom to compare with (default: those installed); "
+        help="whom to compare with, or none (default: those installed); "
         + "; ".join(f"{name}: {peer.summary}" for name, peer in PEERS.items()),
     )
     parser.add_argument(
@@ -76,6 +89,21 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         dest="step",
         action="store_false",
         help="leave out the penalties' share of a training step",
+    )
+    parser.add_argument(
+        "--memory",
+        type=names(MEMORIES),
+        metavar="A,B",
+        help="whose memory: aligned: NumPy's from a cache line on, a model in one piece; numpy, "
+        "torch: as their allocators give it, tensors one by one; small-pages: numpy's without "
+        "large pages (default: aligned)",
+    )
+    parser.add_argument(
+        "--before",
+        type=names(BEFORE),
+        metavar="A,B",
+        help="what runs before each timed call: nothing, or a parallel operation of torch, whose "
+        "threads still spin then (default: nothing)",
     )
     plot = f"draw times and shares of the floor ({', '.join(PLOT_SUFFIXES)})"
     _add_files(parser, **RECORDS, plot=plot)
@@ -97,11 +125,13 @@ def add_cases(parser: argparse.ArgumentParser) -> None:
         help=f"whole models, all tensors in one call (parameters: {counts}); default: none",
     )
     for name, known in (("dtypes", DTYPES), ("terms", TERMS), ("outputs", OUTPUTS)):
+        others = NEW_OUTPUTS if name == "outputs" else ()
         parser.add_argument(
             f"--{name}",
-            type=names(known),
+            type=names([*known, *others]),
             metavar="A,B",
-            help=f"some of {_joined(known)} (default: all)",
+            help=f"some of {_joined(known)} (default: all{' these' if others else ''})"
+            + (f", or of {_joined(others)}" if others else ""),
         )
     parser.add_argument(
         "--repeats",
@@ -149,6 +179,35 @@ def add_frameworks(parser: argparse.ArgumentParser) -> None:
     _add_files(parser, **RECORDS)
 
 
+def add_record(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``bench record`` to a parser."""
+    parser.add_argument(
+        "--stages",
+        type=names(STAGES),
+        metavar="A,B",
+        help="some of the stages below (default: all)",
+    )
+    parser.add_argument(
+        "--repeats",
+        type=positive,
+        default=REPEATS,
+        help=f"turns of each measurement (default: {REPEATS})",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the record (default: docs/records/PROCESSOR.json of the checkout)",
+    )
+
+
+def add_page(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``bench page`` to a parser."""
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; status 1 where a table is not theirs"
+    )
+
+
 def _add_files(parser: argparse.ArgumentParser, **files: str) -> None:
     for name, what in files.items():
         parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=what)
@@ -164,6 +223,9 @@ def complete(options: argparse.Namespace) -> None:
     options.dtypes = options.dtypes or list(DTYPES)
     options.terms = options.terms or list(QUICK_TERMS if quick else TERMS)
     options.outputs = options.outputs or list(OUTPUTS)
+    if "memory" in options:
+        options.memory = options.memory or list(MEMORIES[:1])
+        options.before = options.before or list(BEFORE[:1])
     if "peers" in options and options.peers is None:
         options.peers = installed(quick)
 
@@ -171,7 +233,11 @@ def complete(options: argparse.Namespace) -> None:
 def check(options: argparse.Namespace) -> None:
     """Refuse by a UsageError what would fail later: what is missing, and files that cannot be."""
     plot: Path | None = options.plot
-    check_cases(options, {} if plot is None else {"matplotlib": "--plot"})
+    needed = {} if plot is None else {"matplotlib": "--plot"}
+    for name in ("memory", "before"):
+        if "torch" in (getattr(options, name) or ()):
+            needed["torch"] = f"--{name} torch"
+    check_cases(options, needed)
     if plot is not None and plot.suffix.lower() not in PLOT_SUFFIXES:
         raise UsageError(f"--plot was {plot}; its suffix must be one of {_joined(PLOT_SUFFIXES)}")
     missing = [name for name in options.peers or () if not PEERS[name].available()]
@@ -186,7 +252,7 @@ def check(options: argparse.Namespace) -> None:
 
 def check_comparison(choices: argparse.Namespace) -> None:
     """Refuse by a UsageError what would fail later: A and B of two kinds, options of another."""
-    for option in ("peers", "csv", "plot"):
+    for option in ("peers", "memory", "before", "csv", "plot"):
         if getattr(choices, option) is not None:
             raise UsageError(f"--{option} is not for `compare`")
     check_files(choices, "json")
@@ -236,12 +302,35 @@ def check_frameworks(choices: argparse.Namespace) -> None:
     check_files(choices, "json", "csv")
 
 
+def check_record(choices: argparse.Namespace) -> None:
+    """Refuse by a UsageError what would fail later; missing peers are left out and named."""
+    require_backend()
+    require({"rich": "the progress bar", "ml_dtypes": "the dtype bf16"})
+    if choices.out is None:
+        choices.out = default_record()
+    check_files(choices, "out")
+
+
+def check_page(choices: argparse.Namespace) -> None:
+    """Refuse by a UsageError to look for pages outside a checkout."""
+    if not RECORDS_FOLDER.is_dir():
+        raise UsageError(f"{RECORDS_FOLDER} is not there; the pages are in a checkout")
+
+
+def default_record() -> Path:
+    """Return the file of this processor: in the checkout, else in the current directory."""
+    name = f"{circumstances.processor_name()}.json"
+    return RECORDS_FOLDER / name if RECORDS_FOLDER.is_dir() else Path(name)
+
+
 def check_cases(options: argparse.Namespace, needed: dict[str, str]) -> None:
     """Do the part of ``check`` for ``add_cases``; ``needed``: further package -> what for."""
     require_backend()
     needed = {"rich": "the table and the progress bar", **needed}
     if options.dtypes is None or "bf16" in options.dtypes:
         needed["ml_dtypes"] = "the dtype bf16"
+    if options.models and (new := set(options.outputs or ()) & {*NEW_OUTPUTS}):
+        raise UsageError(f"--outputs has {_joined(sorted(new))}: for --sizes, not for --models")
     require(needed)
 
 

@@ -45,7 +45,9 @@ def save(path: Path, circumstances: Circumstances, rows: Sequence[Row]) -> None:
     ]
     _times(upper, rows, dtypes, outputs)
 
-    lower.suptitle("speed as a share of the floor, the bare loop over the same bytes", fontsize=11)
+    lower.suptitle(
+        "speed as a share of the floor, the fastest bare loop over the same bytes", fontsize=11
+    )
     maps = lower.subplots(1, len(places), squeeze=False, sharey=True)[0]
     for axes, place in zip(maps, places, strict=True):
         chosen = [row for row in rows if row.case.place == place]
@@ -79,7 +81,11 @@ def _times(
             style = styles.get(name, {"color": colours.get(name), "linewidth": 1.2})
             found = sorted(
                 (
-                    (row.case.size, row.seconds(name), row.case.model)
+                    (
+                        row.case.size,
+                        row.seconds(row.floor if name == FLOOR else name),
+                        row.case.model,
+                    )
                     for row in cell
                     if name in row.samples
                 ),

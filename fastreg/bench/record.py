@@ -22,7 +22,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,8 @@ def _spreads(*names: str) -> tuple[str, ...]:
 
 
 CSV_COLUMNS = (
-    *("dtype", "terms", "outputs", "model", "elements", "bytes", "floor", "variant"),
+    *("dtype", "terms", "outputs", "model", "elements", "memory", "before", "threads"),
+    *("bytes", "floor", "variant"),
     *_spreads("seconds"),
     "gb_per_s",
     *_spreads("share_of_floor", "times_fastreg"),
@@ -84,7 +85,19 @@ def write_stage(path: Path, name: str, document: Mapping[str, Any]) -> None:
     if path.exists():
         stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
     whole = {"schema": SCHEMA, "stages": {**stages, name: document}}
-    files.replace_text(path, json.dumps(whole, indent=1) + "\n")
+    files.replace_text(path, _in_lines(whole) + "\n")
+
+
+def _in_lines(value: Any, indent: str = "\n") -> str:
+    """Return JSON in which what holds no lists and no objects, as samples do, is one line."""
+    parts = value.values() if isinstance(value, dict) else value
+    if not isinstance(value, (dict, list)) or not any(isinstance(p, (dict, list)) for p in parts):
+        return json.dumps(value)
+    deeper = f"{indent} "
+    if isinstance(value, list):
+        return f"[{deeper}{f',{deeper}'.join(_in_lines(p, deeper) for p in value)}{indent}]"
+    items = (f"{json.dumps(key)}: {_in_lines(p, deeper)}" for key, p in value.items())
+    return f"{{{deeper}{f',{deeper}'.join(items)}{indent}}}"
 
 
 def from_json(document: Mapping[str, Any]) -> Record:
@@ -99,6 +112,27 @@ def from_json(document: Mapping[str, Any]) -> Record:
     return Record(Circumstances(**known), [row_from_json(row) for row in document["rows"]])
 
 
+def stages_from_json(document: Mapping[str, Any]) -> dict[str, Record]:
+    """Return the runs of a file by stage; a case has its threads where these differ.
+
+    Raises
+    ------
+    ValueError, LookupError, TypeError, AttributeError
+        It has no such stages.
+    """
+    stages = {name: from_json(stage) for name, stage in document["stages"].items()}
+    if len({run.circumstances.threads for run in stages.values()}) > 1:
+        for run in stages.values():
+            threads = run.circumstances.threads
+            run.rows[:] = [
+                replace(row, what=replace(row.what, threads=threads))
+                if isinstance(row.what, Case)
+                else row
+                for row in run.rows
+            ]
+    return stages
+
+
 def read_json(path: Path) -> Record:
     """Return what ``write_json`` wrote, the training step aside, or the rows of all stages.
 
@@ -111,9 +145,9 @@ def read_json(path: Path) -> Record:
         document = json.loads(path.read_text(encoding="utf-8"))
         schema = document["schema"]
         if schema == SCHEMA:
-            stages = [from_json(stage) for stage in document.get("stages", {}).values()]
-            if not stages:
+            if "stages" not in document:
                 return from_json(document)
+            stages = list(stages_from_json(document).values())
             return Record(stages[0].circumstances, [row for stage in stages for row in stage.rows])
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError("it is no record of `python -m fastreg bench --json`") from error
@@ -197,7 +231,7 @@ def row_from_json(row: Mapping[str, Any]) -> Row:
     if len({len(sample) for sample in samples.values()}) > 1:
         raise ValueError("samples of a row are of the same turns")
     return Row(
-        what=kind(**{f.name: row[f.name] for f in fields(kind)}),
+        what=kind(**{f.name: row[f.name] for f in fields(kind) if f.name in row}),
         samples=samples,
         blanks=row["blanks"],
         errors={n: Errors(**found["errors"]) for n, found in variants.items() if "errors" in found},

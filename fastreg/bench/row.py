@@ -70,18 +70,23 @@ class Row:
     @property
     def compared(self) -> list[str]:
         """The variants of a case that are peers."""
-        others = (OWN, self.floor, COPY, ONE_TENSOR)
+        others = (OWN, *self.floors, COPY, ONE_TENSOR)
         return [name for name in self.samples if name not in others]
 
     @property
+    def floors(self) -> list[str]:
+        """The variants that are bare loops over the bytes of a case."""
+        return [name for name in self.samples if name.split("-")[0] == FLOOR] or [self.case.floor]
+
+    @property
     def floor(self) -> str:
-        """The variant that is the floor of a case."""
-        return FLOOR if FLOOR in self.samples else self.case.floor
+        """The floor of a case: the fastest of the bare loops."""
+        return min(self.floors, key=lambda name: median(self.samples[name]))
 
     @property
     def yardstick(self) -> str:
         """The variant that tells what the machine did, where two runs are compared."""
-        return self.work.usual if isinstance(self.what, Work) else self.floor
+        return self.work.usual if isinstance(self.what, Work) else self.floors[0]
 
     def seconds(self, name: str) -> Spread:
         """Return median and quartiles of the time per call."""
@@ -94,6 +99,10 @@ class Row:
     def share_of_floor(self, name: str) -> Spread:
         """Return the floor's time over this one's (1.0: as fast as the bare loop)."""
         return Spread.of_ratio(self.samples[self.floor], self.samples[name])
+
+    def times_floor(self, name: str) -> Spread:
+        """Return this one's time over the floor's (1.0: as fast as the bare loop)."""
+        return Spread.of_ratio(self.samples[name], self.samples[self.floor])
 
     def share_of_copy(self, name: str) -> Spread:
         """Return bytes per second over those of the device's copy."""

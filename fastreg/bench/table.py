@@ -130,6 +130,7 @@ def table(circumstances: Circumstances, rows: Sequence[Row], detail: Detail = De
     for row in rows:
         labels, lines = lines_of(row, narrow)
         lines += [(name, "-") for name in row.blanks]
+        labels = [*labels[: len(lines) - 1], ", ".join(labels[len(lines) - 1 :])]
         labels += [""] * (len(lines) - len(labels))
         sections.append(
             [(label, *line[: 1 + len(numbers)]) for label, line in zip(labels, lines, strict=True)]
@@ -144,6 +145,7 @@ _Lines = tuple[list[str], list[tuple[str, ...]]]
 def _of_case(row: Row, narrow: bool) -> _Lines:
     case = row.case
     labels = [f"{case.dtype} {case.terms} {case.outputs}", case.model or f"{case.size:,} elements"]
+    labels += case.setting
     lines: list[tuple[str, ...]] = []
     for name in row.samples:
         share = case.floor if name == row.floor else percentage(row.share_of_floor(name), narrow)

@@ -123,10 +123,9 @@ def fingerprint(workload: Any, prepared: Any) -> str:
     from zlib import crc32
 
     from fastreg.bench.accuracy import START
-    from fastreg.bench.cases import OUTPUTS
 
     workload.fill_gradients(START)
-    outputs = OUTPUTS[workload.case.outputs]
+    outputs = workload.case.returns
     result = prepared.call()
     value = prepared.value(result).hex() if outputs.has_value else ""
     checksum = 0

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fastreg.bench import circumstances
+from fastreg.bench.cases import Case
+from fastreg.bench.row import Row
 
 
 def test_caches_pages_and_allocator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,3 +47,59 @@ def test_what_the_system_does_not_tell(tmp_path: Path, monkeypatch: pytest.Monke
 def test_no_commit_outside_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(circumstances.fastreg, "__file__", str(tmp_path / "fastreg" / "x.py"))
     assert circumstances.commit() is None
+
+
+def test_settings_that_change_a_peer_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(circumstances.settings()):
+        monkeypatch.delenv(name)
+    assert circumstances.settings() == {}
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Prescott")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    found = circumstances.Circumstances.here("", 1, {}, [])
+    assert found.settings == {"OMP_WAIT_POLICY": "passive", "OPENBLAS_CORETYPE": "Prescott"}
+    assert found.doubts([])[:2] == [
+        "set: OMP_WAIT_POLICY=passive",
+        "set: OPENBLAS_CORETYPE=Prescott",
+    ]
+
+
+def test_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "vendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n"
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{text}\nprocessor\t: 1\nmodel\t\t: 18\n")
+    monkeypatch.setattr(circumstances, "CPUS", tmp_path / "cpuinfo")
+    assert circumstances.processor() == {
+        "vendor": "AuthenticAMD",
+        "family": "25",
+        "model": "17",
+        "name": "AMD EPYC",
+    }
+    assert circumstances.processor_name().startswith("amd-epyc-family-25-model-17-")
+
+
+def test_what_others_did_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = tmp_path / "stat"
+    times.write_text("cpu 100 0 100 1000 0 0 0 0 0 0\ncpu0 1\n")
+    monkeypatch.setattr(circumstances, "CPU_TIMES", times)
+    monkeypatch.setattr(circumstances.os, "times", lambda: (0.0,) * 5)
+    watch = circumstances.Watch()
+    times.write_text("cpu 200 0 100 1150 0 0 0 250 0 0\ncpu0 1\n")
+    assert watch.others() == {"processes": 0.2, "other guests": 0.5}
+    found = circumstances.Circumstances.here("", 1, {}, [])
+    (doubt,) = replace(found, settings={}, load=1.5, others=watch.others()).doubts([])
+    assert doubt == (
+        "busy: of the processors' time others had: processes 20%, other guests 50% "
+        "(load average 1.5 when the run began)"
+    )
+    times.unlink()
+    assert circumstances.Watch().others() is None
+
+
+def test_wide_floors_are_told() -> None:
+    found = replace(circumstances.Circumstances.here("", 1, {}, []), settings={})
+    case = Case("f32", "L1", "value", 64)
+    steady = Row(case, {"floor": [1.0, 1.0, 1.0]})
+    wide = Row(case, {"floor": [0.5, 1.0, 1.5]})
+    assert found.doubts([steady]) == []
+    assert found.doubts([wide]) == [
+        "noisy: the quartiles of the bare loops lie 50% apart, in the median"
+    ]

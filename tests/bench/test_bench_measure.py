@@ -67,6 +67,18 @@ def test_several_calls_are_preceded_by_one_that_is_not_timed() -> None:
     assert batch_time(lambda: sleep(next(pauses)), 2) < 0.05
 
 
+def test_all_variants_of_a_turn_are_as_warm() -> None:
+    calls = 0
+
+    def slow() -> None:
+        nonlocal calls
+        calls += 1
+        sleep(60 * BATCH_SECONDS)
+
+    interleave({"slow": slow, "quick": lambda: None}, 3)
+    assert calls == 1 + 3 * 2
+
+
 def test_who_spins_is_followed_by_a_rest() -> None:
     def call() -> None:
         sleep(2 * BATCH_SECONDS)

@@ -66,6 +66,9 @@ def test_a_run_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[s
         "outputs": "value",
         "size": 64,
         "model": "",
+        "memory": "aligned",
+        "before": "nothing",
+        "threads": 0,
         "bytes": 256,
         "floor": "read",
         "blanks": {},
@@ -83,8 +86,9 @@ def test_a_run_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[s
     with table.open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert tuple(lines[0]) == CSV_COLUMNS
-    assert len(lines) == cells * 3 + cells // 2
-    assert [line["variant"] for line in lines[:3]] == ["fastreg", "floor", "numpy"]
+    assert len(lines) == cells * 4 + cells // 2
+    variants = ["fastreg", "floor", "floor-numpy", "numpy"]
+    assert [line["variant"] for line in lines[:4]] == variants
     assert float(lines[0]["seconds"]) == data["rows"][0]["variants"]["fastreg"]["seconds"]["median"]
     assert lines[0]["gradient_error"] == ""
 
@@ -118,7 +122,8 @@ def test_a_model_beside_one_tensor(
     assert "one tensor" in capsys.readouterr().out
     data = json.loads(path.read_text())
     assert [(row["model"], row["size"]) for row in data["rows"]] == [("tiny", 43)] * 2
-    assert set(data["rows"][0]["variants"]) == {"fastreg", "floor", "one tensor", "numpy"}
+    variants = {"fastreg", "floor", "floor-numpy", "one tensor", "numpy"}
+    assert set(data["rows"][0]["variants"]) == variants
 
 
 def parsed(*arguments: str) -> argparse.Namespace:
@@ -240,10 +245,10 @@ def test_an_interrupted_run_keeps_what_it_has(
 
     measure, rows = cli.measure, []
 
-    def interrupted(*arguments: Any) -> Row:
+    def interrupted(*arguments: Any, **options: Any) -> Row:
         if rows:
             raise stop
-        rows.append(measure(*arguments))
+        rows.append(measure(*arguments, **options))
         return rows[0]
 
     monkeypatch.setattr(cli, "measure", interrupted)

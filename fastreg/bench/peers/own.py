@@ -1,4 +1,4 @@
-"""fastreg itself, and the floors it is held against."""
+"""fastreg itself."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 import fastreg
-from fastreg._info import native_core
-from fastreg.bench.cases import OUTPUTS
+from fastreg.bench.cases import Case
 from fastreg.bench.peers.base import Peer, Prepared
-from fastreg.bench.row import FLOOR, OWN
+from fastreg.bench.peers.with_torch import as_tensor
+from fastreg.bench.row import OWN
 from fastreg.bench.workloads import Array, Workload
 from fastreg.regularizers import L1L2
 
@@ -41,10 +41,10 @@ def entries_for(w: Array) -> Any:
 
 
 class Fastreg(Peer):
-    """The public methods, with preallocated outputs.
+    """The public methods, with preallocated outputs unless the case wants new ones.
 
     Where no public method takes outputs (gradients of many tensors) or leaves the value out (add),
-    the entry point below them is measured.
+    the entry point below them is measured. Memory of torch comes as torch's tensors.
     """
 
     name = OWN
@@ -52,16 +52,26 @@ class Fastreg(Peer):
     value_tolerance = 1e-12  # its sums are in float64
 
     def make(self, workload: Workload) -> Prepared:
-        tensors = workload.tensors
-        call = self._many(workload) if len(tensors.weights) > 1 else self._one(workload)
+        case, tensors = workload.case, workload.tensors
+        weights, gradients = tensors.weights, tensors.gradients
+        if case.memory == "torch":
+            torch: Any = import_module("torch")
+            weights, gradients = (
+                [as_tensor(torch, array) for array in arrays] for arrays in (weights, gradients)
+            )
+        many = len(weights) > 1
+        call = (
+            self._many(case, weights, gradients) if many else self._one(case, *weights, *gradients)
+        )
+        if case.makes_arrays:
+            return Prepared(call, lambda: _arrays_of(call()), _first_of_pair)
         return Prepared(call, lambda: tensors.gradients, _first_of_pair)
 
     @staticmethod
-    def _one(workload: Workload) -> Any:
-        (w,), (g,) = workload.tensors.weights, workload.tensors.gradients
-        l1, l2 = workload.case.strengths
+    def _one(case: Case, w: Any, g: Any) -> Any:
+        l1, l2 = case.strengths
         regularizer = L1L2(l1, l2)
-        match workload.case.outputs:
+        match case.outputs:
             case "value":
                 return partial(regularizer, w)
             case "gradient":
@@ -70,27 +80,33 @@ class Fastreg(Peer):
                 return partial(regularizer.value_and_grad, w, g)
             case "value+add":
                 return partial(regularizer.accumulate, w, g)
-            case outputs:
-                mask = OUTPUTS[outputs].mask
+            case "new-gradient":
+                return partial(regularizer.gradient, w)
+            case "value+new-gradient":
+                return partial(regularizer.value_and_grad, w)
+            case _:
+                mask = case.returns.mask
                 return partial(entries_for(w).evaluate_one, mask, w, g, l1, l2, 1.0, 1.0)
 
     @staticmethod
-    def _many(workload: Workload) -> Any:
-        weights = {str(n): w for n, w in enumerate(workload.tensors.weights)}
-        gradients = dict(zip(weights, workload.tensors.gradients, strict=True))
-        strengths = workload.case.strengths
-        match workload.case.outputs:
+    def _many(case: Case, weights: list[Any], gradients: list[Any]) -> Any:
+        named = {str(n): w for n, w in enumerate(weights)}
+        strengths = case.strengths
+        match case.outputs:
             case "value":
-                return fastreg.attach(weights, L1L2(*strengths)).value
+                return fastreg.attach(named, L1L2(*strengths)).value
             case "value+add":
-                return partial(fastreg.attach(weights, L1L2(*strengths)).accumulate, gradients)
-            case outputs:
+                accumulate = fastreg.attach(named, L1L2(*strengths)).accumulate
+                return partial(accumulate, dict(zip(named, gradients, strict=True)))
+            case outputs if case.makes_arrays:
+                raise ValueError(f"{outputs} is measured on one tensor, not on all of a model")
+            case _:
                 return partial(
-                    entries_for(workload.tensors.weights[0]).evaluate_many,
-                    OUTPUTS[outputs].mask,
+                    entries_for(weights[0]).evaluate_many,
+                    case.returns.mask,
+                    tuple(named),
                     tuple(weights),
-                    tuple(weights.values()),
-                    tuple(gradients.values()),
+                    tuple(gradients),
                     (strengths,),
                     (0,) * len(weights),
                     1.0,
@@ -99,58 +115,10 @@ class Fastreg(Peer):
                 )
 
 
-class Floor(Peer):
-    """Bare loops over the same bytes, on the core's own threads; NumPy's where there is no core.
-
-    The addition is in float32 or float64; half precision adds its bytes as float32, so that the
-    floor is memory and not conversion.
-    """
-
-    name = FLOOR
-    summary = "a bare loop over the same bytes"
-
-    def make(self, workload: Workload) -> Prepared:
-        loops: Any = native_core() if backend.name == "native" else _NumpyLoops
-        kind = workload.case.floor
-        (weights,) = workload.as_one.weights
-        source, destination = (
-            _plain(array, kind == "add") for array in (weights, workload.scratch)
-        )
-        match kind:
-            case "read":
-                call = partial(loops.floor_read, source)
-            case "copy":
-                call = partial(loops.floor_copy, destination, source)
-            case _:
-                call = partial(loops.floor_add, destination, source)
-        return Prepared(call, lambda: (workload.scratch,))
-
-
-class _NumpyLoops:
-    """The floors of the fallback, under the names which the core gives them."""
-
-    @staticmethod
-    def floor_read(source: Array) -> object:
-        # the quickest reduction that NumPy has: no arithmetic, whole registers
-        result: object = np.bitwise_or.reduce(source.view(f"u{source.itemsize}"))
-        return result
-
-    @staticmethod
-    def floor_copy(destination: Array, source: Array) -> None:
-        np.copyto(destination, source)
-
-    @staticmethod
-    def floor_add(destination: Array, source: Array) -> None:
-        np.add(destination, source, out=destination)
-
-
-def _plain(array: Array, adds: bool) -> Array:
-    """Return the bytes as a dtype which every loop takes: no bf16, and no half when adding."""
-    if array.itemsize != 2:
-        return array
-    if adds:
-        return array[: array.size // 2 * 2].view(np.float32)
-    return array.view(np.uint16)
+def _arrays_of(result: Any) -> tuple[Array]:
+    """Return the new gradient as an array of NumPy, be it alone or with a value."""
+    gradient = result[1] if isinstance(result, tuple) else result
+    return (gradient if isinstance(gradient, np.ndarray) else gradient.double().numpy(),)
 
 
 def _first_of_pair(result: Any) -> float:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
 
-from fastreg.bench.cases import OUTPUTS
+from fastreg.bench.cases import Outputs
 from fastreg.bench.peers.base import Peer, Prepared
 from fastreg.bench.workloads import Workload
 
@@ -33,39 +34,15 @@ class Numba(Peer):
     def make(self, workload: Workload) -> Prepared | None:
         if workload.case.is_half:
             return None
-        numba: Any = importlib.import_module("numba")
-        prange = numba.prange
         tensors = workload.tensors
-        kind = tensors.weights[0].dtype.type
-        outputs = OUTPUTS[workload.case.outputs]
-        has_l1, has_l2 = (strength > 0 for strength in workload.case.strengths)
-        has_value, has_gradient, adds = outputs.has_value, bool(outputs.mask & 6), outputs.adds
-        l1, l2 = (kind(strength) for strength in workload.case.strengths)
-        minus_l1, two_l2, zero = -l1, 2 * l2, kind(0)
-
-        none = (self.sum_type or kind)(0)
-
-        def penalty(w: Any, g: Any) -> Any:
-            magnitudes = none
-            squares = none
-            for i in prange(w.size):
-                x = w[i]
-                if has_value:
-                    if has_l1:
-                        magnitudes += abs(x)
-                    if has_l2:
-                        squares += x * x
-                if has_gradient:
-                    slope = zero
-                    if has_l1:
-                        slope = l1 if x > 0 else (minus_l1 if x < 0 else zero)
-                    if has_l2:
-                        slope += two_l2 * x
-                    g[i] = g[i] + slope if adds else slope
-            return l1 * magnitudes + l2 * squares
-
-        serial = numba.njit(fastmath=True)(penalty)
-        parallel = numba.njit(fastmath=True, parallel=True)(penalty)
+        kind: Any = tensors.weights[0].dtype.type
+        sums: Any = self.sum_type or kind
+        serial, parallel = compiled(
+            workload.case.returns,
+            kind,
+            sums,
+            *(kind(strength) for strength in workload.case.strengths),
+        )
         work = [
             (serial if w.size < SERIAL_BELOW else parallel, w.reshape(-1), g.reshape(-1))
             for w, g in zip(tensors.weights, tensors.gradients, strict=True)
@@ -92,5 +69,38 @@ class NumbaSingle(Numba):
 
     def make(self, workload: Workload) -> Prepared | None:
         case = workload.case
-        sums = case.dtype == "f32" and OUTPUTS[case.outputs].has_value
+        sums = case.dtype == "f32" and case.returns.has_value
         return super().make(workload) if sums else None
+
+
+@cache
+def compiled(outputs: Outputs, kind: Any, sum_type: Any, l1: Any, l2: Any) -> tuple[Any, Any]:
+    """Return the loop over weights and gradients without threads and with; all sizes share it."""
+    numba: Any = importlib.import_module("numba")
+    prange = numba.prange
+    has_l1, has_l2 = l1 > 0, l2 > 0
+    has_value, has_gradient, adds = outputs.has_value, bool(outputs.mask & 6), outputs.adds
+    minus_l1, two_l2, zero, none = -l1, 2 * l2, kind(0), sum_type(0)
+
+    def penalty(w: Any, g: Any) -> Any:
+        magnitudes = none
+        squares = none
+        for i in prange(w.size):
+            x = w[i]
+            if has_value:
+                if has_l1:
+                    magnitudes += abs(x)
+                if has_l2:
+                    squares += x * x
+            if has_gradient:
+                slope = zero
+                if has_l1:
+                    slope = l1 if x > 0 else (minus_l1 if x < 0 else zero)
+                if has_l2:
+                    slope += two_l2 * x
+                g[i] = g[i] + slope if adds else slope
+        return l1 * magnitudes + l2 * squares
+
+    serial = numba.njit(fastmath=True)(penalty)
+    parallel = numba.njit(fastmath=True, parallel=True)(penalty)
+    return serial, parallel
