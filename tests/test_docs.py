@@ -125,9 +125,8 @@ def test_what_a_command_names_is_there(path, line, capsys):
         known = presets["buildPresets" if kind else "configurePresets"]
         assert name in [preset["name"] for preset in known]
     for words in re.findall(r"-m fastreg ([^#&|]*)", line):
-        named = [
-            word for word in words.split() if word in ("info", "bench", "compare", "frameworks")
-        ]
+        commands = ("info", "bench", "compare", "frameworks", "record", "page")
+        named = [word for word in words.split() if word in commands]
         with pytest.raises(SystemExit) as ended:
             main([*named, "--help"])
         assert ended.value.code == 0

@@ -13,6 +13,8 @@ each with one reason to exist:
 - ``step``: the penalties' share of a training step, with layers and by hand;
 - ``circumstances``, ``record``: where and how it was measured, and rows as JSON and CSV;
 - ``table``, ``plot``, ``screen``: rows as a table and as a picture, and the terminal;
+- ``headline``, ``bars``, ``page``: the record of a processor, what it is meant to reach, and the
+  tables of the documents;
 - ``compare``, ``commits``, ``turns``: two records, or two commits measured by two processes;
 - ``options``, ``cli``: the options and the runs.
 

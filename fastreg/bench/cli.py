@@ -42,7 +42,7 @@ def run(choices: argparse.Namespace) -> int:
     with threads(choices.threads), ExitStack() as sessions:
         peers, peer_threads = _enter(sessions, [PEERS[name] for name in choices.peers])
         floors: list[Peer] = list(FLOORS)
-        with_torch = "torch" in (*choices.memory, *choices.before)
+        with_torch = "torch" in (*choices.memory, *choices.runs_before)
         if with_torch or any("torch" in peer.modules for peer in peers):
             own, counts = _enter(sessions, [TorchFloor()])
             floors += own
@@ -218,7 +218,7 @@ def _measure_all(
 ) -> None:
     chosen = cases(
         *(choices.sizes, choices.models, choices.dtypes, choices.terms, choices.outputs),
-        *(choices.memory, choices.before),
+        *(choices.memory, choices.runs_before),
     )
     with progress_bar() as progress:
         task = progress.add_task("starting", total=len(chosen))

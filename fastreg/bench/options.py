@@ -100,6 +100,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--before",
+        dest="runs_before",  # `compare` has a before of its own
         type=names(BEFORE),
         metavar="A,B",
         help="what runs before each timed call: nothing, or a parallel operation of torch, whose "
@@ -197,7 +198,7 @@ def add_record(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="FILE",
-        help="the record (default: docs/records/PROCESSOR.json of the checkout)",
+        help="the record (default: in docs/records of the checkout, named after the processor)",
     )
 
 
@@ -225,7 +226,7 @@ def complete(options: argparse.Namespace) -> None:
     options.outputs = options.outputs or list(OUTPUTS)
     if "memory" in options:
         options.memory = options.memory or list(MEMORIES[:1])
-        options.before = options.before or list(BEFORE[:1])
+        options.runs_before = options.runs_before or list(BEFORE[:1])
     if "peers" in options and options.peers is None:
         options.peers = installed(quick)
 
@@ -234,8 +235,8 @@ def check(options: argparse.Namespace) -> None:
     """Refuse by a UsageError what would fail later: what is missing, and files that cannot be."""
     plot: Path | None = options.plot
     needed = {} if plot is None else {"matplotlib": "--plot"}
-    for name in ("memory", "before"):
-        if "torch" in (getattr(options, name) or ()):
+    for name, chosen in (("memory", options.memory), ("before", options.runs_before)):
+        if "torch" in (chosen or ()):
             needed["torch"] = f"--{name} torch"
     check_cases(options, needed)
     if plot is not None and plot.suffix.lower() not in PLOT_SUFFIXES:
@@ -252,9 +253,9 @@ def check(options: argparse.Namespace) -> None:
 
 def check_comparison(choices: argparse.Namespace) -> None:
     """Refuse by a UsageError what would fail later: A and B of two kinds, options of another."""
-    for option in ("peers", "memory", "before", "csv", "plot"):
+    for option in ("peers", "memory", "runs_before", "csv", "plot"):
         if getattr(choices, option) is not None:
-            raise UsageError(f"--{option} is not for `compare`")
+            raise UsageError(f"--{option.removeprefix('runs_')} is not for `compare`")
     check_files(choices, "json")
     require({"rich": "the table and the progress bar"})
     sides = (choices.before, choices.after)
