@@ -72,6 +72,8 @@ class Circumstances:
     #: Vendor, name, family, model and stepping, as far as the system tells.
     processor: dict[str, str] | None = None
     compiler: str | None = None
+    #: What the core does otherwise by processor, as it says it.
+    policy: dict[str, Any] | None = None
     #: Of the environment: what slows or changes who takes part.
     settings: dict[str, str] | None = None
     #: The load average when the run began, and the shares of the processors which other processes
@@ -101,6 +103,7 @@ class Circumstances:
             commit=commit(),
             processor=processor(),
             compiler=compiler(),
+            policy=policy(),
             settings=settings(),
             load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         )
@@ -193,6 +196,12 @@ def compiler() -> str | None:
     """Return what has built the core."""
     core = _info.native_core()
     return None if core is None else str(core.build_info()["compiler"])
+
+
+def policy() -> dict[str, Any] | None:
+    """Return the core's policy; None where there is no core, or an older one."""
+    ask = getattr(_info.native_core(), "policy", None)
+    return None if ask is None else dict(ask())
 
 
 def settings() -> dict[str, str]:

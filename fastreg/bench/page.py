@@ -151,10 +151,10 @@ def _machine(found: Circumstances) -> str:
         for cache in memory.get("caches", ())
         if cache["type"] != "Instruction"
     )
+    policy = f"; policy {found.policy['name']}" if found.policy else ""
     pages = f"pages of {memory.get('page_bytes')} bytes, large ones: {memory.get('huge_pages')}"
-    return (
-        f"{found.instruction_set}; {caches}; {pages}; {found.machine['system']}; {found.compiler}."
-    )
+    system = f"{found.machine['system']}; {found.compiler}"
+    return f"{found.instruction_set}{policy}; {caches}; {pages}; {system}."
 
 
 def _software(of: Sequence[Circumstances]) -> str:

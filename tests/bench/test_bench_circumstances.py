@@ -103,3 +103,11 @@ def test_wide_floors_are_told() -> None:
     assert found.doubts([wide]) == [
         "noisy: the quartiles of the bare loops lie 50% apart, in the median"
     ]
+
+
+def test_the_policy_is_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    core = circumstances._info.native_core()
+    if core is not None:
+        assert circumstances.policy() == core.policy()
+    monkeypatch.setattr(circumstances._info, "native_core", lambda: None)
+    assert circumstances.policy() is None
