@@ -23,7 +23,7 @@ from fastreg.bench.circumstances import Circumstances, Watch
 from fastreg.bench.frameworks import base
 from fastreg.bench.frameworks.known import FRAMEWORKS
 from fastreg.bench.frameworks.worker import rows_of
-from fastreg.bench.peers import FLOORS, PEERS, Peer, TorchFloor
+from fastreg.bench.peers import FLOORS, PEERS, Peer, TorchFloor, under_policies
 from fastreg.bench.row import Row
 from fastreg.bench.run import measure
 from fastreg.bench.screen import note, progress_bar, show, show_table
@@ -41,16 +41,17 @@ def run(choices: argparse.Namespace) -> int:
     watch = Watch()
     with threads(choices.threads), ExitStack() as sessions:
         peers, peer_threads = _enter(sessions, [PEERS[name] for name in choices.peers])
+        own, forced = sessions.enter_context(under_policies(choices.policies or ()))
         floors: list[Peer] = list(FLOORS)
         with_torch = "torch" in (*choices.memory, *choices.runs_before)
         if with_torch or any("torch" in peer.modules for peer in peers):
-            own, counts = _enter(sessions, [TorchFloor()])
-            floors += own
+            others, counts = _enter(sessions, [TorchFloor()])
+            floors += others
             peer_threads |= counts
         modules = dict.fromkeys(module for one in (*floors, *peers) for module in one.modules)
         circumstances = _circumstances(choices, list(modules), peer_threads)
         try:
-            _measure_all(choices, floors, peers, rows)
+            _measure_all(choices, own, floors, [*forced, *peers], rows)
             if choices.step:
                 training = base.measure(step.setting(), choices.repeats)
         except KeyboardInterrupt:
@@ -214,7 +215,11 @@ def _enter(sessions: ExitStack, chosen: Sequence[Peer]) -> tuple[list[Peer], dic
 
 
 def _measure_all(
-    choices: argparse.Namespace, floors: Sequence[Peer], peers: Sequence[Peer], rows: list[Row]
+    choices: argparse.Namespace,
+    own: Peer,
+    floors: Sequence[Peer],
+    peers: Sequence[Peer],
+    rows: list[Row],
 ) -> None:
     chosen = cases(
         *(choices.sizes, choices.models, choices.dtypes, choices.terms, choices.outputs),
@@ -224,7 +229,7 @@ def _measure_all(
         task = progress.add_task("starting", total=len(chosen))
         for workload in workloads(chosen):
             progress.update(task, description=f"{workload.case!s:40}")
-            rows.append(measure(workload, peers, choices.repeats, floors=floors))
+            rows.append(measure(workload, peers, choices.repeats, own, floors))
             progress.advance(task)
             del workload  # its arrays go before the next ones come
 

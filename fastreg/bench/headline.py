@@ -93,6 +93,11 @@ STAGES = {
         "peers from DRAM on one thread", f"--sizes 16777216 {FLOATS} {THREE}", SUMS, threads=1
     ),
     "largest": Stage("peers at 64 million elements", f"--sizes 64000000 {FLOATS} {THREE}", SUMS),
+    "policies": Stage(
+        "the policy in use beside each of the others",
+        f"--sizes 65536,1048576,4194304,{LARGE} {FLOATS} --outputs value,value+gradient,value+add "
+        "--memory numpy --policies all",
+    ),
     "models": Stage(
         "a model, tensors allocated one by one",
         "--models resnet50 --dtypes f32 --terms L1L2 --outputs value,value+add "

@@ -91,12 +91,15 @@ def interleave(
     spinning: Collection[str] = (),
     timer: Timer | None = None,
     is_enough: Callable[[int], bool] = lambda turns: False,
+    before: Mapping[str, Call] | None = None,
 ) -> dict[str, list[float]]:
     """Time the calls in turns: name -> ``repeats`` times in seconds per call, in step.
 
     ``timer`` is one of :func:`batches` unless it is given, ``spinning`` are the names of those to
-    rest after. ``is_enough`` may end the turns early; it gets how many there were.
+    rest after. ``is_enough`` may end the turns early; it gets how many there were. ``before`` has
+    what a variant needs before each of its batches, which is not timed.
     """
+    before = before or {}
     timer = timer or batches(calls, spinning)
     samples: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
@@ -104,12 +107,19 @@ def interleave(
     with no_collection():
         for turn in range(repeats):
             shuffle(order)
-            taken = {name: timer(name, calls[name]) for name in order}
+            taken = {}
+            for name in order:
+                before.get(name, _nothing)()
+                taken[name] = timer(name, calls[name])
             for name, seconds in taken.items():
                 samples[name].append(seconds() if callable(seconds) else seconds)
             if is_enough(turn + 1):
                 break
     return samples
+
+
+def _nothing() -> None:
+    pass
 
 
 @contextmanager

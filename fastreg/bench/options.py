@@ -21,7 +21,7 @@ from fastreg.bench.cases import BEFORE, DTYPES, MEMORIES, NEW_OUTPUTS, OUTPUTS, 
 from fastreg.bench.frameworks.known import FRAMEWORKS
 from fastreg.bench.frameworks.sizes import SIZES as FRAMEWORK_SIZES
 from fastreg.bench.headline import RECORDS_FOLDER, STAGES
-from fastreg.bench.peers import PEERS, installed
+from fastreg.bench.peers import PEERS, installed, policy_names
 from fastreg.bench.shapes import MODELS, parameters
 
 SIZES = (64, 1_000, 65_536, 1_048_576, 16_777_216)
@@ -105,6 +105,12 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help="what runs before each timed call: nothing, or a parallel operation of torch, whose "
         "threads still spin then (default: nothing)",
+    )
+    parser.add_argument(
+        "--policies",
+        type=lambda text: policy_names() if text == "all" else names(policy_names())(text),
+        metavar="A,B",
+        help="fastreg under these policies as well, or under all that the core has (default: none)",
     )
     plot = f"draw times and shares of the floor ({', '.join(PLOT_SUFFIXES)})"
     _add_files(parser, **RECORDS, plot=plot)
@@ -253,7 +259,7 @@ def check(options: argparse.Namespace) -> None:
 
 def check_comparison(choices: argparse.Namespace) -> None:
     """Refuse by a UsageError what would fail later: A and B of two kinds, options of another."""
-    for option in ("peers", "memory", "runs_before", "csv", "plot"):
+    for option in ("peers", "memory", "runs_before", "policies", "csv", "plot"):
         if getattr(choices, option) is not None:
             raise UsageError(f"--{option.removeprefix('runs_')} is not for `compare`")
     check_files(choices, "json")

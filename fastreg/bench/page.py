@@ -197,6 +197,22 @@ def _by_size(found: Sequence[Processor], stages: Sequence[str], heads: Sequence[
     return f"{_markdown(_heads(found, heads), columns, _in_order(cells))}\n\n{LOOPS}"
 
 
+def policies(found: Sequence[Processor]) -> str:
+    """Return times the best policy, by size."""
+    heads = ("dtype", "outputs", "threads")
+    cells: Cells = {}
+    sizes = set()
+    for one, row in _rows_of(found, ("policies",)):
+        sizes.add(row.case.size)
+        times = bars.to_best_policy(row)
+        best = bars.best_policy(row)
+        text = f"{table.ratio(times)} {'itself' if best == OWN else best.removeprefix(f'{OWN}-')}"
+        line = cells.setdefault(_label(found, one, row.case, heads), {})
+        line[f"{row.case.size:,}"] = _emphasised(text, times.median > bars.POLICY_TIMES)
+    columns = [f"{size:,}" for size in sorted(sizes)]
+    return _markdown(_heads(found, heads), columns, _in_order(cells))
+
+
 def models(found: Sequence[Processor]) -> str:
     """Return times the floor of whole models, and times one tensor's time."""
     heads, cells = ("outputs", "memory", "threads"), {}
@@ -280,6 +296,7 @@ TABLES: dict[str, Callable[[Sequence[Processor]], str]] = {
     "floors": from_memory,
     "half": half,
     "new": new,
+    "policies": policies,
     "models": models,
     "peers": peers,
     "short": short,

@@ -70,7 +70,7 @@ class Row:
     @property
     def compared(self) -> list[str]:
         """The variants of a case that are peers."""
-        others = (OWN, *self.floors, COPY, ONE_TENSOR)
+        others = (*self.own, *self.floors, COPY, ONE_TENSOR)
         return [name for name in self.samples if name not in others]
 
     @property

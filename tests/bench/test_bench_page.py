@@ -49,6 +49,7 @@ def recorded(path: Path, processor: str, slower: float = 1.0) -> None:
         "half": document([Row(replace(value, dtype="bf16"), times)]),
         "new": document([Row(replace(value, outputs="new-gradient"), new)]),
         "cache": document([Row(replace(value, size=1000), peers)]),
+        "policies": document([Row(value, {**times, "fastreg-near": [0.8e-3] * 3})]),
         "models": document([Row(model, {**times, "one tensor": [1e-3] * 3})]),
         "torch": document([Row(work, step)]),
     }
@@ -97,6 +98,7 @@ def test_every_table_tells_what_was_recorded(tmp_path: Path) -> None:
     assert "| **1.11 (1.11-1.11) a** |" in texts["new"]
     assert "**0.42 (0.42-0.42)**" in texts["peers"]
     assert "7.50 (7.50-7.50)" in texts["peers"]
+    assert "| float32 | value | 2 | **1.50 (1.50-1.50) near** |" in texts["policies"]
     assert "| resnet50 | value | NumPy's | 2 |" in texts["models"]
     assert "| value | 1,000 | 1.20 ms | 83 % | 7.50 |" in texts["short"]
     assert "**10.0 (10.0-10.0) %**" in texts["torch"]
@@ -117,7 +119,7 @@ def test_what_misses_its_bar_is_listed(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     recorded(path, "Processor A", slower=1.2)
     first, *others = page.shortfalls(path)
-    assert first.startswith("9 figures have a bar, ")
+    assert first.startswith("11 figures have a bar, ")
     assert any("to the floor: 1.2 (1.2-1.2), bar <= 1.05" in line for line in others)
     assert any(line.endswith("numba: 0.417 (0.417-0.417), bar >= 1") for line in others)
 

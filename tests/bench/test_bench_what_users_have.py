@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fastreg.__main__ import main
-from fastreg.bench.bars import floor_limit, judged, peer_limit
+from fastreg._info import native_core
+from fastreg.bench.bars import best_policy, floor_limit, judged, peer_limit
 from fastreg.bench.cases import DTYPES, MEMORIES, NEW_OUTPUTS, Case, cases
 from fastreg.bench.compare import records
 from fastreg.bench.measure import interleave, straight_after
@@ -218,3 +220,27 @@ def test_stages_that_differ_in_threads_have_cases_that_do(tmp_path: Path) -> Non
         "f32 L1L2 value at 64, 1 thread",
         "f32 L1L2 value at 64, 2 threads",
     ]
+
+
+def test_policies_are_forced_in_turn_and_put_back(tmp_path: Path) -> None:
+    core = native_core()
+    if core is None:
+        pytest.skip("there is no compiled core")
+    before, path = core.policy(), tmp_path / "a.json"
+    assert main([*SHORT, "--policies", "all", "--json", str(path)]) == 0
+    assert core.policy() == before
+    (row,) = read_json(path).rows
+    assert row.own == ["fastreg", *(f"fastreg-{name}" for name in core.policy_names())]
+    assert row.compared == []
+    assert best_policy(row) in row.own
+
+
+def test_what_a_variant_needs_comes_before_each_batch() -> None:
+    events: list[str] = []
+    calls = {name: partial(events.append, name) for name in "ab"}
+    before = {"a": partial(events.append, "before a")}
+    interleave(calls, 3, timer=straight_after(lambda: None), before=before)
+    assert [events[place - 1] for place, event in enumerate(events) if event == "a"] == [
+        "before a"
+    ] * 3
+    assert events.count("before a") == 3

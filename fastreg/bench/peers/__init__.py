@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from fastreg.bench.peers.base import Peer, Prepared
 from fastreg.bench.peers.floors import FLOORS, Floor, TorchFloor
-from fastreg.bench.peers.own import Fastreg
+from fastreg.bench.peers.own import Fastreg, policy_names, under_policies
 from fastreg.bench.peers.with_jax import Jax
 from fastreg.bench.peers.with_keras import Keras
 from fastreg.bench.peers.with_numba import Numba, NumbaSingle
@@ -16,7 +16,18 @@ from fastreg.bench.peers.with_numexpr import Numexpr
 from fastreg.bench.peers.with_numpy import Numpy, NumpyDot
 from fastreg.bench.peers.with_torch import Torch, TorchCompile, TorchForeach
 
-__all__ = ["FLOORS", "PEERS", "Fastreg", "Floor", "Peer", "Prepared", "TorchFloor", "installed"]
+__all__ = [
+    "FLOORS",
+    "PEERS",
+    "Fastreg",
+    "Floor",
+    "Peer",
+    "Prepared",
+    "TorchFloor",
+    "installed",
+    "policy_names",
+    "under_policies",
+]
 
 PEERS: dict[str, Peer] = {
     peer.name: peer

@@ -28,12 +28,14 @@ class Prepared:
     """A call to time, and how to see afterwards what it has computed.
 
     ``call`` gives the value, in the peer's own kind, or something else where the case has none.
-    ``gradients`` gives the gradients after the latest call, as NumPy sees them.
+    ``gradients`` gives the gradients after the latest call, as NumPy sees them. ``before`` comes
+    before each batch of calls, and is not timed.
     """
 
     call: Call
     gradients: Callable[[], Iterable[Array]]
     value: Callable[[Any], float] = float
+    before: Call | None = None
 
 
 class Peer(ABC):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from types import ModuleType
@@ -10,6 +13,7 @@ from typing import Any
 import numpy as np
 
 import fastreg
+from fastreg._info import native_core
 from fastreg.bench.cases import Case
 from fastreg.bench.peers.base import Peer, Prepared
 from fastreg.bench.peers.with_torch import as_tensor
@@ -113,6 +117,38 @@ class Fastreg(Peer):
                     1.0,
                     False,
                 )
+
+
+class Forced(Fastreg):
+    """The same under a policy of the core that is forced, as FASTREG_POLICY does."""
+
+    def __init__(self, policy: str, name: str) -> None:
+        self.policy = policy
+        self.name = name  # type: ignore[misc]
+
+    def make(self, workload: Workload) -> Prepared:
+        force = partial(native_core().set_policy, self.policy)  # type: ignore[union-attr]
+        force()
+        return replace(super().make(workload), before=force)
+
+
+def policy_names() -> list[str]:
+    """Return the names of the core's policies; none where there is no core, or an older one."""
+    return list(getattr(native_core(), "policy_names", list)())
+
+
+@contextmanager
+def under_policies(names: Sequence[str]) -> Iterator[tuple[Fastreg, list[Fastreg]]]:
+    """Yield fastreg as it is and under each of the policies; then the policy is as before."""
+    if not names:
+        yield Fastreg(), []
+        return
+    core: Any = native_core()
+    now = core.policy()
+    try:
+        yield Forced(now["name"], OWN), [Forced(name, f"{OWN}-{name}") for name in names]
+    finally:
+        core.set_policy(now["name"] if now["forced"] else "")
 
 
 def _arrays_of(result: Any) -> tuple[Array]:
