@@ -10,6 +10,7 @@
 #include "canonical_sum.h"
 #include "cpu/dispatch.h"
 #include "cpu/float_environment.h"
+#include "cpu/pages.h"
 #include "cpu/policy.h"
 #include "cpu/pool.h"
 #include "cpu/sharing.h"
@@ -20,27 +21,46 @@ namespace {
 bool writes_gradient(unsigned outputs) { return (outputs & output_gradient) != 0; }
 bool wants_value(unsigned outputs) { return (outputs & output_value) != 0; }
 
+std::int64_t bytes_of(const Item& item) { return item.count * static_cast<std::int64_t>(item_size(item.dtype)); }
+
 // All bytes that a call reads or writes.
 std::int64_t bytes_touched(const Item* items, std::size_t item_count, unsigned outputs) {
   std::int64_t bytes = 0;
   for (std::size_t i = 0; i < item_count; ++i) {
-    bytes += items[i].count * static_cast<std::int64_t>(item_size(items[i].dtype));
+    bytes += bytes_of(items[i]);
   }
   return writes_gradient(outputs) ? 2 * bytes : bytes;
 }
 
+// From how many bytes on an item's gradients go past the caches. One answer for the call, before its tasks have mapped
+// any page.
+std::int64_t least_streamed(const Item* items, std::size_t item_count, std::int64_t bytes, unsigned outputs) {
+  const Policy& rules = *policy().policy;
+  if (!writes_gradient(outputs) || (outputs & output_add) != 0 || !rules.streams(bytes, false)) {
+    return never;
+  }
+  const Item& largest = *std::max_element(items, items + item_count,
+                                          [](const Item& a, const Item& b) { return bytes_of(a) < bytes_of(b); });
+  if (!rules.streams(bytes_of(largest), false)) {
+    return never;
+  }
+  return is_unmapped(largest.gradients, bytes_of(largest)) ? rules.bytes_worth_streaming_if_new
+                                                           : rules.bytes_worth_streaming;
+}
+
 // How a call is worked: its outputs, and what the policy says of so many bytes.
 struct Conduct {
-  Conduct(std::int64_t bytes, unsigned asked)
-      : outputs(asked),
-        cells(kernels().cells[static_cast<std::size_t>(policy().variant(bytes, writes_gradient(asked)))]),
-        bytes_worth_streaming(policy().policy->bytes_worth_streaming),
-        fewest_streamed(bytes_worth_streaming / static_cast<std::int64_t>(sizeof(double))) {}
+  Conduct(const Item* items, std::size_t item_count, unsigned asked) : outputs(asked) {
+    const std::int64_t bytes = bytes_touched(items, item_count, outputs);
+    cells = &kernels().cells[static_cast<std::size_t>(policy().variant(bytes, writes_gradient(outputs)))];
+    bytes_worth_streaming = least_streamed(items, item_count, bytes, outputs);
+    fewest_streamed = bytes_worth_streaming / static_cast<std::int64_t>(sizeof(double));
+  }
 
   unsigned outputs;
-  const Cells& cells;
-  std::int64_t bytes_worth_streaming;
-  std::int64_t fewest_streamed;  // elements, of whatever type
+  const Cells* cells;
+  std::int64_t bytes_worth_streaming;  // of one item
+  std::int64_t fewest_streamed;        // elements, of whatever type
 };
 
 // What a call needs besides its arrays: one number per chunk and term.
@@ -61,13 +81,12 @@ bool is_staged(const Item& item, unsigned outputs) {
 
 // The kernel with streaming stores, where there is one that this item is for; else null.
 Kernel streaming_kernel(const Item& item, const Conduct& conduct) {
-  if (item.layout != nullptr || !is_floating(item.dtype) ||
-      item.count * static_cast<std::int64_t>(item_size(item.dtype)) < conduct.bytes_worth_streaming ||
+  if (item.layout != nullptr || !is_floating(item.dtype) || bytes_of(item) < conduct.bytes_worth_streaming ||
       reinterpret_cast<std::uintptr_t>(item.gradients) % 16 != 0 || item.gradients == item.weights) {
     return nullptr;
   }
   return conduct.cells
-      .streaming_kernels[static_cast<std::size_t>(item.dtype)][item.coefficients.terms - 1][conduct.outputs];
+      ->streaming_kernels[static_cast<std::size_t>(item.dtype)][item.coefficients.terms - 1][conduct.outputs];
 }
 
 // How many elements of a chunk need memory beside the item's own.
@@ -167,7 +186,7 @@ class ChunkRun {
  private:
   Kernel kernel() const {
     const auto dtype = static_cast<std::size_t>(is_floating(item_.dtype) ? item_.dtype : DType::f64);
-    return conduct_.cells.kernels[dtype][item_.coefficients.terms - 1][outputs_];
+    return conduct_.cells->kernels[dtype][item_.coefficients.terms - 1][outputs_];
   }
 
   KernelArguments arguments_for(std::int64_t begin, std::int64_t count, ChunkSums sums) const {
@@ -374,7 +393,7 @@ void evaluate(const Item* items, std::size_t item_count, unsigned outputs, doubl
   for (std::size_t i = 0; i < item_count; ++i) {
     elements += items[i].count;
   }
-  const Conduct conduct(bytes_touched(items, item_count, outputs), outputs);
+  const Conduct conduct(items, item_count, outputs);
   on_threads(elements, [&](int threads) {
     if (threads == 1) {
       evaluate_in_turn(items, item_count, conduct, values);

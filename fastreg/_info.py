@@ -62,7 +62,7 @@ def gather() -> dict[str, Any]:
     """Return all facts, in the order in which they are printed.
 
     >>> list(gather())[:5]
-    ['fastreg', 'build', 'instruction_sets', 'threads', 'cuda']
+    ['fastreg', 'build', 'instruction_sets', 'policy', 'threads']
     """
     core = native_core()
     return {
@@ -75,6 +75,7 @@ def gather() -> dict[str, Any]:
         },
         "build": dict(core.build_info()) if core is not None else None,
         "instruction_sets": _instruction_sets(core),
+        "policy": core.policy() if core is not None else None,
         "threads": fastreg.get_num_threads() if _backend_is_usable(core) else None,
         "cuda": _cuda(core),
         "machine": machine(),
@@ -224,6 +225,7 @@ def render(facts: dict[str, Any]) -> str:
         missing = _listed(sets["never_run_here"])
         lines.append(("", f"compiled, never run here, as this processor lacks it: {missing}"))
     lines += [
+        *_policy_lines(facts["policy"]),
         ("threads", str(facts["threads"] or "none")),
         ("CUDA", "available" if cuda["available"] else f"not available: {cuda['reason']}"),
         ("machine", f"{host['processor']}, {host['cores']} cores"),
@@ -240,6 +242,21 @@ def render(facts: dict[str, Any]) -> str:
     if facts["clash"]:
         lines.append(("name clash", facts["clash"]))
     return "\n".join(_aligned(label, text) for label, text in lines)
+
+
+def _policy_lines(policy: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if policy is None:
+        return [("policy", "none: there is no compiled core")]
+    caches = f"L2 {policy['l2_bytes'] >> 10} KiB, L3 {policy['l3_bytes'] >> 10} KiB"
+    variants = (
+        f"{size}: {reading} to read, {writing} to write"
+        for size, (reading, writing) in policy["variants"].items()
+    )
+    return [
+        ("policy", f"{policy['name']}: {policy['reason']}"),
+        ("", f"{caches} counted on"),
+        *(("", line) for line in variants),
+    ]
 
 
 def _aligned(label: str, text: str) -> str:

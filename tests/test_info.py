@@ -93,7 +93,12 @@ def test_says_which_backend_was_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "choices"), [("FASTREG_BACKEND", "'numpy', 'native'"), ("FASTREG_ISA", "'portable', ")]
+    ("name", "choices"),
+    [
+        ("FASTREG_BACKEND", "'numpy', 'native'"),
+        ("FASTREG_ISA", "'portable', "),
+        ("FASTREG_POLICY", "'default', "),
+    ],
 )
 def test_a_wrong_setting_is_told_in_one_line(name: str, choices: str) -> None:
     done = run("-m", "fastreg", "info", **{name: "typo"})
@@ -115,10 +120,29 @@ def test_core_reports_its_build() -> None:
     assert set(sets["never_run_here"]) == set(sets["compiled"]) - set(sets["found"])
 
 
+@pytest.mark.skipif(_info.native_core() is None, reason="needs the compiled core")
+def test_says_which_policy_and_why() -> None:
+    facts = json.loads(run("-m", "fastreg", "info", "--json", FASTREG_POLICY="").stdout)["policy"]
+    assert facts["forced"] is False
+    assert facts["reason"].startswith(("measured on this family: ", "the default: "))
+    text = run("-m", "fastreg", "info", FASTREG_POLICY="near").stdout
+    assert "\npolicy            near: forced by FASTREG_POLICY\n" in text
+    assert f"L2 {facts['l2_bytes'] // 1024} KiB, L3 {facts['l3_bytes'] // 1024} KiB" in text
+    assert f"{'':18}within L2: near to read, near to write\n" in text
+    assert f"{'':18}beyond: near to read, near to write\n" in text
+
+
 def test_names_what_was_compiled_but_cannot_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
     core = SimpleNamespace(
         compiled_instruction_sets=lambda: ("portable", "avx2", "avx512"),
         instruction_sets=lambda: ("portable", "avx2"),
+        policy=lambda: {
+            "name": "default",
+            "reason": "the default: a processor that does not name its family was not measured",
+            "l2_bytes": 2**20,
+            "l3_bytes": 2**25,
+            "variants": {"beyond": ("near", "plain")},
+        },
         cuda_state=lambda: (False, "there is no CUDA device", 0),
         build_info=lambda: {
             "compiler": "GCC 12.2",
@@ -130,6 +154,9 @@ def test_names_what_was_compiled_but_cannot_run_here(monkeypatch: pytest.MonkeyP
     text = _info.render(_info.gather())
     assert "compiler          GCC 12.2, C++20, Release" in text
     assert "found     portable, avx2\n" in text
+    assert "default: the default: a processor that does not name its" in text
+    assert "L2 1024 KiB, L3 32768 KiB counted on\n" in text
+    assert "beyond: near to read, plain to write\n" in text
     assert "never run here, as this processor lacks it: avx512" in text
 
 
@@ -140,6 +167,7 @@ def test_still_answers_where_the_core_asked_for_is_missing(monkeypatch: pytest.M
     text = " ".join(_info.render(_info.gather()).split())
     assert "asked for by FASTREG_BACKEND, but the compiled core is not there: no such file" in text
     assert "threads none" in text
+    assert "policy none: there is no compiled core" in text
 
 
 def test_long_reasons_go_on_in_further_lines(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,8 +22,10 @@ struct Machine {
   int family = 0;
   int model = 0;
   std::int64_t l2_bytes = 0;  // of one core
-  std::int64_t l3_bytes = 0;  // that a core can use
+  std::int64_t l3_bytes = 0;
 };
+
+constexpr std::int64_t never = std::int64_t{1} << 62;
 
 // By all bytes that a call reads or writes.
 enum class SizeClass : std::uint8_t { within_l2, within_l3, beyond };
@@ -38,8 +40,7 @@ struct Policy {
   // A gradient that is only written goes past the caches from so many bytes on: below, whoever reads it next (an
   // optimizer) finds it in a cache.
   std::int64_t bytes_worth_streaming;
-  // The same for memory that the call's caller has just allocated: its pages may have to be mapped and zeroed, which
-  // leaves them in a cache.
+  // The same where its pages are yet to be mapped: the system zeroes them just before, which leaves them in a cache.
   std::int64_t bytes_worth_streaming_if_new;
   // A task is a run of at most so many chunks: it amortises claiming.
   std::int64_t most_chunks_per_task;
@@ -49,9 +50,13 @@ struct Policy {
   // The same for a thread that is awake.
   std::int64_t elements_worth_sharing;
   const char* record;  // what the row rests on
+
+  bool streams(std::int64_t bytes, bool is_new) const {
+    return bytes >= (is_new ? bytes_worth_streaming_if_new : bytes_worth_streaming);
+  }
 };
 
-// A policy with the caches of a machine.
+// A policy with the caches that it counts on.
 struct ChosenPolicy {
   const Policy* policy;
   std::int64_t l2_bytes;

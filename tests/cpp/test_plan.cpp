@@ -406,7 +406,7 @@ TEST(many_items_on_any_number_of_threads) {
 // Large enough for streaming stores: 16 MiB of every dtype.
 TEST(large_gradients_are_streamed) {
   for (const DType dtype : floating_dtypes) {
-    const std::size_t count = (std::size_t{1} << 24) / item_size(dtype) + 4099;
+    const std::size_t count = (std::size_t{1} << 25) / item_size(dtype) + 4099;
     Bytes weights(count * item_size(dtype), 16);
     Bytes gradients(count * item_size(dtype), 48);
     fill(weights.data(), dtype, 5000, Fill::ordinary, 1);

@@ -4,7 +4,12 @@
 #include <vector>
 
 #include "check.h"
+#include "cpu/pages.h"
 #include "cpu/policy.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace fastreg::test {
 namespace {
@@ -59,6 +64,7 @@ TEST(policy_with_absurd_caches) {
   CHECK((caches(std::int64_t{1} << 40, std::int64_t{1} << 50) == Sizes{1 * MiB, 32 * MiB}), "too large");
   CHECK((caches(2 * MiB, 1 * MiB) == Sizes{2 * MiB, 32 * MiB}), "the third level smaller than the second");
   CHECK((caches(48 * MiB, 0) == Sizes{48 * MiB, 48 * MiB}), "no third level");
+  CHECK((caches(2 * MiB, 105 * MiB) == Sizes{2 * MiB, 32 * MiB}), "a third level that many share");
 }
 
 TEST(policy_by_size) {
@@ -75,6 +81,31 @@ TEST(policy_by_size) {
     CHECK(policy.variant(2 * MiB, writes) == variants[1]);
     CHECK(policy.variant(64 * MiB, writes) == variants[2]);
   }
+}
+
+TEST(policy_of_new_memory) {
+  const Policy& row = *policy_for({}).policy;
+  CHECK(!row.streams(32 * MiB - 1, false));
+  CHECK(row.streams(32 * MiB, false));
+  CHECK(!row.streams(1024 * MiB, true));
+#if defined(__linux__)
+  constexpr std::size_t bytes = 4 * MiB;
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  CHECK(memory != MAP_FAILED);
+  madvise(memory, bytes, MADV_NOHUGEPAGE);
+  CHECK(is_unmapped(memory, bytes), "just allocated");
+  CHECK(is_unmapped(static_cast<char*>(memory) + 16, bytes - 16), "an array inside");
+  for (std::size_t i = 0; i < bytes / 4; i += 4096) {
+    static_cast<char*>(memory)[i] = 1;
+  }
+  CHECK(is_unmapped(memory, bytes), "a quarter written");
+  for (std::size_t i = 0; i < bytes; i += 4096) {
+    static_cast<char*>(memory)[i] = 1;
+  }
+  CHECK(!is_unmapped(memory, bytes), "written");
+  munmap(memory, bytes);
+  CHECK(!is_unmapped(memory, bytes), "no answer");
+#endif
 }
 
 TEST(policy_forced) {
