@@ -137,7 +137,7 @@ class Circumstances:
         spreads = [row.seconds(row.yardstick) for row in rows if row.yardstick in row.samples]
         if spreads and (width := median((s.high - s.low) / s.median for s in spreads)) > WIDE:
             what = "usual ways" if isinstance(rows[0].what, Work) else "bare loops"
-            found.append(f"noisy: the quartiles of the {what} lie {width:.0%} apart, in the median")
+            found.append(f"noisy: quartiles of the {what} {width:.0%} apart in the median")
         return found
 
 

@@ -134,13 +134,13 @@ def described(found: Sequence[Processor]) -> str:
         lines.append(f"  {_software(of)}")
         if one.missing:
             lines.append(f"  Not installed there: {', '.join(one.missing)}.")
-        doubts = [
-            f"{name}: {doubt}"
-            for name, record in one.stages.items()
-            for doubt in record.circumstances.doubts(record.rows)
-        ]
-        if doubts:
-            lines.append(f"  In doubt: {'; '.join(doubts)}.")
+        doubts: dict[str, list[str]] = {}
+        for name, record in one.stages.items():
+            for doubt in record.circumstances.doubts(record.rows):
+                doubts.setdefault(doubt, []).append(name)
+        listed = "; ".join(f"{', '.join(stages)}: {doubt}" for doubt, stages in doubts.items())
+        if listed:
+            lines.append(f"  In doubt: {listed}.")
     return "\n".join(lines)
 
 

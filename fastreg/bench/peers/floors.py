@@ -39,7 +39,8 @@ class Floor(Peer):
         """Return the loops by the kind of floor."""
         core: Any = native_core()
         if backend.name != "native":
-            return NumpyFloor().calls(source, destination)
+            loops = NumpyFloor().calls(source, destination)
+            return {kind: loops[kind] for kind in ("read", "copy", "add")}
         return {
             "read": partial(core.floor_read, source),
             "copy": partial(core.floor_copy, destination, source),
