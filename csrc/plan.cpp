@@ -317,18 +317,18 @@ void evaluate_in_turn(const Item* items, std::size_t item_count, const Conduct& 
 // All items' chunks in one row, and tasks that are runs of them, whatever items they belong to.
 class SharedWork {
  public:
-  SharedWork(const Item* items, std::size_t item_count, const Conduct& conduct, int threads)
+  SharedWork(const Item* items, std::size_t item_count, const Conduct& conduct, const Crew& crew)
       : items_(items),
         conduct_(conduct),
-        threads_(threads),
+        crew_(crew),
         first_chunk_(first_chunks(items, item_count)),
-        chunks_per_task_(chunks_per_task(first_chunk_.back(), threads)),
+        chunks_per_task_(chunks_per_task(first_chunk_.back(), crew.threads)),
         sums_(first_chunk_.back()),
-        stages_(most_elements_aside(items, item_count, conduct), threads) {}
+        stages_(most_elements_aside(items, item_count, conduct), crew.threads) {}
 
   void run() {
     run_tasks([](void* work, std::int64_t task) { static_cast<SharedWork*>(work)->run_task(task); }, this,
-              (first_chunk_.back() + chunks_per_task_ - 1) / chunks_per_task_, threads_);
+              (first_chunk_.back() + chunks_per_task_ - 1) / chunks_per_task_, crew_);
   }
 
   void finish(double* values) const {
@@ -370,15 +370,16 @@ class SharedWork {
 
   const Item* items_;
   const Conduct& conduct_;
-  int threads_;
+  Crew crew_;
   std::vector<std::int64_t> first_chunk_;
   std::int64_t chunks_per_task_;
   SumMemory sums_;
   Stages stages_;
 };
 
-void evaluate_together(const Item* items, std::size_t item_count, const Conduct& conduct, double* values, int threads) {
-  SharedWork work(items, item_count, conduct, threads);
+void evaluate_together(const Item* items, std::size_t item_count, const Conduct& conduct, double* values,
+                       const Crew& crew) {
+  SharedWork work(items, item_count, conduct, crew);
   work.run();
   if (wants_value(conduct.outputs)) {
     work.finish(values);
@@ -387,18 +388,18 @@ void evaluate_together(const Item* items, std::size_t item_count, const Conduct&
 
 }  // namespace
 
-void evaluate(const Item* items, std::size_t item_count, unsigned outputs, double* values) {
+void evaluate(const Item* items, std::size_t item_count, unsigned outputs, double* values, Owner owner) {
   const FloatEnvironment environment;
   std::int64_t elements = 0;
   for (std::size_t i = 0; i < item_count; ++i) {
     elements += items[i].count;
   }
   const Conduct conduct(items, item_count, outputs);
-  on_threads(elements, [&](int threads) {
-    if (threads == 1) {
+  on_threads(elements, owner, [&](const Crew& crew) {
+    if (crew.threads == 1) {
       evaluate_in_turn(items, item_count, conduct, values);
     } else {
-      evaluate_together(items, item_count, conduct, values, threads);
+      evaluate_together(items, item_count, conduct, values, crew);
     }
   });
 }

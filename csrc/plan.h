@@ -7,6 +7,7 @@
 
 #include "dtype.h"
 #include "layout.h"
+#include "owner.h"
 #include "penalty.h"
 
 namespace fastreg {
@@ -21,7 +22,7 @@ struct Item {
 };
 
 // Writes the gradients that `outputs` asks for, and the value of each item into `values` when it asks for values.
-// Throws std::bad_alloc before anything is written.
-void evaluate(const Item* items, std::size_t item_count, unsigned outputs, double* values);
+// Throws std::bad_alloc before anything is written. The owner of the items' memory decides whose threads work.
+void evaluate(const Item* items, std::size_t item_count, unsigned outputs, double* values, Owner owner = Owner::other);
 
 }  // namespace fastreg

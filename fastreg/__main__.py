@@ -8,6 +8,7 @@ variable or a missing package, 130 when interrupted. Only the command that runs 
 from __future__ import annotations
 
 import argparse
+import importlib
 import itertools
 import json
 import os
@@ -44,6 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "info", help="version, backend, instruction sets, threads, frameworks found"
     )
     info.add_argument("--json", action="store_true", help="print the facts as JSON")
+    info.add_argument(
+        "--torch",
+        action="store_true",
+        help="import torch, to see whose threads its tensors' calls use",
+    )
     info.set_defaults(run=_info_command)
 
     bench = commands.add_parser(
@@ -125,6 +131,11 @@ def _refuse_unknown(bench: argparse.ArgumentParser, given: list[str]) -> None:
 
 
 def _info_command(options: argparse.Namespace) -> int:
+    if options.torch:
+        try:
+            importlib.import_module("torch")
+        except ImportError as error:
+            raise bench_options.UsageError(f"--torch needs torch: {error}") from None
     facts = _info.gather()
     print(json.dumps(facts, indent=2) if options.json else _info.render(facts))
     return 0

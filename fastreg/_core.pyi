@@ -11,8 +11,8 @@ Contract
   several threads at once, and after ``os.fork()``.  A thread that is inside a call when the
   interpreter ends sleeps until the process has ended.
 - The import fails with an ``ImportError`` in sub-interpreters.
-- The import fails with an ``ImportError`` that quotes FASTREG_ISA, FASTREG_POLICY or
-  FASTREG_NUM_THREADS when the value of one of them cannot be had.
+- The import fails with an ``ImportError`` that quotes FASTREG_ISA, FASTREG_POLICY,
+  FASTREG_TORCH_THREADS or FASTREG_NUM_THREADS when the value of one of them cannot be had.
 """
 
 from collections.abc import Sequence
@@ -200,6 +200,15 @@ def get_num_threads() -> int:
 
 def set_num_threads(n: SupportsIndex) -> None:
     """Set how many threads a call may use; ValueError unless it is from 1 to 1024."""
+
+def torch_threads() -> tuple[str, int, str]:
+    """Return whose threads take a large call on tensors of torch that this thread makes now.
+
+    "torch" or "own", how many at most, and why they are not torch's, or "".
+    """
+
+def set_torch_threads(name: str) -> None:
+    """Let "torch" or "own" threads take them; ValueError for a wrong name."""
 
 def instruction_set() -> str:
     """Return the instruction set in use: "portable", "avx2", "avx512" or "neon"."""

@@ -77,12 +77,21 @@ def gather() -> dict[str, Any]:
         "instruction_sets": _instruction_sets(core),
         "policy": core.policy() if core is not None else None,
         "threads": fastreg.get_num_threads() if _backend_is_usable(core) else None,
+        "torch_threads": _torch_threads(core),
         "cuda": _cuda(core),
         "machine": machine(),
         "frameworks": frameworks(),
         "adapters": adapters(),
         "clash": name_clash(),
     }
+
+
+def _torch_threads(core: ModuleType | None) -> dict[str, Any] | None:
+    """Return whose threads take a large call on tensors of torch, how many, and why not torch's."""
+    if core is None or backend.name == "numpy":
+        return None
+    whose, count, reason = core.torch_threads()
+    return {"whose": whose, "threads": count, "reason": reason or None}
 
 
 def _cuda(core: ModuleType | None) -> dict[str, Any]:
@@ -227,6 +236,7 @@ def render(facts: dict[str, Any]) -> str:
     lines += [
         *_policy_lines(facts["policy"]),
         ("threads", str(facts["threads"] or "none")),
+        *_lines_of_torch_threads(facts["torch_threads"]),
         ("CUDA", "available" if cuda["available"] else f"not available: {cuda['reason']}"),
         ("machine", f"{host['processor']}, {host['cores']} cores"),
         ("", f"{host['system']}, Python {host['python']}"),
@@ -257,6 +267,15 @@ def _policy_lines(policy: dict[str, Any] | None) -> list[tuple[str, str]]:
         ("", f"{caches} counted on"),
         *(("", line) for line in variants),
     ]
+
+
+def _lines_of_torch_threads(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if found is None:
+        return []
+    text = f"for tensors of torch: {found['threads']}, {found['whose']}"
+    if "torch" in sys.modules:
+        return [("", text + (f", as {found['reason']}" if found["reason"] else "'s"))]
+    return [("", "for tensors of torch: torch's where they are found (info --torch looks)")]
 
 
 def _aligned(label: str, text: str) -> str:

@@ -57,6 +57,7 @@ def test_backend_of_the_environment(backend):
         ("FASTREG_BACKEND", "Numpy", "did you mean 'numpy'"),
         ("FASTREG_ISA", "avx3", "'portable', 'avx2', 'avx512', 'neon'"),
         ("FASTREG_POLICY", "fast", "'default', 'sapphire_rapids', "),
+        ("FASTREG_TORCH_THREADS", "ours", "'torch', 'own'"),
         ("FASTREG_NUM_THREADS", "0", "a positive integer"),
         ("FASTREG_NUM_THREADS", "-1", "a positive integer"),
         ("FASTREG_NUM_THREADS", "two", "a positive integer"),

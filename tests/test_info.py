@@ -135,6 +135,7 @@ def test_says_which_policy_and_why() -> None:
 def test_names_what_was_compiled_but_cannot_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
     core = SimpleNamespace(
         compiled_instruction_sets=lambda: ("portable", "avx2", "avx512"),
+        torch_threads=lambda: ("own", 1, ""),
         instruction_sets=lambda: ("portable", "avx2"),
         policy=lambda: {
             "name": "default",

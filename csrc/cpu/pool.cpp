@@ -5,7 +5,6 @@
 #include <cerrno>
 #include <chrono>
 #include <condition_variable>
-#include <csignal>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
@@ -26,6 +25,7 @@
 #include "float_environment.h"
 #include "processor.h"
 #include "quota.h"
+#include "signals.h"
 
 namespace fastreg {
 namespace {
@@ -59,92 +59,26 @@ void take(Lock& lock) {
   lock.lock();
 }
 
-// Tasks that a thread claims before it helps the others.
-struct alignas(64) Segment {
-  std::atomic<std::int64_t> next;
-  std::int64_t end;
-};
-
 // Shared by its caller and the workers that joined it. A worker may look at it after the caller has gone, when it finds
-// no task left to claim; so it is counted, and only a claimed task touches the caller's context.
-//
-// Each thread begins with the same segment of the tasks whenever a job is like the one before, so that it finds in its
-// own caches what it wrote there then.
+// no task left to claim; so it is counted.
 class Job {
  public:
   Job(Task task, void* context, std::int64_t count, int helpers)
-      : seats(helpers),
-        task_(task),
-        context_(context),
-        count_(count),
-        segment_count_(helpers + 1),
-        segments_(std::make_unique<Segment[]>(static_cast<std::size_t>(segment_count_))) {
-    for (int i = 0; i < segment_count_; ++i) {
-      segments_[i].next.store(count * i / segment_count_, std::memory_order_relaxed);
-      segments_[i].end = count * (i + 1) / segment_count_;
-    }
-  }
+      : seats(helpers), tasks_(task, context, count, helpers + 1), helpers_(helpers) {}
 
-  bool has_unclaimed() const { return std::any_of(segments_.get(), segments_.get() + segment_count_, is_unclaimed); }
-  bool is_done() const { return done_.load(std::memory_order_acquire) == count_; }
+  bool has_unclaimed() const { return tasks_.has_unclaimed(); }
+  bool is_done() const { return tasks_.is_done(); }
 
-  // Claims and runs tasks until none is left, those of the thread's own segment first: the caller's is the first one,
-  // which no worker has. True if the last task to finish was among them.
-  bool work_as_caller() { return work(0); }
-  bool work_as_worker(int number) { return work(1 + number % (segment_count_ - 1)); }
+  // The caller's segment is the first one, which no worker has. True if the last task to finish was among them.
+  bool work_as_caller() { return tasks_.work(0); }
+  bool work_as_worker(int number) { return tasks_.work(1 + number % helpers_); }
 
   int seats;  // how many workers may still join; guarded by the pool's mutex
   std::condition_variable all_done;
 
  private:
-  bool work(int first_segment) {
-    bool finished = false;
-    for (int i = 0; i < segment_count_; ++i) {
-      Segment& segment = segments_[(first_segment + i) % segment_count_];
-      while (is_unclaimed(segment)) {
-        const std::int64_t index = segment.next.fetch_add(1, std::memory_order_relaxed);
-        if (index >= segment.end) {
-          break;
-        }
-        task_(context_, index);
-        finished = done_.fetch_add(1, std::memory_order_acq_rel) + 1 == count_;
-      }
-    }
-    return finished;
-  }
-
-  static bool is_unclaimed(const Segment& segment) {
-    return segment.next.load(std::memory_order_relaxed) < segment.end;
-  }
-
-  Task task_;
-  void* context_;
-  std::int64_t count_;
-  int segment_count_;
-  std::unique_ptr<Segment[]> segments_;
-  std::atomic<std::int64_t> done_{0};
-};
-
-// A thread inherits the signals that its creator blocks. Workers take none that are the process's: its handlers are
-// written for threads that it knows. The signals of faults stay, for whoever prints where a fault was.
-class SignalsBlocked {
- public:
-#if defined(__unix__) || defined(__APPLE__)
-  SignalsBlocked() {
-    sigset_t blocked;
-    sigfillset(&blocked);
-    for (const int fault : {SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP}) {
-      sigdelset(&blocked, fault);
-    }
-    pthread_sigmask(SIG_BLOCK, &blocked, &before_);
-  }
-  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-  SignalsBlocked(const SignalsBlocked&) = delete;
-  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
-
- private:
-  sigset_t before_;
-#endif
+  Tasks tasks_;
+  int helpers_;
 };
 
 class Pool {
@@ -295,21 +229,6 @@ int count_processors() {
   return std::min({count, by_quota > 0 ? by_quota : count, max_threads});
 }
 
-// As they were found at most this long ago.
-constexpr std::chrono::nanoseconds processors_stand = std::chrono::seconds(1);
-
-int known_processors() {
-  static std::atomic<int> count{count_processors()};
-  static std::atomic<Clock::rep> counted{Clock::now().time_since_epoch().count()};
-  const Clock::rep now = Clock::now().time_since_epoch().count();
-  Clock::rep before = counted.load(std::memory_order_relaxed);
-  if (Clock::duration(now - before) > processors_stand &&
-      counted.compare_exchange_strong(before, now, std::memory_order_relaxed)) {
-    count.store(count_processors(), std::memory_order_relaxed);
-  }
-  return count.load(std::memory_order_relaxed);
-}
-
 [[noreturn]] void refuse(const std::string& name, const std::string& was) {
   throw std::invalid_argument(name + " must be a whole number from 1 to " + std::to_string(max_threads) + ", not " +
                               was);
@@ -329,6 +248,9 @@ int threads_of_environment() {
   }
   return static_cast<int>(count);
 }
+
+// As they were found at most this long ago.
+constexpr std::chrono::nanoseconds processors_stand = std::chrono::seconds(1);
 
 // What the user wants; 0 for as many as there are processors.
 std::atomic<int>& wanted_threads() {
@@ -353,9 +275,21 @@ BriefCall::BriefCall() {
 
 BriefCall::~BriefCall() { last_brief_end.store(Clock::now().time_since_epoch().count(), std::memory_order_relaxed); }
 
+int usable_processors() {
+  static std::atomic<int> count{count_processors()};
+  static std::atomic<Clock::rep> counted{Clock::now().time_since_epoch().count()};
+  const Clock::rep now = Clock::now().time_since_epoch().count();
+  Clock::rep before = counted.load(std::memory_order_relaxed);
+  if (Clock::duration(now - before) > processors_stand &&
+      counted.compare_exchange_strong(before, now, std::memory_order_relaxed)) {
+    count.store(count_processors(), std::memory_order_relaxed);
+  }
+  return count.load(std::memory_order_relaxed);
+}
+
 int get_num_threads() {
   const int wanted = wanted_threads().load(std::memory_order_relaxed);
-  return wanted != 0 ? wanted : known_processors();
+  return wanted != 0 ? wanted : usable_processors();
 }
 
 void set_num_threads(std::int64_t count) {

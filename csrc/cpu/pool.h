@@ -8,11 +8,11 @@
 
 #include <cstdint>
 
+#include "tasks.h"
+
 namespace fastreg {
 
-using Task = void (*)(void* context, std::int64_t index);
-
-// Runs task(context, 0..count-1), each once, on at most `threads` threads including this one. `task` must not throw.
+// Runs task(context, 0..count-1), each once, on at most `threads` threads including this one.
 void run_tasks(Task task, void* context, std::int64_t count, int threads);
 
 // A call that is worth a second thread only if that one is awake: to wake it takes longer. Lives as long as the call.
@@ -30,9 +30,11 @@ class BriefCall {
   bool is_worth_sharing_;
 };
 
-// How many threads a call may use: what was set, else FASTREG_NUM_THREADS, else the processors that the process may run
-// on (its main thread's affinity), or as many as its control group gives it time for, if these are fewer. Both may
-// change while it runs: they are read again when a second has passed.
+// The processors that the process may run on (its main thread's affinity), or as many as its control group gives it
+// time for, if these are fewer. Both may change while it runs: they are read again when a second has passed.
+int usable_processors();
+
+// How many threads a call may use: what was set, else FASTREG_NUM_THREADS, else the usable processors.
 int get_num_threads();
 
 // Throws std::invalid_argument unless 1 <= count <= max_threads.

@@ -6,6 +6,7 @@
 
 #if defined(__linux__)
 #include <sched.h>
+#include <unistd.h>
 #endif
 
 namespace fastreg {
@@ -16,6 +17,16 @@ inline int current_processor() {
   return sched_getcpu();
 #else
   return -1;
+#endif
+}
+
+// The one that the process began with.
+inline bool is_main_thread() {
+#if defined(__linux__)
+  static thread_local const bool is_main = gettid() == getpid();
+  return is_main;
+#else
+  return false;
 #endif
 }
 

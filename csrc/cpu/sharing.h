@@ -1,11 +1,14 @@
-// How a call's chunks are shared among threads: how many threads it is worth, and how long a task is.
+// How a call's chunks are shared among threads: how many threads it is worth, whose, and how long a task is.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 
+#include "../owner.h"
+#include "openmp_team.h"
 #include "policy.h"
 #include "pool.h"
+#include "processor.h"
 
 namespace fastreg {
 
@@ -16,16 +19,56 @@ inline std::int64_t chunks_per_task(std::int64_t chunks, int threads) {
   return std::clamp<std::int64_t>(chunks / (threads * tasks_per_thread), 1, policy().policy->most_chunks_per_task);
 }
 
-// Runs body(threads) with as many threads as a call of so many elements is worth.
+// The threads of a call, its caller among them.
+struct Crew {
+  int threads = 1;
+  const OpenMpTeam* team = nullptr;  // null: our pool's
+};
+
+// Whether torch's team takes a call's tasks. torch's own calls go to it as torch's other operations do, if that is
+// worth waking it; any call, if it is awake. A thread's team is not known before the first run: one that has shown no
+// tensor of torch does not make a team for that, but the main thread, which most likely has it.
+inline bool is_for_team(const OpenMpTeam& team, Owner owner, bool is_worth_waking) {
+  if (owner == Owner::torch && is_worth_waking) {
+    return true;
+  }
+  return team.is_awake().value_or(owner == Owner::torch || (is_worth_waking && is_main_thread()));
+}
+
+inline Crew crew_for(Owner owner, bool is_worth_waking) {
+  const int threads = get_num_threads();
+  if (threads == 1) {
+    return {};
+  }
+  const TorchThreads torchs = torch_threads();
+  const Crew own{owner == Owner::torch ? std::min(threads, torchs.most) : threads};
+  const bool has_team = own.threads > 1 && torchs.team != nullptr && torchs.most >= own.threads;
+  return has_team && is_for_team(*torchs.team, owner, is_worth_waking) ? Crew{own.threads, torchs.team} : own;
+}
+
+inline void run_tasks(Task task, void* context, std::int64_t count, const Crew& crew) {
+  if (crew.team != nullptr && crew.threads > 1 && count > 1) {
+    crew.team->run(task, context, count, crew.threads);
+  } else {
+    run_tasks(task, context, count, crew.threads);
+  }
+}
+
+// Runs body(crew) with as many threads as a call of so many elements is worth.
 template <class Body>
-void on_threads(std::int64_t elements, Body body) {
+void on_threads(std::int64_t elements, Owner owner, Body body) {
   const Policy& rules = *policy().policy;
-  const int threads = elements < rules.elements_worth_sharing ? 1 : get_num_threads();
-  if (threads == 1 || elements >= rules.elements_worth_waking) {
-    body(threads);
+  if (elements < rules.elements_worth_sharing) {
+    body(Crew{});
+    return;
+  }
+  const bool is_worth_waking = elements >= rules.elements_worth_waking;
+  const Crew crew = crew_for(owner, is_worth_waking);
+  if (crew.threads == 1 || crew.team != nullptr || is_worth_waking) {
+    body(crew);
   } else {
     const BriefCall brief;
-    body(brief.is_worth_sharing() ? threads : 1);
+    body(brief.is_worth_sharing() ? crew : Crew{});
   }
 }
 

@@ -1,12 +1,14 @@
 // Threads and instruction sets, the table of dtypes, and what `info` asks of the build.
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <map>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "../cpu/dispatch.h"
+#include "../cpu/openmp_team.h"
 #include "../cpu/policy.h"
 #include "../cpu/pool.h"
 #include "../dtype.h"
@@ -19,6 +21,12 @@ namespace fastreg::python {
 void add_setting_functions(py::module_& m) {
   m.def("get_num_threads", get_num_threads);
   m.def("set_num_threads", set_num_threads, py::arg("n"));
+  m.def("torch_threads", [] {
+    const TorchThreads torchs = torch_threads();
+    return std::make_tuple(torchs.team != nullptr ? "torch" : "own", std::min(get_num_threads(), torchs.most),
+                           std::string(torchs.reason));
+  });
+  m.def("set_torch_threads", [](const std::string& name) { choose_torch_threads(name, "name"); }, py::arg("name"));
   m.def("instruction_set", [] { return std::string(kernels().name); });
   m.def("set_instruction_set", [](const std::string& name) { choose_instruction_set(name, "name"); }, py::arg("name"));
   m.def("instruction_sets", usable_instruction_sets);

@@ -76,6 +76,9 @@ bool Call::add(PyObject* object, PyObject* gradient_object, const Rule& rule) {
   if (!describe_operand(object, weights)) {
     return false;
   }
+  if (added_ == 0 && is_plain_torch(object)) {
+    owner_ = Owner::torch;
+  }
   is_plain_ &= rule.is_finite;
   if (writes_gradients()) {
     if (!describe_operand(gradient_object, gradients)) {
@@ -191,9 +194,9 @@ void Call::add_addresses(std::vector<std::uintptr_t>& addresses) const {
 
 void Call::run() {
   if (bytes_ >= bytes_worth_releasing) {
-    without_lock([&] { evaluate(slots_.items, added_, outputs_, slots_.values); });
+    without_lock([&] { evaluate(slots_.items, added_, outputs_, slots_.values, owner_); });
   } else {
-    evaluate(slots_.items, added_, outputs_, slots_.values);
+    evaluate(slots_.items, added_, outputs_, slots_.values, owner_);
   }
   for (const Copy& one : copies_) {
     copy(one);

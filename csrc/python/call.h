@@ -100,6 +100,7 @@ class Call {
   Slots slots_;
   Operands operands_;
   std::size_t added_ = 0;
+  Owner owner_ = Owner::other;  // of the first operand
   int device_ = on_host - 1;
   std::int64_t bytes_ = 0;
   bool is_safe_ = true;   // dtypes, shapes and permission to write

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 #include "../cpu/dispatch.h"
+#include "../cpu/openmp_team.h"
 #include "../cpu/policy.h"
 #include "../cpu/pool.h"
 #include "../jax/capsules.h"
@@ -53,11 +54,11 @@ PYBIND11_MODULE_EXEC(_core, m) {
   using namespace fastreg::python;
   m.doc() = "The compiled core of fastreg.";
   import_numpy();
-  // Wrong values of FASTREG_ISA, FASTREG_POLICY and FASTREG_NUM_THREADS are refused at import, not in the midst of
-  // training.
+  // Wrong values of environment variables are refused at import, not in the midst of training.
   kernels();
   policy();
   get_num_threads();
+  chosen_torch_threads();
 
   add_call_functions(m);
   add_setting_functions(m);

@@ -230,6 +230,8 @@ bool learn_torch(const py::object& tensor, const py::object& parameter, const To
   return true;
 }
 
+bool is_plain_torch(PyObject* object) { return is_plain(object, torch_types()); }
+
 bool exchange(PyObject* object, dlpack::Tensor& tensor) {
   const TorchTypes* types = torch_types();
   if (!is_plain(object, types)) {

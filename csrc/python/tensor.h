@@ -24,6 +24,9 @@ bool describe(PyObject* object, ArrayView& view, int& device);
 // The same of a pair (numpy.ndarray, dtype name) that stands for an array of another kind.
 bool describe_view(PyObject* pair, ArrayView& view);
 
+// True for exactly a torch.Tensor or torch.nn.Parameter, once torch has been learned.
+bool is_plain_torch(PyObject* object);
+
 // Learns torch's types and how it keeps tensors. Before that, and where this returns false, no tensor of torch is read
 // directly.
 bool learn_torch(const pybind11::object& tensor, const pybind11::object& parameter, const TorchMemory& memory);

@@ -4,10 +4,11 @@ Contract
 --------
 - ``FASTREG_BACKEND=numpy|native`` decides; unset, it is native where ``fastreg._core`` imports
   and numpy elsewhere, and `reason` keeps why the core did not import.
-- A wrong value of FASTREG_BACKEND, FASTREG_ISA, FASTREG_POLICY or FASTREG_NUM_THREADS is a
-  ValueError at import, whichever backend runs.  ``python -m fastreg``, whose own code comes after
-  that, ends with its message and status 2.  Asking for a native core that is not there is no
-  failure at import but a RuntimeError at the first use: ``import fastreg`` must work everywhere.
+- A wrong value of FASTREG_BACKEND, FASTREG_ISA, FASTREG_POLICY, FASTREG_TORCH_THREADS or
+  FASTREG_NUM_THREADS is a ValueError at import, whichever backend runs.  ``python -m fastreg``,
+  whose own code comes after that, ends with its message and status 2.  Asking for a native core
+  that is not there is no failure at import but a RuntimeError at the first use: ``import fastreg``
+  must work everywhere.
 - Callers go through the module (``backend.evaluate_one(...)``), so that :func:`select` takes
   effect at once.
 """
@@ -26,6 +27,13 @@ from . import reference
 BACKENDS = ("numpy", "native")
 INSTRUCTION_SETS = ("portable", "avx2", "avx512", "neon")
 POLICIES = ("default", "sapphire_rapids", "zen4", "zen3", "plain", "near", "far", "l2")
+TORCH_THREADS = ("torch", "own")
+_SETTINGS_OF_THE_CORE = (
+    "FASTREG_ISA",
+    "FASTREG_POLICY",
+    "FASTREG_TORCH_THREADS",
+    "FASTREG_NUM_THREADS",
+)
 
 ENTRY_POINTS = (
     "evaluate_one",
@@ -70,7 +78,7 @@ def _load_core() -> ModuleType | None:
     except ImportError as error:
         # Whatever stops the core's import comes as an ImportError; a setting that cannot be had
         # here is the user's mistake and not a missing core.
-        if str(error).startswith(("FASTREG_ISA", "FASTREG_POLICY", "FASTREG_NUM_THREADS")):
+        if str(error).startswith(_SETTINGS_OF_THE_CORE):
             raise ValueError(f"the environment variable {error}") from None
         reason = str(error)
         return None
@@ -99,6 +107,7 @@ def select(backend: str) -> None:
 def _select_by_environment() -> None:
     environment.choice("FASTREG_ISA", INSTRUCTION_SETS)
     environment.choice("FASTREG_POLICY", POLICIES)
+    environment.choice("FASTREG_TORCH_THREADS", TORCH_THREADS)
     environment.thread_count("FASTREG_NUM_THREADS")
     wanted = environment.choice("FASTREG_BACKEND", BACKENDS)
     if wanted is None:
