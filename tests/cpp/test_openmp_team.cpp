@@ -158,7 +158,7 @@ TEST(team_lets_so_many_members_work) {
   // The fake's team has the size that it is told, whatever torch_threads() would say of it.
   two.fake.threads(5);
   const int made = two.fake.workers_made();
-  for (const int threads : {1, 2, 4}) {
+  for (const int threads : {4, 2, 1, 4}) {
     Record record;
     team->run(
         [](void* context, std::int64_t) {
