@@ -179,7 +179,7 @@ TEST(team_takes_other_calls_while_it_is_awake) {
   if (!has_processors(2)) {
     return;
   }
-  const LargeCall call(300'000);
+  const LargeCall call;
   const LargeCall brief(70'000);
   const auto regions_of = [&](const LargeCall& one, Owner owner) {
     const int before = two.fake.regions();
