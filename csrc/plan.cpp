@@ -54,13 +54,11 @@ struct Conduct {
     const std::int64_t bytes = bytes_touched(items, item_count, outputs);
     cells = &kernels().cells[static_cast<std::size_t>(policy().variant(bytes, writes_gradient(outputs)))];
     bytes_worth_streaming = least_streamed(items, item_count, bytes, outputs);
-    fewest_streamed = bytes_worth_streaming / static_cast<std::int64_t>(sizeof(double));
   }
 
   unsigned outputs;
   const Cells* cells;
   std::int64_t bytes_worth_streaming;  // of one item
-  std::int64_t fewest_streamed;        // elements, of whatever type
 };
 
 // What a call needs besides its arrays: one number per chunk and term.
@@ -91,16 +89,11 @@ Kernel streaming_kernel(const Item& item, const Conduct& conduct) {
 
 // How many elements of a chunk need memory beside the item's own.
 std::int64_t elements_aside(const Item& item, const Conduct& conduct) {
-  if (item.layout == nullptr && is_floating(item.dtype) && item.count < conduct.fewest_streamed) {
-    return 0;  // as nearly all are
-  }
-  return is_staged(item, conduct.outputs) || item.count >= conduct.fewest_streamed
-             ? std::min<std::int64_t>(item.count, chunk_size)
-             : 0;
+  return is_staged(item, conduct.outputs) ? std::min<std::int64_t>(item.count, chunk_size) : 0;
 }
 
-// Memory in which the chunks of staged items are laid out for the kernels, and which streaming kernels need, for each
-// thread of a call. Not on the stack, which may be as small as 64 KiB in threads that others have made.
+// Memory in which the chunks of staged items are laid out for the kernels, for each thread of a call. Not on the stack,
+// which may be as small as 64 KiB in threads that others have made.
 class Stages {
  public:
   // Room for so many elements of a chunk; nothing is allocated for none.
@@ -139,7 +132,6 @@ class Stages {
     Stage(const Stage&) = delete;
     Stage& operator=(const Stage&) = delete;
 
-    static_assert(chunk_size * sizeof(double) >= streaming_scratch_bytes);
     void* weights() const { return &memory_.lines[2 * place_ * memory_.lines_each]; }
     void* gradients() const { return &memory_.lines[(2 * place_ + 1) * memory_.lines_each]; }
 
@@ -169,12 +161,8 @@ class ChunkRun {
       return;
     }
     if (!is_staged(item_, outputs_)) {
-      KernelArguments arguments = arguments_for(begin, count, sums);
-      if (item_.count < conduct_.fewest_streamed) {
-        kernel()(arguments);
-      } else {
-        run_large(arguments);
-      }
+      const Kernel streaming = streaming_kernel(item_, conduct_);
+      (streaming != nullptr ? streaming : kernel())(arguments_for(begin, count, sums));
       return;
     }
     const Stages::Stage stage(stages_);
@@ -196,18 +184,7 @@ class ChunkRun {
             item_.coefficients.gradient_l1,
             item_.coefficients.gradient_l2,
             sums.l1,
-            sums.l2,
-            nullptr};
-  }
-
-  void run_large(KernelArguments& arguments) const {
-    if (const Kernel streaming = streaming_kernel(item_, conduct_)) {
-      const Stages::Stage stage(stages_);
-      arguments.scratch = stage.weights();
-      streaming(arguments);
-    } else {
-      kernel()(arguments);
-    }
+            sums.l2};
   }
 
   const void* weights_at(std::int64_t element) const {

@@ -4,10 +4,10 @@
 //   -ffp-contract=off     the contract rounds every operation
 // All but the table has internal linkage, and nothing here is to be optimised at link time (see vec.h).
 //
-// One pass over memory, in blocks that stay in L1: a block's weights are converted to the compute type (half precision
-// only), then added to the lane sums, then turned into its gradients. A row is 32 elements, one per lane; lanes are
-// added in groups of four float64 registers per sum, so that the accumulators of both sums (8 registers) and the
-// temporaries fit the 16 registers of SSE2 and AVX2. With AVX-512 a group is the whole row.
+// One pass over memory, in steps that stay in L1: a step's weights are added to the lane sums, then lines of the
+// gradients are written as far as the weights have been summed. A row is 32 elements, one per lane. Lanes are added in
+// groups, so that the accumulators of both sums and the temporaries fit the registers: 16 with SSE2 and AVX2, 32 with
+// AVX-512, where a group is the whole row and a step may be one.
 #include "kernel.h"
 
 #include <cstring>
@@ -19,11 +19,6 @@
 namespace fastreg {
 namespace {
 
-constexpr int registers_per_group = 4;
-constexpr int group_lanes = registers_per_group * wide_lanes;
-constexpr int groups = lanes_per_chunk / group_lanes;
-static_assert(lanes_per_chunk % group_lanes == 0);
-
 constexpr int line_bytes = 64;
 // How far ahead the weights and the old gradients are fetched: L1 has few lines in flight, L2 more, and the hardware's
 // own fetching stops at every 4 KiB page.
@@ -34,7 +29,7 @@ constexpr int far_distance = 8192;
 // cost 10 to 26 % in cache.
 template <Variant variant, std::uintptr_t bytes>
 FASTREG_INLINE void fetch_ahead([[maybe_unused]] const void* address) {
-  if constexpr (variant != Variant::plain) {
+  if constexpr (variant != Variant::plain && variant != Variant::cached) {
     // As an integer: the place may lie past the array's end, where a pointer must not be formed.
     const auto here = reinterpret_cast<std::uintptr_t>(address);
     constexpr int into_l2 = 2;
@@ -53,9 +48,21 @@ FASTREG_INLINE void fetch_ahead([[maybe_unused]] const void* address) {
 }
 
 // The lane sums of one chunk, one register after the other.
+template <int sum_bytes>
 struct LaneSums {
-  Wide l1[groups * registers_per_group] = {};
-  Wide l2[groups * registers_per_group] = {};
+  using Sum = typename VectorOf<double, sum_bytes>::type;
+  static constexpr int lanes = sum_bytes / static_cast<int>(sizeof(double));
+  static constexpr int registers = lanes_per_chunk / lanes;
+  static constexpr int registers_per_group = has_avx512 ? registers : 4;
+  static constexpr int groups = registers / registers_per_group;
+  Sum l1[registers];
+  Sum l2[registers];
+  LaneSums() {
+    // One by one: a compiler clears the arrays by an instruction that takes 40 cycles.
+    for (int k = 0; k < registers; ++k) {
+      l1[k] = l2[k] = Sum{};
+    }
+  }
 };
 
 template <Variant variant, class E, unsigned terms, unsigned outputs, bool streaming>
@@ -63,242 +70,232 @@ struct PenaltyKernel {
   using Storage = typename E::Storage;
   using Real = typename E::Real;
   using Memory = Access<E>;
+  // Zen 4 works 64-byte registers in halves, and widens into them at less than half the speed.
+  static constexpr int sum_bytes =
+      variant == Variant::cached && has_avx512 && sizeof(Real) == sizeof(float) ? 32 : FASTREG_VECTOR_BYTES;
+  using Sums = LaneSums<sum_bytes>;
+  using Sum = typename Sums::Sum;
+  static constexpr bool has_l1 = (terms & term_l1) != 0;
+  static constexpr bool has_l2 = (terms & term_l2) != 0;
   static constexpr bool wants_value = (outputs & output_value) != 0;
   static constexpr bool wants_gradient = (outputs & output_gradient) != 0;
   static constexpr bool adds = (outputs & output_add) != 0;
-  // A block of streaming stores has parts of lines at both ends, so there it is the whole chunk.
-  static constexpr int rows_per_block = streaming ? chunk_size / lanes_per_chunk : 32;
-  static constexpr int block_size = rows_per_block * lanes_per_chunk;
-  static_assert(chunk_size % block_size == 0);
-  static constexpr int elements_per_line = line_bytes / static_cast<int>(sizeof(Storage));
-  // Which of the passes over a block is the first to touch its weights, and so fetches those to come.
   static constexpr bool converts = !Memory::is_compute_type;
-  static constexpr bool sum_fetches = !converts;
-  static constexpr bool gradient_fetches = !converts && !wants_value;
+  // From memory 2 KiB of one array after 2 KiB of the other, in caches as few rows as keep the sums in registers: from
+  // memory one row takes 1.1 to 1.3 times as long, in caches 2 KiB up to 1.2 times.
+  static constexpr int row_bytes = lanes_per_chunk * static_cast<int>(sizeof(Storage));
+  static constexpr int rows_in_cache = converts ? 4 : 1;
+  static constexpr int rows_per_step =
+      variant == Variant::cached && wants_gradient && Sums::groups == 1 ? rows_in_cache : 2048 / row_bytes;
+  static constexpr int fewest_aligned = 1024;
+  static constexpr int elements_per_line = line_bytes / static_cast<int>(sizeof(Storage));
+  static_assert(lanes_per_chunk % elements_per_line == 0);
 
   template <std::uintptr_t bytes>
   FASTREG_INLINE void prefetch(const void* address) {
     fetch_ahead<variant, bytes>(address);
   }
 
-  struct Coefficients {
-    Vector<Real> l1;
-    Vector<Real> l2;
-  };
+  // ---- sums
 
-  // ---- the passes over a block; `count` is a multiple of 32
-
-  // Widens half precision: to magnitudes for the sums of |w|, since a register holds twice as many floats as float64
-  // whose sign would have to go, and to the numbers themselves for gradients. Squares take either.
-  static constexpr bool sums_magnitudes = wants_value && (!wants_gradient || (terms & term_l1) != 0);
-
-  FASTREG_INLINE void convert(const Storage* weights, int count, Real* magnitudes, Real* numbers) {
-    for (int i = 0; i < count; i += lanes_per_chunk) {
-      prefetch<lanes_per_chunk* static_cast<int>(sizeof(Storage))>(weights + i);
-      for (int k = i; k < i + lanes_per_chunk; k += real_lanes<Real>) {
-        const Vector<Real> x = Memory::load(weights + k);
-        if constexpr (sums_magnitudes) {
-          store_vector(magnitudes + k, absolute<Real>(x));
-        }
-        if constexpr (wants_gradient) {
-          store_vector(numbers + k, x);
-        }
-      }
-    }
-  }
-
-  FASTREG_INLINE void add_group(const Real* weights, int count, Wide* l1_sums, Wide* l2_sums) {
-    Wide l1[registers_per_group];
-    Wide l2[registers_per_group];
-    for (int k = 0; k < registers_per_group; ++k) {
+  FASTREG_INLINE void add_group(const Real* weights, int rows, Sum* l1_sums, Sum* l2_sums) {
+    Sum l1[Sums::registers_per_group];
+    Sum l2[Sums::registers_per_group];
+    for (int k = 0; k < Sums::registers_per_group; ++k) {
       l1[k] = l1_sums[k];
       l2[k] = l2_sums[k];
     }
-    for (int i = 0; i < count; i += lanes_per_chunk) {
-      if constexpr (sum_fetches) {
-        prefetch<group_lanes* static_cast<int>(sizeof(Real))>(weights + i);
+    // Zen adds where it widens; the units of the products are free.
+    constexpr bool by_product = has_fused_product && sizeof(Storage) == sizeof(float);
+    const Sum one = opaque(Sum{} + 1.0);
+    for (int row = 0; row < rows; ++row, weights += lanes_per_chunk) {
+      if constexpr (!converts) {
+        prefetch<Sums::registers_per_group * Sums::lanes* static_cast<int>(sizeof(Real))>(weights);
       }
-      for (int k = 0; k < registers_per_group; ++k) {
-        const Wide x = load_wide(weights + i + k * wide_lanes);
-        if constexpr ((terms & term_l1) != 0) {
-          l1[k] += converts ? x : absolute<double>(x);
+      for (int k = 0; k < Sums::registers_per_group; ++k) {
+        const Sum x = load_wide<Sum>(weights + k * Sums::lanes);
+        if constexpr (has_l1) {
+          const Sum magnitude = converts ? x : absolute<double>(x);
+          l1[k] = by_product ? add_exact_product<double>(magnitude, one, l1[k]) : l1[k] + magnitude;
         }
-        if constexpr ((terms & term_l2) != 0) {
+        if constexpr (has_l2) {
           // Only the square of a float64 is rounded before it is added, and must not be fused.
           l2[k] = sizeof(Storage) == sizeof(double) ? l2[k] + x * x : add_exact_product<double>(x, x, l2[k]);
         }
       }
     }
-    for (int k = 0; k < registers_per_group; ++k) {
+    for (int k = 0; k < Sums::registers_per_group; ++k) {
       l1_sums[k] = l1[k];
       l2_sums[k] = l2[k];
     }
   }
 
-  FASTREG_INLINE void add_to_sums(const Real* weights, int count, LaneSums& sums) {
-    for (int group = 0; group < groups; ++group) {
-      add_group(weights + group * group_lanes, count, sums.l1 + group * registers_per_group,
-                sums.l2 + group * registers_per_group);
+  FASTREG_INLINE void add_groups(const Real* weights, int rows, Sums& sums) {
+    for (int first = 0; first < Sums::registers; first += Sums::registers_per_group) {
+      add_group(weights + first * Sums::lanes, rows, sums.l1 + first, sums.l2 + first);
     }
   }
 
-  // What one store takes. Loads and stores alternate: a compiler that may choose writes lines backwards, at half the
-  // speed.
-  static constexpr int elements_per_store = Memory::registers_per_store * real_lanes<Real>;
-  static_assert(lanes_per_chunk % elements_per_store == 0);
-
-  template <bool past_caches>
-  FASTREG_INLINE void write_gradients_at(const Real* weights, Storage* gradients, Storage* target,
-                                         Coefficients coefficients) {
-    Vector<Real> computed[Memory::registers_per_store];
-    for (int i = 0; i < Memory::registers_per_store; ++i) {
-      const int offset = i * real_lanes<Real>;
-      computed[i] = penalty_gradient<VectorOps<Real>, terms>(load_vector<Vector<Real>>(weights + offset),
-                                                             coefficients.l1, coefficients.l2);
-      if constexpr (adds) {
-        computed[i] = Memory::load(gradients + offset) + computed[i];
-      }
-    }
-    if constexpr (past_caches) {
-      stream_vector(target, Memory::narrow(computed));
-    } else {
-      store_vector(target, Memory::narrow(computed));
-    }
-  }
-
-  // How many elements lie before the first line of the gradients: a store that crosses lines costs two, and arrays of
-  // NumPy start 16 bytes into a line. Other offsets than multiples of 16 bytes are rare, and written as they lie.
-  FASTREG_INLINE int elements_to_line(const Storage* gradients) {
-    const auto bytes = -reinterpret_cast<std::uintptr_t>(gradients) % line_bytes;
-    return bytes % 16 == 0 ? static_cast<int>(bytes / sizeof(Storage)) : 0;
-  }
-
-  // Whole lines, and the parts of lines at both ends. Streaming stores write whole lines only: a line written past the
-  // caches and through them is written twice.
-  template <bool past_caches>
-  FASTREG_INLINE void write_gradients(const Real* weights, Storage* gradients, int count, Coefficients coefficients) {
-    // In a small array the parts of lines would cost more than the stores that cross.
-    int i = past_caches || count == block_size ? elements_to_line(gradients) : 0;
-    if (i != 0) {
-      write_part_of_line(weights, gradients, 0, i, coefficients);
-    }
-    for (; i + elements_per_line <= count; i += elements_per_line) {
-      if constexpr (gradient_fetches) {
-        prefetch<line_bytes>(weights + i);
-      }
-      if constexpr (!past_caches) {
-        prefetch<line_bytes>(gradients + i);
-      }
-      for (int k = i; k < i + elements_per_line; k += elements_per_store) {
-        write_gradients_at<past_caches>(weights + k, gradients + k, gradients + k, coefficients);
-      }
-    }
-    if (i < count) {
-      const int start = count - elements_per_line;
-      write_part_of_line(weights + start, gradients + start, i - start, elements_per_line, coefficients);
-    }
-  }
-
-  // Elements [first, last) of as many as a line has. Both are multiples of 16 bytes.
-  FASTREG_INLINE void write_part_of_line(const Real* weights, Storage* gradients, int first, int last,
-                                         Coefficients coefficients) {
-    static_assert(elements_per_line % elements_per_store == 0);
-    alignas(line_bytes) Storage line[elements_per_line];
-    for (int k = 0; k < elements_per_line; k += elements_per_store) {
-      write_gradients_at<false>(weights + k, gradients + k, line + k, coefficients);
-    }
-    constexpr int step = 16 / static_cast<int>(sizeof(Storage));
-    for (int k = first; k < last; k += step) {
-      std::memcpy(gradients + k, line + k, 16);
-    }
-  }
-
-  template <bool may_stream>
-  FASTREG_INLINE void run_block(const Storage* weights, Storage* gradients, int count, LaneSums& sums,
-                                Coefficients coefficients, void* scratch) {
-    // The terms are taken before anything is written: the gradients may lie on the weights.
+  // Half precision is widened in memory: to magnitudes, since a register holds twice as many floats as float64 whose
+  // sign would have to go. Squares take either.
+  FASTREG_INLINE void add_rows(const Storage* weights, int rows, Sums& sums) {
     if constexpr (converts) {
-      constexpr int piece = 1024;
-      alignas(line_bytes) Real magnitudes[sums_magnitudes ? piece : 1];
-      alignas(line_bytes) Real few[wants_gradient && !streaming ? block_size + real_lanes<Real> : 1];
-      static_assert((chunk_size + real_lanes<Real>)*sizeof(Real) <= streaming_scratch_bytes);
-      Real* memory = streaming ? static_cast<Real*>(scratch) : few;
-      // Where lines of the gradients begin, registers of the converted weights begin too.
-      Real* numbers = memory + (wants_gradient ? -elements_to_line(gradients) & (real_lanes<Real> - 1) : 0);
-      for (int i = 0; i < count; i += piece) {
-        const int elements = count - i < piece ? count - i : piece;
-        convert(weights + i, elements, magnitudes, numbers + (wants_gradient ? i : 0));
-        if constexpr (wants_value) {
-          add_to_sums(sums_magnitudes ? magnitudes : numbers + i, elements, sums);
+      alignas(line_bytes) Real magnitudes[rows_per_step * lanes_per_chunk];
+      for (int i = 0; i < rows * lanes_per_chunk; i += lanes_per_chunk) {
+        prefetch<lanes_per_chunk* static_cast<int>(sizeof(Storage))>(weights + i);
+        for (int k = i; k < i + lanes_per_chunk; k += real_lanes<Real>) {
+          const Vector<Real> x = Memory::load(weights + k);
+          store_vector(magnitudes + k, has_l1 ? absolute<Real>(x) : x);
         }
       }
-      write_block<may_stream>(numbers, gradients, count, coefficients);
+      add_groups(magnitudes, rows, sums);
     } else {
-      if constexpr (wants_value) {
-        add_to_sums(weights, count, sums);
-      }
-      write_block<may_stream>(weights, gradients, count, coefficients);
-    }
-  }
-
-  template <bool may_stream>
-  FASTREG_INLINE void write_block(const Real* weights, Storage* gradients, int count, Coefficients coefficients) {
-    if constexpr (wants_gradient) {
-      write_gradients<may_stream>(weights, gradients, count, coefficients);
+      add_groups(weights, rows, sums);
     }
   }
 
   // The last row may be short: it is padded with +0, whose terms change no bit of a lane, since no term is below +0.
-  FASTREG_INLINE void run_short_row(const Storage* weights, Storage* gradients, int elements, LaneSums& sums,
-                                    Coefficients coefficients, void* scratch) {
-    alignas(line_bytes) Storage padded_weights[lanes_per_chunk] = {};
-    alignas(line_bytes) Storage padded_gradients[lanes_per_chunk] = {};
-    const std::size_t bytes = static_cast<std::size_t>(elements) * sizeof(Storage);
-    std::memcpy(padded_weights, weights, bytes);
-    if constexpr (adds) {
-      std::memcpy(padded_gradients, gradients, bytes);
-    }
-    run_block<false>(padded_weights, padded_gradients, lanes_per_chunk, sums, coefficients, scratch);
-    if constexpr (wants_gradient) {
-      std::memcpy(gradients, padded_gradients, bytes);
-    }
+  FASTREG_INLINE void add_short_row(const Storage* weights, int elements, Sums& sums) {
+    alignas(line_bytes) Storage padded[lanes_per_chunk] = {};
+    std::memcpy(padded, weights, static_cast<std::size_t>(elements) * sizeof(Storage));
+    add_rows(padded, 1, sums);
   }
 
-  FASTREG_INLINE double halve(Wide* registers) {
-    halve_lanes(registers, groups * registers_per_group);
-    double lanes[wide_lanes];
+  FASTREG_INLINE double halve(Sum* registers) {
+    halve_lanes(registers, Sums::registers);
+    double lanes[Sums::lanes];
     std::memcpy(lanes, registers, sizeof lanes);
-    halve_lanes(lanes, wide_lanes);
+    halve_lanes(lanes, Sums::lanes);
     return lanes[0];
   }
 
+  // ---- gradients
+
+  // What one store takes. Loads and stores alternate: a compiler that may choose writes lines backwards, at half the
+  // speed.
+  static constexpr int elements_per_store = Memory::registers_per_store * real_lanes<Real>;
+  static_assert(elements_per_line % elements_per_store == 0);
+
+  struct Gradients {
+    const Storage* weights;
+    Storage* gradients;
+    Vector<Real> l1;
+    Vector<Real> l2;
+
+    template <bool past_caches>
+    inline __attribute__((always_inline)) void write_line_at(std::int64_t first, Storage* target) const {
+      for (int k = 0; k < elements_per_line; k += elements_per_store) {
+        Vector<Real> computed[Memory::registers_per_store];
+        for (int i = 0; i < Memory::registers_per_store; ++i) {
+          const std::int64_t at = first + k + i * real_lanes<Real>;
+          computed[i] = penalty_gradient<VectorOps<Real>, terms>(Memory::load(weights + at), l1, l2);
+          if constexpr (adds) {
+            computed[i] = Memory::load(gradients + at) + computed[i];
+          }
+        }
+        if constexpr (past_caches) {
+          stream_vector(target + k, Memory::narrow(computed));
+        } else {
+          store_vector(target + k, Memory::narrow(computed));
+        }
+      }
+    }
+
+    // Whole lines from `first` on, `step` elements at a time; returns where they end.
+    template <int step>
+    inline __attribute__((always_inline)) std::int64_t write_lines(std::int64_t first, std::int64_t last) const {
+      for (; first + step <= last; first += step) {
+        for (int k = 0; k < step; k += elements_per_line) {
+          if constexpr (!wants_value) {
+            prefetch<line_bytes>(weights + first + k);
+          }
+          if constexpr (adds || !streaming) {
+            prefetch<line_bytes>(gradients + first + k);
+          }
+          write_line_at<streaming>(first + k, gradients + first + k);
+        }
+      }
+      return first;
+    }
+
+    // Elements [first, last) of the line that begins at `start`.
+    inline __attribute__((always_inline)) void write_part_of_line(std::int64_t start, std::int64_t first,
+                                                                  std::int64_t last) const {
+      alignas(line_bytes) Storage line[elements_per_line];
+      write_line_at<false>(start, line);
+      std::memcpy(gradients + first, line + (first - start), static_cast<std::size_t>(last - first) * sizeof(Storage));
+    }
+
+    // Less than a line.
+    inline __attribute__((always_inline)) void write_few(std::int64_t count) const {
+      alignas(line_bytes) Storage padded_weights[elements_per_line] = {};
+      alignas(line_bytes) Storage padded_gradients[elements_per_line] = {};
+      const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(Storage);
+      std::memcpy(padded_weights, weights, bytes);
+      if constexpr (adds) {
+        std::memcpy(padded_gradients, gradients, bytes);
+      }
+      Gradients{padded_weights, padded_gradients, l1, l2}.template write_line_at<false>(0, padded_gradients);
+      std::memcpy(gradients, padded_gradients, bytes);
+    }
+
+    // How many elements lie before the first line: a store that crosses lines costs two, and arrays of NumPy start 16
+    // bytes into a line.
+    inline __attribute__((always_inline)) int elements_to_line() const {
+      const auto bytes = -reinterpret_cast<std::uintptr_t>(gradients) % line_bytes;
+      return bytes % sizeof(Storage) == 0 ? static_cast<int>(bytes / sizeof(Storage)) : 0;
+    }
+  };
+
+  // ---- a run
+
   static void run(const KernelArguments& arguments) {
     const Storage* weights = static_cast<const Storage*>(arguments.weights);
-    Storage* gradients = static_cast<Storage*>(arguments.gradients);
-    const Coefficients coefficients = {broadcast(static_cast<Real>(arguments.gradient_l1)),
-                                       broadcast(static_cast<Real>(arguments.gradient_l2))};
-    std::int64_t left = arguments.count;
-    for (std::int64_t chunk = 0; left > 0; ++chunk) {
-      int elements = left < chunk_size ? static_cast<int>(left) : chunk_size;
-      left -= elements;
-      LaneSums sums;
-      while (elements >= lanes_per_chunk) {
-        const int rows = elements / lanes_per_chunk;
-        const int count = (rows < rows_per_block ? rows : rows_per_block) * lanes_per_chunk;
-        run_block<streaming>(weights, gradients, count, sums, coefficients, arguments.scratch);
-        weights += count;
-        gradients += wants_gradient ? count : 0;
-        elements -= count;
-      }
-      if (elements != 0) {
-        run_short_row(weights, gradients, elements, sums, coefficients, arguments.scratch);
-      }
-      if constexpr (wants_value) {
-        if constexpr ((terms & term_l1) != 0) {
+    const std::int64_t count = arguments.count;
+    const Gradients gradients = {weights, static_cast<Storage*>(arguments.gradients),
+                                 broadcast(static_cast<Real>(arguments.gradient_l1)),
+                                 broadcast(static_cast<Real>(arguments.gradient_l2))};
+    // The gradients follow the sums, line by line: they may lie on the weights. The parts of lines at both ends come
+    // apart, the first when its weights have been summed; in a small array they would cost more than stores that cross.
+    const int head = wants_gradient && (streaming || count >= fewest_aligned) ? gradients.elements_to_line() : 0;
+    std::int64_t written = head;
+    if constexpr (wants_value) {
+      std::int64_t summed = 0;
+      for (std::int64_t chunk = 0; summed < count; ++chunk) {
+        const std::int64_t end = count - summed < chunk_size ? count : summed + chunk_size;
+        Sums sums;
+        while (summed + lanes_per_chunk <= end) {
+          const auto left = static_cast<int>(end - summed) / lanes_per_chunk;
+          const int rows = left < rows_per_step ? left : rows_per_step;
+          add_rows(weights + summed, rows, sums);
+          summed += rows * lanes_per_chunk;
+          if constexpr (wants_gradient) {
+            written = gradients.template write_lines<lanes_per_chunk>(written, summed);
+          }
+        }
+        if (summed < end) {
+          add_short_row(weights + summed, static_cast<int>(end - summed), sums);
+          summed = end;
+        }
+        if constexpr (has_l1) {
           arguments.l1_sums[chunk] = halve(sums.l1);
         }
-        if constexpr ((terms & term_l2) != 0) {
+        if constexpr (has_l2) {
           arguments.l2_sums[chunk] = halve(sums.l2);
+        }
+      }
+    }
+    if constexpr (wants_gradient) {
+      if (count < elements_per_line) {
+        gradients.write_few(count);
+      } else {
+        if (head != 0) {
+          gradients.write_part_of_line(0, 0, head);
+        }
+        written = gradients.template write_lines<lanes_per_chunk>(written, count);
+        written = gradients.template write_lines<elements_per_line>(written, count);
+        if (written < count) {
+          gradients.write_part_of_line(count - elements_per_line, written, count);
         }
       }
     }
@@ -356,6 +353,7 @@ constexpr KernelTable make_table() {
   fill_variant<Variant::near>(table);
   fill_variant<Variant::far>(table);
   fill_variant<Variant::l2>(table);
+  fill_variant<Variant::cached>(table);
   return table;
 }
 

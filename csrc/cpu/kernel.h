@@ -21,22 +21,19 @@ struct KernelArguments {
   double gradient_l2;
   double* l1_sums;  // one per chunk, written if output_value and the term is there
   double* l2_sums;
-  void* scratch;  // for streaming kernels of half precision: streaming_scratch_bytes, aligned to 64
 };
-
-// A chunk as float32, and a register more: too much for the stack of a thread that has but 64 KiB.
-constexpr std::size_t streaming_scratch_bytes = chunk_size * sizeof(float) + 64;
 
 using Kernel = void (*)(const KernelArguments&);
 
 // How a kernel goes over memory: the same bits, at other speeds. Which is for whom says policy.cpp.
 enum class Variant : std::uint8_t {
-  plain,  // fetches nothing ahead
-  near,   // into L1, 4 KiB ahead
-  far,    // and into L2, 8 KiB ahead
-  l2,     // into L2 alone, 4 KiB ahead
+  plain,   // fetches nothing ahead
+  near,    // into L1, 4 KiB ahead
+  far,     // and into L2, 8 KiB ahead
+  l2,      // into L2 alone, 4 KiB ahead
+  cached,  // nothing; gradients row by row, sums of floats in registers of 32 bytes
 };
-constexpr std::size_t variant_count = 4;
+constexpr std::size_t variant_count = 5;
 
 struct Cells {
   // [dtype][terms - 1][outputs]; null where outputs is no cell

@@ -43,6 +43,17 @@
 namespace fastreg {
 namespace {
 
+#if defined(FASTREG_VEC_AVX512)
+constexpr bool has_avx512 = true;  // and 32 registers
+#else
+constexpr bool has_avx512 = false;
+#endif
+#if defined(FASTREG_VEC_AVX512) || defined(FASTREG_VEC_AVX2) || defined(FASTREG_VEC_NEON)
+constexpr bool has_fused_product = true;
+#else
+constexpr bool has_fused_product = false;
+#endif
+
 template <class T, int bytes>
 struct VectorOf {
   typedef T type __attribute__((vector_size(bytes)));
@@ -99,18 +110,21 @@ FASTREG_INLINE Vector<Real> broadcast(Real x) {
   return x - Vector<Real>{};  // x - (+0) is x for every x, -0 included
 }
 
-template <class Real>
-FASTREG_INLINE Vector<Real> absolute(Vector<Real> x) {
-  return bit_cast<Vector<Real>>(bit_cast<Bits<Real>>(x) & ~BitsOf<Real>::sign);
+template <class Real, class V>
+FASTREG_INLINE V absolute(V x) {
+  using Words = typename VectorOf<typename BitsOf<Real>::type, sizeof(V)>::type;
+  return bit_cast<V>(bit_cast<Words>(x) & ~BitsOf<Real>::sign);
 }
 
 // a * b + c, rounded once where the processor can. Only for products that are exact: there the bits are the same.
-template <class Real>
-FASTREG_INLINE Vector<Real> add_exact_product(Vector<Real> a, Vector<Real> b, Vector<Real> c) {
+template <class Real, class V>
+FASTREG_INLINE V add_exact_product(V a, V b, V c) {
   [[maybe_unused]] constexpr bool single = sizeof(Real) == sizeof(float);
 #if defined(FASTREG_VEC_AVX512)
   if constexpr (single) {
     return _mm512_fmadd_ps(a, b, c);
+  } else if constexpr (sizeof(V) == 32) {
+    return _mm256_fmadd_pd(a, b, c);
   } else {
     return _mm512_fmadd_pd(a, b, c);
   }
@@ -129,6 +143,20 @@ FASTREG_INLINE Vector<Real> add_exact_product(Vector<Real> a, Vector<Real> b, Ve
 #else
   return a * b + c;
 #endif
+}
+
+// A register whose origin the compiler does not know. Else GCC takes a number that is used twice from memory twice, and
+// turns a multiplication by one into nothing.
+template <class V>
+FASTREG_INLINE V opaque(V v) {
+#if defined(FASTREG_VEC_AVX512)
+  asm("" : "+v"(v));
+#elif defined(FASTREG_VEC_AVX2) || defined(FASTREG_VEC_SSE2)
+  asm("" : "+x"(v));
+#elif defined(FASTREG_VEC_NEON)
+  asm("" : "+w"(v));
+#endif
+  return v;
 }
 
 // What penalty.inl asks for.
@@ -216,12 +244,20 @@ struct SoftwareHalf {
 // ---- float64 lanes from the compute type, in memory: the conversion that reads memory is one operation where the one
 // from a register is two, and a block of floats that was just written or read lies in L1.
 
-FASTREG_INLINE Wide load_wide(const double* p) { return load_vector<Wide>(p); }
+template <class Sum>
+FASTREG_INLINE Sum load_wide(const double* p) {
+  return opaque(load_vector<Sum>(p));
+}
 
-FASTREG_INLINE Wide load_wide(const float* p) {
-  using Floats [[maybe_unused]] = typename VectorOf<float, wide_lanes * 4>::type;
+template <class Sum>
+FASTREG_INLINE Sum load_wide(const float* p) {
+  using Floats [[maybe_unused]] = typename VectorOf<float, sizeof(Sum) / 2>::type;
 #if defined(FASTREG_VEC_AVX512)
-  return _mm512_cvtps_pd(load_vector<Floats>(p));
+  if constexpr (sizeof(Sum) == 32) {
+    return _mm256_cvtps_pd(load_vector<Floats>(p));
+  } else {
+    return _mm512_cvtps_pd(load_vector<Floats>(p));
+  }
 #elif defined(FASTREG_VEC_AVX2)
   return _mm256_cvtps_pd(load_vector<Floats>(p));
 #elif defined(FASTREG_VEC_SSE2)
@@ -231,7 +267,7 @@ FASTREG_INLINE Wide load_wide(const float* p) {
   std::memcpy(&two, p, sizeof two);
   return _mm_cvtps_pd(_mm_castpd_ps(_mm_set_sd(two)));
 #else
-  return __builtin_convertvector(load_vector<Floats>(p), Wide);
+  return __builtin_convertvector(load_vector<Floats>(p), Sum);
 #endif
 }
 

@@ -133,18 +133,13 @@ void count_cell(DType dtype, unsigned terms, unsigned outputs, const std::string
   if (streaming != nullptr) {
     // Not by way of evaluate, which streams only what would take minutes.
     std::vector<double> sums(2 * static_cast<std::size_t>(chunk_count(large[0].count)));
-    struct alignas(64) Scratch {
-      char bytes[streaming_scratch_bytes];
-    };
-    const auto scratch = std::make_unique<Scratch>();
     const KernelArguments arguments{large[0].weights,
                                     large[0].gradients,
                                     large[0].count,
                                     coefficients.gradient_l1,
                                     coefficients.gradient_l2,
                                     sums.data(),
-                                    sums.data() + sums.size() / 2,
-                                    scratch.get()};
+                                    sums.data() + sums.size() / 2};
     count(cell + "/" + array + ", streaming", [&] { streaming(arguments); });
   }
   if (dtype == DType::f32) {
