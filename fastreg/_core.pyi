@@ -286,6 +286,12 @@ def learn_torch(
     ``fastreg/_arrays/torch_memory.py`` says what the arguments are.
     """
 
+def learn_torch_gradients(samples: Sequence[tuple[Any, Any]], is_mode_enabled: Any) -> bool:
+    """Learn from fresh tensors, and gradients for them, where torch keeps ``.grad`` and
+    ``requires_grad``; return whether all agree.  Else, as without samples, torch's getters are
+    asked, as they are while ``is_mode_enabled()``.
+    """
+
 def describe_by_exchange(tensor: Any) -> tuple[Any, ...] | None:
     """Describe an exact torch tensor by DLPack's exchange table; None for all else.
 

@@ -188,15 +188,15 @@ PyObject* describe_tensors(PyObject*, PyObject* const* arguments, Py_ssize_t cou
 
 // The gradients of parameters, None for each unless `wanted`; no object where not all are plain torch parameters that
 // require one and, if it is wanted, have it, and where one of them is part of a graph but may not be.
-py::object gradients_of(PyObject* parameters, bool wanted, bool may_be_recorded) {
+py::object gradients_of(PyObject* parameters, const AutogradFields& fields, bool wanted, bool may_be_recorded) {
   const Py_ssize_t count = PyTuple_GET_SIZE(parameters);
   py::tuple gradients(count);
   ParameterState state;
   for (Py_ssize_t i = 0; i < count; ++i) {
-    if (!read_parameter(PyTuple_GET_ITEM(parameters, i), state) || !state.requires_grad) {
+    if (!read_parameter(PyTuple_GET_ITEM(parameters, i), fields, wanted, state) || !state.requires_grad) {
       return {};
     }
-    if (wanted && (state.grad.is_none() || (!may_be_recorded && requires_gradient(state.grad.ptr())))) {
+    if (wanted && (state.grad.is_none() || (!may_be_recorded && requires_gradient(state.grad.ptr(), fields)))) {
       return {};
     }
     PyTuple_SET_ITEM(gradients.ptr(), i, (wanted ? state.grad : py::none()).release().ptr());
@@ -204,9 +204,9 @@ py::object gradients_of(PyObject* parameters, bool wanted, bool may_be_recorded)
   return gradients;
 }
 
-bool are_frozen(PyObject* parameters) {
+bool are_frozen(PyObject* parameters, const AutogradFields& fields) {
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(parameters); ++i) {
-    if (requires_gradient(PyTuple_GET_ITEM(parameters, i))) {
+    if (requires_gradient(PyTuple_GET_ITEM(parameters, i), fields)) {
       return false;
     }
   }
@@ -219,8 +219,10 @@ PyObject* accumulate_parameters(PyObject*, PyObject* const* arguments, Py_ssize_
     const unsigned outputs = to_outputs(arguments[0]);
     require_tuples("accumulate_parameters", arguments, {1, 2, 3, 4, 5, 6});
     const bool writes = (outputs & output_gradient) != 0;
-    const py::object gradients =
-        are_frozen(arguments[4]) ? gradients_of(arguments[2], writes, is_true(arguments[9])) : py::object();
+    const AutogradFields fields;
+    const py::object gradients = are_frozen(arguments[4], fields)
+                                     ? gradients_of(arguments[2], fields, writes, is_true(arguments[9]))
+                                     : py::object();
     if (!gradients) {
       return not_plain();
     }

@@ -392,6 +392,7 @@ void add_device_functions(py::module_& m) {
       },
       py::arg("tensor"), py::arg("parameter"), py::arg("is_inference_mode_enabled"), py::arg("flags"),
       py::arg("samples"), py::arg("other_numbers"), py::arg("not_inference"), py::arg("asks"));
+  m.def("learn_torch_gradients", learn_torch_gradients, py::arg("samples"), py::arg("is_mode_enabled"));
   m.def("describe_by_exchange", describe_by_exchange);
   m.def("describe_capsule", describe_capsule);
 

@@ -244,20 +244,27 @@ bool exchange(PyObject* object, dlpack::Tensor& tensor) {
   return true;
 }
 
-bool read_parameter(PyObject* object, ParameterState& state) {
+bool read_parameter(PyObject* object, const AutogradFields& fields, bool wants_grad, ParameterState& state) {
   const TorchTypes* types = torch_types();
   if (!is_plain(object, types)) {
     return false;
   }
-  state.requires_grad = get(object, types->requires_grad, "requires_grad").ptr() == Py_True;
-  if (state.requires_grad) {
-    state.grad = get(object, types->grad, "grad");
+  state.requires_grad =
+      fields.surely_requires(object) || get(object, types->requires_grad, "requires_grad").ptr() == Py_True;
+  if (state.requires_grad && wants_grad) {
+    state.grad = fields.gradient(object);
+    if (!state.grad) {
+      state.grad = get(object, types->grad, "grad");
+    }
   }
   return true;
 }
 
-bool requires_gradient(PyObject* object) {
+bool requires_gradient(PyObject* object, const AutogradFields& fields) {
   const TorchTypes* types = torch_types();
+  if (is_plain(object, types) && fields.surely_requires_none(object)) {
+    return false;
+  }
   return !is_plain(object, types) || get(object, types->requires_grad, "requires_grad").ptr() != Py_False;
 }
 

@@ -5,6 +5,7 @@
 
 #include "../layout.h"
 #include "dlpack_abi.h"
+#include "torch_gradients.h"
 #include "torch_memory.h"
 
 namespace fastreg::python {
@@ -41,12 +42,12 @@ struct ParameterState {
   pybind11::object grad;  // None where it has none
 };
 
-// Reads an exact torch.Tensor or torch.nn.Parameter; `grad` only where it requires one. Returns false for everything
-// else.
-bool read_parameter(PyObject* object, ParameterState& state);
+// Reads an exact torch.Tensor or torch.nn.Parameter; `grad` only where it requires one and `wants_grad`. Returns false
+// for everything else.
+bool read_parameter(PyObject* object, const AutogradFields& fields, bool wants_grad, ParameterState& state);
 
 // True for everything that does not say that it requires no gradient.
-bool requires_gradient(PyObject* object);
+bool requires_gradient(PyObject* object, const AutogradFields& fields);
 
 // The stream that torch uses on a CUDA device at this moment. Returns false where torch does not say.
 bool torch_stream(int device, void*& stream);

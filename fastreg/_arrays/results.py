@@ -52,6 +52,12 @@ def all_written(targets: Sequence[Any]) -> None:
         written(target)
 
 
+def plain_written(tensors: Sequence[Any]) -> None:
+    """Do what :func:`written` does for tensors that are all torch's own."""
+    if tensors:
+        library_of(type(tensors[0])).mark_written(tensors)
+
+
 def unrecorded() -> AbstractContextManager[Any]:
     """Return a context in which torch records no gradients; nothing where torch is not loaded."""
     torch = loaded("torch")

@@ -115,7 +115,26 @@ def teach(core: Any) -> bool:
     )
     if learned:
         _tries_left = 0
+        teach_gradients(core)
     return learned
+
+
+def teach_gradients(core: Any) -> bool:
+    """Show the core where torch keeps gradients; return whether it reads them there from now on.
+
+    Where it does not, it asks torch's getters.
+    """
+    torch = loaded("torch")
+    try:
+        with torch.inference_mode(False):
+            pairs = [
+                (torch.empty(n, device="cpu"), torch.zeros(n, device="cpu")) for n in (3, 5, 7)
+            ]
+        if any(type(x) is not torch.Tensor for pair in pairs for x in pair):
+            return False
+        return bool(core.learn_torch_gradients(pairs, torch._C._is_torch_function_mode_enabled))
+    except Exception:  # torch's, of any kind: another release, or a mode
+        return False
 
 
 def samples() -> tuple[list[tuple[Any, int, int, int, int, int]], int, int]:

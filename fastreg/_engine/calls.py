@@ -17,7 +17,7 @@ from typing import Any
 
 from .._arrays import cuda as cuda_arrays
 from .._arrays import host, torch_memory
-from .._arrays.results import all_written
+from .._arrays.results import plain_written
 from .._base import errors
 from .._base.arguments import multiplier
 from .._base.core import core
@@ -59,7 +59,7 @@ def finish_parameters(
         call = Call(outputs, (), parameters, gradients, strengths, (), scale, grad_scale)
         value = cuda.evaluate_described(call, value)
     if outputs & GRADIENT:
-        all_written(gradients)
+        plain_written(gradients)
     return value
 
 
