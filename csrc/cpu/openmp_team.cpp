@@ -181,6 +181,16 @@ const OpenMpTeam* find_team(void* libtorch, int (*torch_get_num_threads)()) {
 // A forked child has none of the team's threads, and GCC's runtime would wait for them for ever.
 std::atomic<bool> is_forked{false};
 
+// Held while libtorch is looked for. A fork waits for that, as the child would find it held by a thread that it has not
+// got. Seen from the loading of this library on: inside of the mutex the registration could wait for a fork that waits
+// for the mutex.
+std::mutex looking;
+const bool sees_forks = pthread_atfork([] { looking.lock(); }, [] { looking.unlock(); },
+                                       [] {
+                                         is_forked.store(true);
+                                         looking.unlock();
+                                       }) == 0;
+
 // Whether this process was forked before that could be seen: the flag PF_FORKNOEXEC of its first thread.
 bool was_forked() {
   std::FILE* file = std::fopen("/proc/self/stat", "re");
@@ -201,15 +211,14 @@ const Found* found() {
   if (const Found* at_once = known.load(std::memory_order_acquire)) {
     return at_once;
   }
-  static std::mutex mutex;
-  const std::lock_guard<std::mutex> lock(mutex);
+  const std::lock_guard<std::mutex> lock(looking);
   if (known.load(std::memory_order_relaxed) == nullptr) {
     const std::string path = path_of_libtorch();
     void* libtorch = path.empty() ? nullptr : dlopen(path.c_str(), RTLD_NOLOAD | RTLD_LAZY);
     if (libtorch == nullptr) {
       return nullptr;  // it may be loaded later
     }
-    if (was_forked() || pthread_atfork(nullptr, nullptr, [] { is_forked.store(true); }) != 0) {
+    if (!sees_forks || was_forked()) {
       is_forked.store(true);
     }
     Found* fresh = new Found;

@@ -192,20 +192,20 @@ class Pool {
 // Never destroyed: detached workers use it until the process ends.
 std::atomic<Pool*> shared_pool{nullptr};
 
+#if defined(__unix__) || defined(__APPLE__)
+// The child has none of the workers, and may have been forked while the mutex was held: it starts afresh, and the
+// parent's pool is left where it lies. Seen to from the loading of this library on, since a fork may come just after
+// the first call has made the pool.
+[[maybe_unused]] const int forks_are_seen =
+    pthread_atfork(nullptr, nullptr, [] { shared_pool.store(nullptr, std::memory_order_release); });
+#endif
+
 Pool& pool() {
   Pool* current = shared_pool.load(std::memory_order_acquire);
   if (current == nullptr) {
     Pool* fresh = new Pool;
     if (shared_pool.compare_exchange_strong(current, fresh, std::memory_order_acq_rel)) {
       current = fresh;
-#if defined(__unix__) || defined(__APPLE__)
-      // The child has none of the workers, and may have been forked while the mutex was held: it starts afresh, and the
-      // parent's pool is left where it lies.
-      static std::once_flag once;
-      std::call_once(once, [] {
-        pthread_atfork(nullptr, nullptr, [] { shared_pool.store(nullptr, std::memory_order_release); });
-      });
-#endif
     } else {
       delete fresh;
     }

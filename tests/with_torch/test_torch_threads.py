@@ -246,6 +246,31 @@ print(found, right())
     assert prints(code) == "[True, True, True] True"
 
 
+def test_a_child_forked_while_the_first_large_call_runs() -> None:
+    """That call looks for torch's team, under a mutex that nobody in the child would release."""
+    code = """
+sys.setswitchinterval(1e-6)
+import time
+
+def first_call(delay):
+    begins = threading.Event()
+    thread = threading.Thread(target=lambda: (begins.set(), rule(w)))
+    thread.start(); begins.wait()
+    end = time.perf_counter() + delay
+    while time.perf_counter() < end: pass
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)
+        rule(w)
+        os._exit(0)
+    thread.join()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+print(all(in_child(lambda: first_call(i * 1e-5)) for i in range(20)))
+"""
+    assert prints(code) == "True"
+
+
 def test_a_child_that_imports_us_after_it_was_forked() -> None:
     """Nobody of ours has seen the fork, and the parent's team is gone all the same."""
     code = (
