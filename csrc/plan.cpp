@@ -34,8 +34,8 @@ std::int64_t bytes_touched(const Item* items, std::size_t item_count, unsigned o
 
 // From how many bytes on an item's gradients go past the caches. One answer for the call, before its tasks have mapped
 // any page.
-std::int64_t least_streamed(const Item* items, std::size_t item_count, std::int64_t bytes, unsigned outputs) {
-  const Policy& rules = *policy().policy;
+std::int64_t least_streamed(const Item* items, std::size_t item_count, std::int64_t bytes, unsigned outputs,
+                            const Policy& rules) {
   if (!writes_gradient(outputs) || (outputs & output_add) != 0 || !rules.streams(bytes, false)) {
     return never;
   }
@@ -50,10 +50,10 @@ std::int64_t least_streamed(const Item* items, std::size_t item_count, std::int6
 
 // How a call is worked: its outputs, and what the policy says of so many bytes.
 struct Conduct {
-  Conduct(const Item* items, std::size_t item_count, unsigned asked) : outputs(asked) {
+  Conduct(const Item* items, std::size_t item_count, unsigned asked, const ChosenPolicy& chosen) : outputs(asked) {
     const std::int64_t bytes = bytes_touched(items, item_count, outputs);
-    cells = &kernels().cells[static_cast<std::size_t>(policy().variant(bytes, writes_gradient(outputs)))];
-    bytes_worth_streaming = least_streamed(items, item_count, bytes, outputs);
+    cells = &kernels().cells[static_cast<std::size_t>(chosen.variant(bytes, writes_gradient(outputs)))];
+    bytes_worth_streaming = least_streamed(items, item_count, bytes, outputs, *chosen.policy);
   }
 
   unsigned outputs;
@@ -371,8 +371,9 @@ void evaluate(const Item* items, std::size_t item_count, unsigned outputs, doubl
   for (std::size_t i = 0; i < item_count; ++i) {
     elements += items[i].count;
   }
-  const Conduct conduct(items, item_count, outputs);
-  on_threads(elements, owner, [&](const Crew& crew) {
+  const ChosenPolicy& chosen = policy();
+  const Conduct conduct(items, item_count, outputs, chosen);
+  on_threads(elements, owner, *chosen.policy, [&](const Crew& crew) {
     if (crew.threads == 1) {
       evaluate_in_turn(items, item_count, conduct, values);
     } else {

@@ -54,10 +54,9 @@ inline void run_tasks(Task task, void* context, std::int64_t count, const Crew& 
   }
 }
 
-// Runs body(crew) with as many threads as a call of so many elements is worth.
+// Runs body(crew) with as many threads as a call of so many elements is worth by these rules.
 template <class Body>
-void on_threads(std::int64_t elements, Owner owner, Body body) {
-  const Policy& rules = *policy().policy;
+void on_threads(std::int64_t elements, Owner owner, const Policy& rules, Body body) {
   if (elements < rules.elements_worth_sharing) {
     body(Crew{});
     return;
