@@ -19,6 +19,7 @@ from typing import Any
 
 import fastreg
 
+from ._arrays.library import loaded
 from ._engine import backend
 
 #: How the arrays of a framework are read, in the order of the listing.
@@ -273,7 +274,7 @@ def _lines_of_torch_threads(found: dict[str, Any] | None) -> list[tuple[str, str
     if found is None:
         return []
     text = f"for tensors of torch: {found['threads']}, {found['whose']}"
-    if "torch" in sys.modules:
+    if loaded("torch"):
         return [("", text + (f", as {found['reason']}" if found["reason"] else "'s"))]
     return [("", "for tensors of torch: torch's where they are found (info --torch looks)")]
 
