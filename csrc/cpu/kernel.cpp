@@ -71,8 +71,8 @@ struct PenaltyKernel {
   using Real = typename E::Real;
   using Memory = Access<E>;
   // Zen 4 works 64-byte registers in halves, and widens into them at less than half the speed.
-  static constexpr int sum_bytes =
-      variant == Variant::cached && has_avx512 && sizeof(Real) == sizeof(float) ? 32 : FASTREG_VECTOR_BYTES;
+  static constexpr bool sums_in_halves = variant == Variant::cached && has_avx512 && sizeof(Real) == sizeof(float);
+  static constexpr int sum_bytes = FASTREG_VECTOR_BYTES / (sums_in_halves ? 2 : 1);
   using Sums = LaneSums<sum_bytes>;
   using Sum = typename Sums::Sum;
   static constexpr bool has_l1 = (terms & term_l1) != 0;
@@ -176,6 +176,7 @@ struct PenaltyKernel {
   static constexpr int elements_per_store = Memory::registers_per_store * real_lanes<Real>;
   static_assert(elements_per_line % elements_per_store == 0);
 
+  // NOLINTBEGIN(readability-redundant-inline-specifier): GCC asks for it beside the attribute, in templates.
   struct Gradients {
     const Storage* weights;
     Storage* gradients;
@@ -246,6 +247,7 @@ struct PenaltyKernel {
       return bytes % sizeof(Storage) == 0 ? static_cast<int>(bytes / sizeof(Storage)) : 0;
     }
   };
+  // NOLINTEND(readability-redundant-inline-specifier)
 
   // ---- a run
 

@@ -11,11 +11,11 @@
 #include <dlfcn.h>
 #include <link.h>
 #include <pthread.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <cstdio>
 #include <cstring>
+#include <ctime>
 #include <mutex>
 #include <system_error>
 #include <thread>
@@ -185,11 +185,14 @@ std::atomic<bool> is_forked{false};
 // got. Seen from the loading of this library on: inside of the mutex the registration could wait for a fork that waits
 // for the mutex.
 std::mutex looking;
-const bool sees_forks = pthread_atfork([] { looking.lock(); }, [] { looking.unlock(); },
-                                       [] {
-                                         is_forked.store(true);
-                                         looking.unlock();
-                                       }) == 0;
+bool register_at_forks() noexcept {
+  return pthread_atfork([] { looking.lock(); }, [] { looking.unlock(); },
+                        [] {
+                          is_forked.store(true);
+                          looking.unlock();
+                        }) == 0;
+}
+const bool sees_forks = register_at_forks();
 
 // Whether this process was forked before that could be seen: the flag PF_FORKNOEXEC of its first thread.
 bool was_forked() {
@@ -200,10 +203,12 @@ bool was_forked() {
   char text[512] = {};
   std::fread(text, 1, sizeof text - 1, file);
   std::fclose(file);
-  const char* after_name = std::strrchr(text, ')');
-  unsigned flags = 0;
-  return after_name != nullptr && std::sscanf(after_name + 1, " %*c %*d %*d %*d %*d %*d %u", &flags) == 1 &&
-         (flags & 0x40U) != 0;
+  const char* place = std::strrchr(text, ')');
+  constexpr int fields_before_flags = 7;  // the name's end, the state, five numbers
+  for (int i = 0; i < fields_before_flags && place != nullptr; ++i) {
+    place = std::strchr(place + 1, ' ');
+  }
+  return place != nullptr && (std::strtoul(place, nullptr, 10) & 0x40U) != 0;
 }
 
 const Found* found() {

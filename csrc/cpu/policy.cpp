@@ -17,8 +17,8 @@
 namespace fastreg {
 namespace {
 
-constexpr std::int64_t KiB = 1024;
-constexpr std::int64_t MiB = 1024 * KiB;
+constexpr std::int64_t kibi = 1024;
+constexpr std::int64_t mebi = 1024 * kibi;
 
 // ---- the tables
 
@@ -31,23 +31,23 @@ constexpr Variant cached = Variant::cached;
 // clang-format off
 constexpr Policy policies[] = {
     // reading and writing, each within L2, within L3, beyond; streaming, if new; chunks; waking, sharing
-    {"default", {plain, plain, near}, {plain, plain, plain}, 32 * MiB, never, 16, 256 * KiB, 64 * KiB,
+    {"default", {plain, plain, near}, {plain, plain, plain}, 32 * mebi, never, 16, 256 * kibi, 64 * kibi,
      "of what was measured on other families: near takes up to 1.24 of the best for a value from DRAM, and plain up to "
      "1.6; where gradients are written near takes up to 1.67, and plain up to 1.28"},
-    {"sapphire_rapids", {plain, far, far}, {plain, far, far}, 32 * MiB, never, 16, 256 * KiB, 64 * KiB,
+    {"sapphire_rapids", {plain, far, far}, {plain, far, far}, 32 * mebi, never, 16, 256 * kibi, 64 * kibi,
      "2 cores: a value from DRAM takes 1.6 times the read with plain, 1.15 with near, 1.0 with far"},
-    {"zen4", {cached, cached, cached}, {cached, cached, plain}, 32 * MiB, never, 16, 512 * KiB, 32 * KiB,
+    {"zen4", {cached, cached, cached}, {cached, cached, plain}, 32 * mebi, never, 16, 512 * kibi, 32 * kibi,
      "2 cores, each in turn, 2026-11-28: near takes up to 1.67 times plain, far 1.41, l2 1.49; cached down to 0.8 in "
      "caches, and up to 1.3 where gradients are written beyond; at 256 Ki elements waking takes up to 1.38 times one "
      "thread, at 512 Ki at most 0.98; sharing takes 0.68 to 0.84 of it at 32 Ki"},
-    {"zen3", {plain, plain, near}, {plain, plain, near}, 32 * MiB, never, 16, 256 * KiB, 64 * KiB,
+    {"zen3", {plain, plain, near}, {plain, plain, near}, 32 * mebi, never, 16, 256 * kibi, 64 * kibi,
      "2 cores, an early kernel: from DRAM near takes 0.7 to 0.8 of plain, in cache as long"},
     // One variant at every size, for tests and for measuring.
-    {"plain", {plain, plain, plain}, {plain, plain, plain}, 32 * MiB, never, 16, 256 * KiB, 64 * KiB, "forced only"},
-    {"near", {near, near, near}, {near, near, near}, 32 * MiB, never, 16, 256 * KiB, 64 * KiB, "forced only"},
-    {"far", {far, far, far}, {far, far, far}, 32 * MiB, never, 16, 256 * KiB, 64 * KiB, "forced only"},
-    {"l2", {l2, l2, l2}, {l2, l2, l2}, 32 * MiB, never, 16, 256 * KiB, 64 * KiB, "forced only"},
-    {"cached", {cached, cached, cached}, {cached, cached, cached}, 32 * MiB, never, 16, 256 * KiB, 64 * KiB,
+    {"plain", {plain, plain, plain}, {plain, plain, plain}, 32 * mebi, never, 16, 256 * kibi, 64 * kibi, "forced only"},
+    {"near", {near, near, near}, {near, near, near}, 32 * mebi, never, 16, 256 * kibi, 64 * kibi, "forced only"},
+    {"far", {far, far, far}, {far, far, far}, 32 * mebi, never, 16, 256 * kibi, 64 * kibi, "forced only"},
+    {"l2", {l2, l2, l2}, {l2, l2, l2}, 32 * mebi, never, 16, 256 * kibi, 64 * kibi, "forced only"},
+    {"cached", {cached, cached, cached}, {cached, cached, cached}, 32 * mebi, never, 16, 256 * kibi, 64 * kibi,
      "forced only"},
 };
 // clang-format on
@@ -69,10 +69,10 @@ constexpr Family families[] = {
 };
 
 // Where a machine does not say, or says what cannot be, as virtual ones do.
-constexpr std::int64_t usual_l2 = 1 * MiB;
-constexpr std::int64_t usual_l3 = 32 * MiB;
+constexpr std::int64_t usual_l2 = 1 * mebi;
+constexpr std::int64_t usual_l3 = 32 * mebi;
 // A larger third level is shared by many cores, and by other virtual machines.
-constexpr std::int64_t most_of_l3 = 32 * MiB;
+constexpr std::int64_t most_of_l3 = 32 * mebi;
 
 const Policy* find(const char* name) {
   for (const Policy& row : policies) {
@@ -200,8 +200,8 @@ ChosenPolicy policy_for(const Machine& machine) {
       chosen.reason = "measured on this family: " + description(machine);
     }
   }
-  chosen.l2_bytes = is_within(machine.l2_bytes, 128 * KiB, 64 * MiB) ? machine.l2_bytes : usual_l2;
-  const std::int64_t l3 = is_within(machine.l3_bytes, chosen.l2_bytes, 2048 * MiB) ? machine.l3_bytes : usual_l3;
+  chosen.l2_bytes = is_within(machine.l2_bytes, 128 * kibi, 64 * mebi) ? machine.l2_bytes : usual_l2;
+  const std::int64_t l3 = is_within(machine.l3_bytes, chosen.l2_bytes, 2048 * mebi) ? machine.l3_bytes : usual_l3;
   chosen.l3_bytes = std::max(std::min(l3, most_of_l3), chosen.l2_bytes);
   return chosen;
 }

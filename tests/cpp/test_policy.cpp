@@ -14,11 +14,11 @@
 namespace fastreg::test {
 namespace {
 
-constexpr std::int64_t KiB = 1024;
-constexpr std::int64_t MiB = 1024 * KiB;
+constexpr std::int64_t kibi = 1024;
+constexpr std::int64_t mebi = 1024 * kibi;
 
 std::string chosen(const std::string& vendor, int family, int model) {
-  return policy_for({vendor, family, model, 1 * MiB, 32 * MiB}).policy->name;
+  return policy_for({vendor, family, model, 1 * mebi, 32 * mebi}).policy->name;
 }
 
 bool has(const std::string& whole, const std::string& part) { return whole.find(part) != std::string::npos; }
@@ -33,7 +33,7 @@ TEST(policy_of_known_families) {
   CHECK(chosen("AuthenticAMD", 0x19, 0x11) == "zen4");
   CHECK(chosen("AuthenticAMD", 0x19, 0x61) == "zen4");
   CHECK(chosen("AuthenticAMD", 0x19, 0xa0) == "zen4");
-  const ChosenPolicy zen4 = policy_for({"AuthenticAMD", 25, 17, 1 * MiB, 32 * MiB});
+  const ChosenPolicy zen4 = policy_for({"AuthenticAMD", 25, 17, 1 * mebi, 32 * mebi});
   CHECK(zen4.reason == "measured on this family: AuthenticAMD family 25 model 0x11", zen4.reason);
 }
 
@@ -57,39 +57,39 @@ TEST(policy_with_absurd_caches) {
     return std::vector<std::int64_t>{policy.l2_bytes, policy.l3_bytes};
   };
   using Sizes = std::vector<std::int64_t>;
-  CHECK((caches(512 * KiB, 16 * MiB) == Sizes{512 * KiB, 16 * MiB}));
-  CHECK((caches(0, 0) == Sizes{1 * MiB, 32 * MiB}), "unknown");
-  CHECK((caches(-1, -1) == Sizes{1 * MiB, 32 * MiB}), "sysconf's error");
-  CHECK((caches(1, 1) == Sizes{1 * MiB, 32 * MiB}), "too small");
-  CHECK((caches(std::int64_t{1} << 40, std::int64_t{1} << 50) == Sizes{1 * MiB, 32 * MiB}), "too large");
-  CHECK((caches(2 * MiB, 1 * MiB) == Sizes{2 * MiB, 32 * MiB}), "the third level smaller than the second");
-  CHECK((caches(48 * MiB, 0) == Sizes{48 * MiB, 48 * MiB}), "no third level");
-  CHECK((caches(2 * MiB, 105 * MiB) == Sizes{2 * MiB, 32 * MiB}), "a third level that many share");
+  CHECK((caches(512 * kibi, 16 * mebi) == Sizes{512 * kibi, 16 * mebi}));
+  CHECK((caches(0, 0) == Sizes{1 * mebi, 32 * mebi}), "unknown");
+  CHECK((caches(-1, -1) == Sizes{1 * mebi, 32 * mebi}), "sysconf's error");
+  CHECK((caches(1, 1) == Sizes{1 * mebi, 32 * mebi}), "too small");
+  CHECK((caches(std::int64_t{1} << 40, std::int64_t{1} << 50) == Sizes{1 * mebi, 32 * mebi}), "too large");
+  CHECK((caches(2 * mebi, 1 * mebi) == Sizes{2 * mebi, 32 * mebi}), "the third level smaller than the second");
+  CHECK((caches(48 * mebi, 0) == Sizes{48 * mebi, 48 * mebi}), "no third level");
+  CHECK((caches(2 * mebi, 105 * mebi) == Sizes{2 * mebi, 32 * mebi}), "a third level that many share");
 }
 
 TEST(policy_by_size) {
-  const ChosenPolicy policy = policy_for({"AuthenticAMD", 25, 17, 1 * MiB, 32 * MiB});
+  const ChosenPolicy policy = policy_for({"AuthenticAMD", 25, 17, 1 * mebi, 32 * mebi});
   CHECK(policy.size_class(0) == SizeClass::within_l2);
-  CHECK(policy.size_class(1 * MiB) == SizeClass::within_l2);
-  CHECK(policy.size_class(1 * MiB + 1) == SizeClass::within_l3);
-  CHECK(policy.size_class(32 * MiB) == SizeClass::within_l3);
-  CHECK(policy.size_class(32 * MiB + 1) == SizeClass::beyond);
+  CHECK(policy.size_class(1 * mebi) == SizeClass::within_l2);
+  CHECK(policy.size_class(1 * mebi + 1) == SizeClass::within_l3);
+  CHECK(policy.size_class(32 * mebi) == SizeClass::within_l3);
+  CHECK(policy.size_class(32 * mebi + 1) == SizeClass::beyond);
   const Policy& row = *policy.policy;
   for (const bool writes : {false, true}) {
     const auto& variants = writes ? row.writing : row.reading;
     CHECK(policy.variant(1, writes) == variants[0]);
-    CHECK(policy.variant(2 * MiB, writes) == variants[1]);
-    CHECK(policy.variant(64 * MiB, writes) == variants[2]);
+    CHECK(policy.variant(2 * mebi, writes) == variants[1]);
+    CHECK(policy.variant(64 * mebi, writes) == variants[2]);
   }
 }
 
 TEST(policy_of_new_memory) {
   const Policy& row = *policy_for({}).policy;
-  CHECK(!row.streams(32 * MiB - 1, false));
-  CHECK(row.streams(32 * MiB, false));
-  CHECK(!row.streams(1024 * MiB, true));
+  CHECK(!row.streams(32 * mebi - 1, false));
+  CHECK(row.streams(32 * mebi, false));
+  CHECK(!row.streams(1024 * mebi, true));
 #if defined(__linux__)
-  constexpr std::size_t bytes = 4 * MiB;
+  constexpr std::size_t bytes = 4 * mebi;
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   CHECK(memory != MAP_FAILED);
   madvise(memory, bytes, MADV_NOHUGEPAGE);

@@ -116,6 +116,7 @@ EXPORTED int omp_get_thread_num() { return number; }
 EXPORTED int omp_get_proc_bind() { return 0; }
 EXPORTED int omp_get_level() { return depth; }
 
+// NOLINTNEXTLINE(readability-identifier-naming): the name is GCC's.
 EXPORTED void GOMP_parallel(Region region, void* data, unsigned asked, unsigned) {
   ++regions;
   const int size = asked != 0 ? static_cast<int>(asked) : threads();
