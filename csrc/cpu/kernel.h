@@ -25,7 +25,8 @@ struct KernelArguments {
 
 using Kernel = void (*)(const KernelArguments&);
 
-// How a kernel goes over memory: the same bits, at other speeds. Which is for whom says policy.cpp.
+// How a kernel goes over memory: the same bits, at other speeds. Which is for whom says policy.cpp; some instruction
+// sets have one kernel for several.
 enum class Variant : std::uint8_t {
   plain,   // fetches nothing ahead
   near,    // into L1, 4 KiB ahead
