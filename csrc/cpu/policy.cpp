@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <iterator>
+#include <map>
+#include <mutex>
 #include <stdexcept>
 
 #if defined(__x86_64__)
@@ -166,10 +168,17 @@ ChosenPolicy choose(const char* name, const std::string& source) {
   return chosen;
 }
 
-// Those that were chosen stay: a call may still use one.
+// Those that were chosen stay, once each: a call may still use one.
+const ChosenPolicy* kept(const char* name, const std::string& source) {
+  static std::mutex mutex;
+  static auto* const all = new std::map<std::string, ChosenPolicy>;
+  const ChosenPolicy chosen = choose(name, source);
+  const std::lock_guard<std::mutex> lock(mutex);
+  return &all->try_emplace(chosen.policy->name + chosen.reason, chosen).first->second;
+}
+
 std::atomic<const ChosenPolicy*>& active() {
-  static std::atomic<const ChosenPolicy*> chosen{
-      new ChosenPolicy(choose(std::getenv("FASTREG_POLICY"), "FASTREG_POLICY"))};
+  static std::atomic<const ChosenPolicy*> chosen{kept(std::getenv("FASTREG_POLICY"), "FASTREG_POLICY")};
   return chosen;
 }
 
@@ -209,7 +218,7 @@ ChosenPolicy policy_for(const Machine& machine) {
 const ChosenPolicy& policy() { return *active().load(std::memory_order_acquire); }
 
 void force_policy(const std::string& name, const std::string& source) {
-  active().store(new ChosenPolicy(choose(name.c_str(), source)), std::memory_order_release);
+  active().store(kept(name.c_str(), source), std::memory_order_release);
 }
 
 std::vector<std::string> policy_names() {
