@@ -41,7 +41,7 @@ constexpr Policy policies[] = {
     {"zen4", {cached, cached, cached}, {cached, cached, plain}, 32 * mebi, never, 16, 512 * kibi, 32 * kibi,
      "2 cores, each in turn, 2026-11-28: near takes up to 1.67 times plain, far 1.41, l2 1.49; cached down to 0.8 in "
      "caches, and up to 1.3 where gradients are written beyond; at 256 Ki elements waking takes up to 1.38 times one "
-     "thread, at 512 Ki at most 0.98; sharing takes 0.68 to 0.84 of it at 32 Ki"},
+     "thread, at 512 Ki at most as long; sharing takes 0.70 to 0.84 of it at 32 Ki"},
     {"zen3", {plain, plain, near}, {plain, plain, near}, 32 * mebi, never, 16, 256 * kibi, 64 * kibi,
      "2 cores, an early kernel: from DRAM near takes 0.7 to 0.8 of plain, in cache as long"},
     // One variant at every size, for tests and for measuring.

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastreg._base import files
+from fastreg._base import dtypes, files
 from fastreg.bench import bars, table
 from fastreg.bench.cases import Case
 from fastreg.bench.circumstances import Circumstances
@@ -45,7 +45,6 @@ WORDS = {
     "new-gradient": "new gradient",
     "value+new-gradient": "value, new gradient",
 }
-DTYPES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "f64": "float64"}
 PEER_COLUMNS = ("numba", "numba-f32", "jax", "torch-compile", "numpy")
 
 Cells = dict[tuple[str, ...], dict[str, str]]
@@ -316,7 +315,7 @@ def _label(
     found: Sequence[Processor], one: Processor, case: Case, heads: Sequence[str]
 ) -> tuple[str, ...]:
     words = {
-        "dtype": DTYPES[case.dtype],
+        "dtype": dtypes.spoken(case.dtype),
         "outputs": WORDS[case.outputs],
         "elements": f"{case.size:,}",
         "memory": MEMORY[case.memory] + (", after torch" if case.before == "torch" else ""),
@@ -327,7 +326,10 @@ def _label(
 
 def _in_order(cells: Cells) -> Cells:
     """Return lines by dtype and outputs; the rest keeps the order of the stages."""
-    places = {name: place for place, name in enumerate((*DTYPES.values(), *WORDS.values()))}
+    places = {
+        name: place
+        for place, name in enumerate((*map(dtypes.spoken, dtypes.FLOATS), *WORDS.values()))
+    }
     return dict(
         sorted(cells.items(), key=lambda item: [places[w] for w in item[0][:2] if w in places])
     )

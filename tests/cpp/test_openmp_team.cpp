@@ -3,8 +3,6 @@
 #include "cpu/openmp_team.h"
 
 #include <dlfcn.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
@@ -14,11 +12,10 @@
 #include <thread>
 #include <vector>
 
-#include "arrays.h"
 #include "check.h"
 #include "cpu/pool.h"
 #include "cpu/sharing.h"
-#include "plan.h"
+#include "large_calls.h"
 
 namespace fastreg::test {
 namespace {
@@ -57,39 +54,6 @@ class TwoThreads {
 
 // A team is not taken that has more members than there are processors.
 bool has_processors(int count) { return usable_processors() >= count; }
-
-class LargeCall {
- public:
-  explicit LargeCall(std::size_t count = 1'000'003) : count_(count), weights_(count * sizeof(float), 16) {
-    fill(weights_.data(), DType::f32, count, Fill::ordinary, 5);
-    expected_.resize(weights_.size());
-    for (std::size_t i = 0; i < expected_.size(); i += sizeof(float)) {
-      oracle::gradient(DType::f32, weights_.data() + i, expected_.data() + i, strengths_, false);
-    }
-    expected_value_ = oracle::penalty(elements_of(weights_.data(), DType::f32, count), strengths_);
-  }
-  // May be called by several threads.
-  bool is_right(Owner owner) const {
-    Bytes gradients(weights_.size(), 0);
-    const Item item{weights_.data(),
-                    gradients.data(),
-                    static_cast<std::int64_t>(count_),
-                    make_coefficients(strengths_.l1, strengths_.l2, 1.0, 1.0),
-                    nullptr,
-                    DType::f32};
-    double value = 0.0;
-    evaluate(&item, 1, output_value | output_gradient, &value, owner);
-    return oracle::same_value(value, expected_value_) && gradients.untouched() &&
-           first_difference(gradients.data(), expected_.data(), DType::f32, count_) == count_;
-  }
-
- private:
-  oracle::Strengths strengths_{0.3, 0.7};
-  std::size_t count_;
-  Bytes weights_;
-  std::vector<unsigned char> expected_;
-  double expected_value_;
-};
 
 }  // namespace
 
@@ -255,17 +219,11 @@ TEST(team_is_not_for_a_forked_child) {
   const TwoThreads two;
   const LargeCall call;
   CHECK(call.is_right(Owner::torch));
-  const auto is_right_in_child = [&] {
-    const pid_t child = fork();
-    if (child == 0) {
-      alarm(20);  // a call that waits for workers that are not there would wait for ever
-      _exit(torch_threads().team == nullptr && call.is_right(Owner::torch) && call.is_right(Owner::other) ? 0 : 1);
-    }
-    int status = -1;
-    return waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+  const auto is_right = [&] {
+    return torch_threads().team == nullptr && call.is_right(Owner::torch) && call.is_right(Owner::other);
   };
-  CHECK(is_right_in_child());
-  std::thread([&] { CHECK(is_right_in_child(), "from a thread"); }).join();
+  CHECK(succeeds_in_child(is_right));
+  std::thread([&] { CHECK(succeeds_in_child(is_right), "from a thread"); }).join();
   CHECK(call.is_right(Owner::torch));
 }
 

@@ -2,9 +2,6 @@
 // and flush-to-zero that somebody switched on changes no bit and is still on afterwards.
 #include "cpu/pool.h"
 
-#include <sys/wait.h>
-#include <unistd.h>
-
 #if defined(__linux__)
 #include <sched.h>
 #endif
@@ -16,48 +13,12 @@
 #include <memory>
 #include <thread>
 
-#include "arrays.h"
 #include "check.h"
 #include "cpu/float_environment.h"
-#include "plan.h"
+#include "large_calls.h"
 
 namespace fastreg::test {
 namespace {
-
-constexpr std::size_t large = 1'000'003;
-
-// A call that is large enough for threads, and what must come out.
-class LargeCall {
- public:
-  LargeCall() : weights_(large * sizeof(float), 16) {
-    fill(weights_.data(), DType::f32, large, Fill::ordinary, 5);
-    expected_.resize(weights_.size());
-    for (std::size_t i = 0; i < expected_.size(); i += sizeof(float)) {
-      oracle::gradient(DType::f32, weights_.data() + i, expected_.data() + i, strengths_, false);
-    }
-    expected_value_ = oracle::penalty(elements_of(weights_.data(), DType::f32, large), strengths_);
-  }
-  // May be called by several threads.
-  bool is_right() const {
-    Bytes gradients(weights_.size(), 0);
-    const Item item{weights_.data(),
-                    gradients.data(),
-                    static_cast<std::int64_t>(large),
-                    make_coefficients(strengths_.l1, strengths_.l2, 1.0, 1.0),
-                    nullptr,
-                    DType::f32};
-    double value = 0.0;
-    evaluate(&item, 1, output_value | output_gradient, &value);
-    return oracle::same_value(value, expected_value_) && gradients.untouched() &&
-           first_difference(gradients.data(), expected_.data(), DType::f32, large) == large;
-  }
-
- private:
-  oracle::Strengths strengths_{0.3, 0.7};
-  Bytes weights_;
-  std::vector<unsigned char> expected_;
-  double expected_value_;
-};
 
 // How often each of `count` tasks was run.
 std::vector<int> runs_of_each(std::int64_t count, int threads) {
@@ -78,17 +39,6 @@ void wait_until(Condition condition) {
   while (!condition() && std::chrono::steady_clock::now() < end) {
     std::this_thread::yield();
   }
-}
-
-// Runs `body` in a forked child; gives whether it exited with success.
-template <class Body>
-bool succeeds_in_child(Body body) {
-  const pid_t child = fork();
-  if (child == 0) {
-    _exit(body() ? 0 : 1);
-  }
-  int status = -1;
-  return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
 #if defined(__x86_64__)
