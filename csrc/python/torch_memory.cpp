@@ -4,25 +4,16 @@
 
 #include <atomic>
 #include <cstdint>
-#include <cstring>
 #include <optional>
 #include <tuple>
 #include <vector>
+
+#include "foreign_words.h"
 
 namespace py = pybind11;
 
 namespace fastreg::python {
 namespace {
-
-using Word = std::uint64_t;
-
-Word word_at(const void* object, std::size_t place) {
-  Word word;
-  std::memcpy(&word, static_cast<const char*>(object) + place * sizeof word, sizeof word);
-  return word;
-}
-
-const void* pointer(Word word) { return reinterpret_cast<const void*>(static_cast<std::uintptr_t>(word)); }
 
 // Where in torch's objects the words are.
 struct Places {
@@ -33,8 +24,8 @@ struct Places {
   Word not_inference;                 // the key that inference tensors lack
 };
 
-// How far torch's objects are looked through: they are no smaller than that in any release with an exchange table.
-constexpr std::size_t words_of_tensor = 23;
+// How far torch's objects are looked through. Of a tensor that is all in torch 2.13, which has 176 bytes.
+constexpr std::size_t words_of_tensor = 22;
 constexpr std::size_t words_of_storage = 8;
 
 // The first place that has the right word in every sample.
