@@ -5,6 +5,7 @@
 #include <cstring>
 #include <iterator>
 #include <memory>
+#include <numeric>
 #include <vector>
 
 #include "canonical_sum.h"
@@ -36,7 +37,7 @@ std::int64_t bytes_touched(const Item* items, std::size_t item_count, unsigned o
 // any page.
 std::int64_t least_streamed(const Item* items, std::size_t item_count, std::int64_t bytes, unsigned outputs,
                             const Policy& rules) {
-  if (!writes_gradient(outputs) || (outputs & output_add) != 0 || !rules.streams(bytes, false)) {
+  if (!writes_gradient(outputs) || (outputs & (output_add | output_prox)) != 0 || !rules.streams(bytes, false)) {
     return never;
   }
   const Item& largest = *std::max_element(items, items + item_count,
@@ -52,19 +53,23 @@ std::int64_t least_streamed(const Item* items, std::size_t item_count, std::int6
 struct Conduct {
   Conduct(const Item* items, std::size_t item_count, unsigned asked, const ChosenPolicy& chosen) : outputs(asked) {
     const std::int64_t bytes = bytes_touched(items, item_count, outputs);
-    cells = &kernels().cells[static_cast<std::size_t>(chosen.variant(bytes, writes_gradient(outputs)))];
+    const auto variant = static_cast<std::size_t>(chosen.variant(bytes, writes_gradient(outputs)));
+    cells = &kernels().cells[variant];
+    prox = &kernels().prox[variant];
     bytes_worth_streaming = least_streamed(items, item_count, bytes, outputs, *chosen.policy);
   }
 
   unsigned outputs;
   const Cells* cells;
+  const ProxCells* prox;
   std::int64_t bytes_worth_streaming;  // of one item
 };
 
-// What a call needs besides its arrays: one number per chunk and term.
+// What a call needs besides its arrays: one number per chunk and term, and of zeros.
 struct ChunkSums {
   double* l1;
   double* l2;
+  std::int64_t* zeros;  // of proximal steps with the value, else null
 };
 
 bool weights_lie_right(const Item& item) { return item.layout == nullptr || item.layout->weights_consecutive; }
@@ -73,7 +78,7 @@ bool gradients_lie_right(const Item& item, unsigned outputs) {
 }
 // Elements that lie apart, in another order than their partners, or that are integers.
 bool is_staged(const Item& item, unsigned outputs) {
-  return item.coefficients.terms != 0 &&
+  return (item.coefficients.terms != 0 || is_prox(outputs)) &&
          !(is_floating(item.dtype) && weights_lie_right(item) && gradients_lie_right(item, outputs));
 }
 
@@ -156,7 +161,7 @@ class ChunkRun {
   void run(std::int64_t first, std::int64_t chunks, ChunkSums sums) const {
     const std::int64_t begin = first * chunk_size;
     const std::int64_t count = std::min(item_.count - begin, chunks * chunk_size);
-    if (item_.coefficients.terms == 0) {
+    if (item_.coefficients.terms == 0 && !is_prox(outputs_)) {
       write_zeros(begin, count);
       return;
     }
@@ -168,12 +173,16 @@ class ChunkRun {
     const Stages::Stage stage(stages_);
     for (std::int64_t done = 0; done < count; done += chunk_size, ++sums.l1, ++sums.l2) {
       run_staged(begin + done, std::min<std::int64_t>(count - done, chunk_size), stage, sums);
+      sums.zeros += sums.zeros == nullptr ? 0 : 1;
     }
   }
 
  private:
   Kernel kernel() const {
     const auto dtype = static_cast<std::size_t>(is_floating(item_.dtype) ? item_.dtype : DType::f64);
+    if (is_prox(outputs_)) {
+      return conduct_.prox->kernels[dtype][item_.coefficients.terms][wants_value(outputs_) ? 1 : 0];
+    }
     return conduct_.cells->kernels[dtype][item_.coefficients.terms - 1][outputs_];
   }
 
@@ -184,7 +193,8 @@ class ChunkRun {
             item_.coefficients.gradient_l1,
             item_.coefficients.gradient_l2,
             sums.l1,
-            sums.l2};
+            sums.l2,
+            sums.zeros};
   }
 
   const void* weights_at(std::int64_t element) const {
@@ -253,40 +263,69 @@ double value_of(const Item& item, ChunkSums sums) {
   return penalty_value(item.coefficients, sum(sums.l1, term_l1), sum(sums.l2, term_l2));
 }
 
+std::int64_t zeros_of(const Item& item, ChunkSums sums) {
+  return std::accumulate(sums.zeros, sums.zeros + chunk_count(item.count), std::int64_t{0});
+}
+
 // Chunk sums, on the stack for small tensors.
 class SumMemory {
  public:
-  explicit SumMemory(std::int64_t chunks) : chunks_(chunks) {
+  SumMemory(std::int64_t chunks, unsigned outputs) : chunks_(chunks) {
     if (2 * chunks > static_cast<std::int64_t>(std::size(few_))) {
       many_.reset(new double[static_cast<std::size_t>(2 * chunks)]);
       memory_ = many_.get();
     }
+    if (is_prox(outputs) && wants_value(outputs)) {
+      zeros_ = few_zeros_;
+      if (chunks > static_cast<std::int64_t>(std::size(few_zeros_))) {
+        many_zeros_.reset(new std::int64_t[static_cast<std::size_t>(chunks)]);
+        zeros_ = many_zeros_.get();
+      }
+    }
   }
-  ChunkSums from(std::int64_t chunk) const { return {memory_ + chunk, memory_ + chunks_ + chunk}; }
+  ChunkSums from(std::int64_t chunk) const {
+    return {memory_ + chunk, memory_ + chunks_ + chunk, zeros_ == nullptr ? nullptr : zeros_ + chunk};
+  }
 
  private:
   double few_[128];
+  std::int64_t few_zeros_[16];
   std::unique_ptr<double[]> many_;
+  std::unique_ptr<std::int64_t[]> many_zeros_;
   double* memory_ = few_;
+  std::int64_t* zeros_ = nullptr;
   std::int64_t chunks_;
 };
 
+// What a call returns for each item: the value, and of proximal steps the number of zeros.
+struct Results {
+  double* values;
+  std::int64_t* zeros;
+
+  void set(std::size_t place, const Item& item, ChunkSums sums) const {
+    values[place] = value_of(item, sums);
+    if (sums.zeros != nullptr) {
+      zeros[place] = zeros_of(item, sums);
+    }
+  }
+};
+
 // One item after the other, on this thread.
-void evaluate_in_turn(const Item* items, std::size_t item_count, const Conduct& conduct, double* values) {
+void evaluate_in_turn(const Item* items, std::size_t item_count, const Conduct& conduct, Results results) {
   std::int64_t most_chunks = 0;
   std::int64_t aside = 0;
   for (std::size_t i = 0; i < item_count; ++i) {
     most_chunks = std::max(most_chunks, chunk_count(items[i].count));
     aside = std::max(aside, elements_aside(items[i], conduct));
   }
-  const SumMemory sums(most_chunks);
+  const SumMemory sums(most_chunks, conduct.outputs);
   const Stages stages(aside, 1);
   for (std::size_t i = 0; i < item_count; ++i) {
     if (items[i].count != 0) {
       ChunkRun(items[i], conduct, stages).run(0, chunk_count(items[i].count), sums.from(0));
     }
     if (wants_value(conduct.outputs)) {
-      values[i] = value_of(items[i], sums.from(0));
+      results.set(i, items[i], sums.from(0));
     }
   }
 }
@@ -300,7 +339,7 @@ class SharedWork {
         crew_(crew),
         first_chunk_(first_chunks(items, item_count)),
         chunks_per_task_(chunks_per_task(first_chunk_.back(), crew.threads)),
-        sums_(first_chunk_.back()),
+        sums_(first_chunk_.back(), conduct.outputs),
         stages_(most_elements_aside(items, item_count, conduct), crew.threads) {}
 
   void run() {
@@ -308,9 +347,9 @@ class SharedWork {
               (first_chunk_.back() + chunks_per_task_ - 1) / chunks_per_task_, crew_);
   }
 
-  void finish(double* values) const {
+  void finish(Results results) const {
     for (std::size_t i = 0; i + 1 < first_chunk_.size(); ++i) {
-      values[i] = value_of(items_[i], sums_.from(first_chunk_[i]));
+      results.set(i, items_[i], sums_.from(first_chunk_[i]));
     }
   }
 
@@ -354,18 +393,19 @@ class SharedWork {
   Stages stages_;
 };
 
-void evaluate_together(const Item* items, std::size_t item_count, const Conduct& conduct, double* values,
+void evaluate_together(const Item* items, std::size_t item_count, const Conduct& conduct, Results results,
                        const Crew& crew) {
   SharedWork work(items, item_count, conduct, crew);
   work.run();
   if (wants_value(conduct.outputs)) {
-    work.finish(values);
+    work.finish(results);
   }
 }
 
 }  // namespace
 
-void evaluate(const Item* items, std::size_t item_count, unsigned outputs, double* values, Owner owner) {
+void evaluate(const Item* items, std::size_t item_count, unsigned outputs, double* values, Owner owner,
+              std::int64_t* zeros) {
   const FloatEnvironment environment;
   std::int64_t elements = 0;
   for (std::size_t i = 0; i < item_count; ++i) {
@@ -375,9 +415,9 @@ void evaluate(const Item* items, std::size_t item_count, unsigned outputs, doubl
   const Conduct conduct(items, item_count, outputs, chosen);
   on_threads(elements, owner, *chosen.policy, [&](const Crew& crew) {
     if (crew.threads == 1) {
-      evaluate_in_turn(items, item_count, conduct, values);
+      evaluate_in_turn(items, item_count, conduct, {values, zeros});
     } else {
-      evaluate_together(items, item_count, conduct, values, crew);
+      evaluate_together(items, item_count, conduct, {values, zeros}, crew);
     }
   });
 }

@@ -21,8 +21,10 @@ struct Item {
   DType dtype;
 };
 
-// Writes the gradients that `outputs` asks for, and the value of each item into `values` when it asks for values.
-// Throws std::bad_alloc before anything is written. The owner of the items' memory decides whose threads work.
-void evaluate(const Item* items, std::size_t item_count, unsigned outputs, double* values, Owner owner = Owner::other);
+// Writes the gradients or proximal steps that `outputs` asks for, and the value of each item into `values` when it asks
+// for values, with proximal steps the number of zeros into `zeros` too. Throws std::bad_alloc before anything is
+// written. The owner of the items' memory decides whose threads work.
+void evaluate(const Item* items, std::size_t item_count, unsigned outputs, double* values, Owner owner = Owner::other,
+              std::int64_t* zeros = nullptr);
 
 }  // namespace fastreg

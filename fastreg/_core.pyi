@@ -33,21 +33,24 @@ def evaluate_one(
     Parameters
     ----------
     outputs
-        VALUE=1, GRADIENT=2, ADD=4 as bits: 1, 2 (write the gradient), 3, 6 (add it) or 7.
+        VALUE=1, GRADIENT=2, ADD=4, PROX=8 as bits: 1, 2 (write the gradient), 3, 6 (add it), 7, 10
+        (write the proximal step) or 11.
     weight
         An array of f16, bf16, f32 or f64; of integers or bool where only the value is asked for.
     gradient
         The array that the gradient is written or added to: shape and dtype of `weight`, any
-        layout; `weight` itself will do. None for outputs=1.
+        layout; `weight` itself will do. None for outputs=1. A proximal step is written here too.
     l1, l2
         Strengths: finite, not negative; checked where a regularizer is made.
     scale, grad_scale
-        Finite factors of value and gradient, and of the gradient alone.
+        Finite factors of value and gradient, and of the gradient alone. With PROX both are >= 0,
+        and `grad_scale` is the step.
 
     Returns
     -------
-    float, None or NotImplemented
-        The penalty in float64; None when `outputs` has no VALUE.
+    float, tuple, None or NotImplemented
+        The penalty in float64; None when `outputs` has no VALUE. With both VALUE and PROX the
+        penalty of what is written, how many of its elements are 0, and how many there are.
 
     Raises
     ------
@@ -81,15 +84,15 @@ def evaluate_many(
     strengths, which
         Pairs (l1, l2), and for each tensor the index of its pair.
     per_tensor
-        Whether to give a list of penalties rather than their canonical sum.
+        Whether to give a list of penalties (and of zeros, and sizes) rather than their sum.
     copies
         Pairs (target, source) of arrays of one shape and one size of elements: with the gradients
         the targets are written, by nothing that could fail half-way.
 
     Returns
     -------
-    float, list of float, None or NotImplemented
-        None when `outputs` has no VALUE.
+    float, list of float, tuple of three, None or NotImplemented
+        As for `evaluate_one`.
 
     Raises
     ------

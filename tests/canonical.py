@@ -148,6 +148,36 @@ def _gradient(elements, dtype, l1, l2, scale, grad_scale, old):
     return packed("d", result)
 
 
+# -------------------------------------------------------------------- proximal steps
+
+
+def prox(elements, dtype, l1, l2, step, scale=1.0):
+    """Return the proximal step as floats of the dtype.
+
+    A float64 quotient of float32 numbers, rounded to float32, is their correctly rounded quotient:
+    float64 has more than twice the digits.
+    """
+    return list(_prox(packed("d", elements).tobytes(), dtype, l1, l2, step, scale))
+
+
+@cache
+def _prox(elements, dtype, l1, l2, step, scale):
+    compute = (lambda x: x) if dtype == "f64" else round_f32
+    has_l1, has_l2 = l1 * scale != 0.0, l2 * scale != 0.0
+    t1 = compute(step * (l1 * scale))
+    t2 = compute(1.0 + step * (2.0 * (l2 * scale)))
+    result = packed("d")
+    for u in packed("d", elements):
+        if has_l1:
+            left = compute(abs(u) - t1)
+            gone = left if left != left else 0.0
+            u = math.copysign(left, u) if left > 0 else gone
+        if has_l2:
+            u = compute(u / t2)
+        result.append(rounded(u, dtype))
+    return result
+
+
 # ---------------------------------------------------------------------------- arrays
 
 

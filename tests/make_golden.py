@@ -11,6 +11,7 @@ import canonical
 
 PATH = Path(__file__).with_name("golden.json")
 SIZES = (0, 1, 31, 33, 4097, 9001)
+PROX_STEP = 0.75
 
 
 def digest(array):
@@ -41,7 +42,18 @@ def results():
             "value": canonical.penalty(elements, *strengths).hex(),
             "gradient": digest(canonical.array(new, case["dtype"])),
             "accumulated": digest(canonical.array(added, case["dtype"])),
+            **of_prox(elements, case["dtype"], *strengths),
         }
+
+
+def of_prox(elements, dtype, l1, l2):
+    """Return the proximal step, and the penalty and zeros of that."""
+    moved = canonical.prox(elements, dtype, l1, l2, PROX_STEP)
+    return {
+        "prox": digest(canonical.array(moved, dtype)),
+        "prox_value": canonical.penalty(moved, l1, l2).hex(),
+        "prox_zeros": sum(x == 0 for x in moved),
+    }
 
 
 if __name__ == "__main__":

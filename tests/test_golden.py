@@ -6,6 +6,7 @@ import canonical
 import make_golden
 import pytest
 
+import fastreg
 from fastreg.regularizers import L1L2
 
 GOLDEN = json.loads(make_golden.PATH.read_text(encoding="ascii"))
@@ -24,6 +25,11 @@ def test_bits_of_golden_vectors(backend, case):
     assert make_golden.digest(gradient) == case["gradient"]
     assert regularizer.accumulate(w, grad).hex() == case["value"]
     assert make_golden.digest(grad) == case["accumulated"]
+
+    record = fastreg.attach([w], regularizer).prox(make_golden.PROX_STEP)
+    assert make_golden.digest(w) == case["prox"]
+    assert record.penalty.hex() == case["prox_value"]
+    assert record == (record.penalty, case["prox_zeros"], len(elements))
 
 
 def test_every_case_is_there():

@@ -14,38 +14,12 @@
 
 #include "../canonical_sum.h"
 #include "../penalty.inl"
+#include "fetch.h"
 #include "vec.h"
 
 namespace fastreg {
 namespace {
 
-constexpr int line_bytes = 64;
-// How far ahead the weights and the old gradients are fetched: L1 has few lines in flight, L2 more, and the hardware's
-// own fetching stops at every 4 KiB page.
-constexpr int near_distance = 4096;
-constexpr int far_distance = 8192;
-
-// Fetches what lies ahead of the `bytes` at `address`. Unrolled, for each variant: a loop that could be told otherwise
-// cost 10 to 26 % in cache.
-template <Variant variant, std::uintptr_t bytes>
-FASTREG_INLINE void fetch_ahead([[maybe_unused]] const void* address) {
-  if constexpr (variant != Variant::plain && variant != Variant::cached) {
-    // As an integer: the place may lie past the array's end, where a pointer must not be formed.
-    const auto here = reinterpret_cast<std::uintptr_t>(address);
-    constexpr int into_l2 = 2;
-    for (std::uintptr_t line = 0; line < bytes; line += line_bytes) {
-      if constexpr (variant == Variant::near || variant == Variant::far) {
-        __builtin_prefetch(reinterpret_cast<const void*>(here + line + near_distance));
-      }
-      if constexpr (variant == Variant::far) {
-        __builtin_prefetch(reinterpret_cast<const void*>(here + line + far_distance), 0, into_l2);
-      }
-      if constexpr (variant == Variant::l2) {
-        __builtin_prefetch(reinterpret_cast<const void*>(here + line + near_distance), 0, into_l2);
-      }
-    }
-  }
-}
 
 // The lane sums of one chunk, one register after the other.
 template <int sum_bytes>
@@ -336,19 +310,6 @@ constexpr void fill_terms(KernelTable& table, DType dtype) {
   fill_outputs<variant, E, term_l1 | term_l2>(table, static_cast<int>(dtype));
 }
 
-// The variant whose kernels stand for another's. Each takes seconds to compile, so that there is one for several where
-// they would not differ, or where nothing was measured: registers that do not hold a row's sums make `cached` plain; 16
-// bytes have one distance; 64 bytes without AVX-512 are there for tests.
-constexpr Variant kernels_of(Variant variant) {
-  if (FASTREG_VECTOR_BYTES == 64) {
-    return has_avx512 ? variant : Variant::plain;
-  }
-  if (variant == Variant::plain || variant == Variant::cached) {
-    return Variant::plain;
-  }
-  return FASTREG_VECTOR_BYTES == 16 ? Variant::near : variant;
-}
-
 template <Variant variant>
 constexpr void fill_variant(KernelTable& table) {
   if constexpr (kernels_of(variant) == variant) {
@@ -368,6 +329,7 @@ constexpr KernelTable make_table() {
   KernelTable table{};
   table.name = FASTREG_STRING(FASTREG_ISA);
   table.vector_bytes = FASTREG_VECTOR_BYTES;
+  table.prox = FASTREG_ISA::prox_cells;
   fill_variant<Variant::plain>(table);
   fill_variant<Variant::near>(table);
   fill_variant<Variant::far>(table);

@@ -17,10 +17,11 @@ struct KernelArguments {
   const void* weights;
   void* gradients;     // read if output_add, written if output_gradient, else ignored
   std::int64_t count;  // elements; > 0
-  double gradient_l1;
-  double gradient_l2;
-  double* l1_sums;  // one per chunk, written if output_value and the term is there
+  double gradient_l1;  // of a proximal step t1, see prox.inl
+  double gradient_l2;  // and t2
+  double* l1_sums;     // one per chunk, written if output_value and the term is there
   double* l2_sums;
+  std::int64_t* zeros = nullptr;  // one per chunk, written by proximal steps if output_value
 };
 
 using Kernel = void (*)(const KernelArguments&);
@@ -36,6 +37,12 @@ enum class Variant : std::uint8_t {
 };
 constexpr std::size_t variant_count = 5;
 
+// Proximal steps: `gradients` gets what `weights` become, and may be `weights`; penalty and zeros are of what it gets.
+struct ProxCells {
+  // [dtype][terms, which may be none][whether output_value is asked for]
+  Kernel kernels[floating_dtype_count][term_cells + 1][2];
+};
+
 struct Cells {
   // [dtype][terms - 1][outputs]; null where outputs is no cell
   Kernel kernels[floating_dtype_count][term_cells][output_masks];
@@ -48,23 +55,29 @@ struct KernelTable {
   const char* name;
   int vector_bytes;
   Cells cells[variant_count];  // by variant
+  const ProxCells* prox;       // by variant as well
 };
 
 namespace portable {
 extern const KernelTable table;
-}
+extern const ProxCells prox_cells[variant_count];
+}  // namespace portable
 namespace avx2 {
 extern const KernelTable table;
-}
+extern const ProxCells prox_cells[variant_count];
+}  // namespace avx2
 namespace avx512 {
 extern const KernelTable table;
-}
+extern const ProxCells prox_cells[variant_count];
+}  // namespace avx512
 namespace neon {
 extern const KernelTable table;
-}
+extern const ProxCells prox_cells[variant_count];
+}  // namespace neon
 // The 64-byte kernel compiled for AVX2: for tests on machines without AVX-512.
 namespace avx512_on_avx2 {
 extern const KernelTable table;
-}
+extern const ProxCells prox_cells[variant_count];
+}  // namespace avx512_on_avx2
 
 }  // namespace fastreg

@@ -13,7 +13,7 @@
 #include <cstring>
 
 #include "../dtype.h"
-#include "../penalty.inl"
+#include "../prox.inl"
 
 #if defined(__AVX512F__) && FASTREG_VECTOR_BYTES == 64
 #define FASTREG_VEC_AVX512 1
@@ -159,7 +159,7 @@ FASTREG_INLINE V opaque(V v) {
   return v;
 }
 
-// What penalty.inl asks for.
+// What penalty.inl and prox.inl ask for.
 template <class Scalar>
 struct VectorOps {
   using Real = Vector<Scalar>;
@@ -185,6 +185,12 @@ struct VectorOps {
   }
   FASTREG_INLINE Real add_exact(Real sign, Real factor, Real addend) {
     return add_exact_product<Scalar>(sign, factor, addend);
+  }
+  FASTREG_INLINE Real shrink(Real x, Real threshold) {
+    const Real left = absolute<Scalar>(x) - threshold;
+    const Bits<Scalar> sign_bit = bit_cast<Bits<Scalar>>(x) & BitsOf<Scalar>::sign;
+    const Bits<Scalar> is_gone = bit_cast<Bits<Scalar>>(left <= Real{});  // not where it is NaN
+    return bit_cast<Real>((bit_cast<Bits<Scalar>>(left) | sign_bit) & ~is_gone);
   }
 };
 

@@ -54,8 +54,9 @@ inline unsigned to_outputs(PyObject* number) {
   if (outputs == -1 && PyErr_Occurred() != nullptr) {
     throw pybind11::error_already_set();
   }
-  if (outputs < 0 || outputs >= long{output_masks} || !is_output_cell(static_cast<unsigned>(outputs))) {
-    throw std::invalid_argument("outputs must be one of 1, 2, 3, 6, 7, not " + std::to_string(outputs));
+  const bool is_cell = outputs >= 0 && outputs < long{output_masks} && is_output_cell(static_cast<unsigned>(outputs));
+  if (!is_cell && !is_prox_cell(static_cast<unsigned>(outputs))) {
+    throw std::invalid_argument("outputs must be one of 1, 2, 3, 6, 7, 10, 11, not " + std::to_string(outputs));
   }
   return static_cast<unsigned>(outputs);
 }

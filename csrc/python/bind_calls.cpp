@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <cmath>
+#include <numeric>
 #include <stdexcept>
 #include <vector>
 
@@ -52,13 +53,17 @@ PyObject* evaluate_one(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
     }
     Item item;
     double value;
-    Call call(outputs, {&item, &value, 1});
-    if (!call.add(arguments[1], arguments[2], Rule(l1, l2, scale, grad_scale)) || !call.is_plainly_right()) {
+    std::int64_t zeros;
+    Call call(outputs, {&item, &value, &zeros, 1});
+    if (!call.add(arguments[1], arguments[2], Rule(outputs, l1, l2, scale, grad_scale)) || !call.is_plainly_right()) {
       return not_plain();
     }
     call.run();
     if ((outputs & output_value) == 0) {
       Py_RETURN_NONE;
+    }
+    if (is_prox(outputs)) {
+      return py::make_tuple(value, zeros, item.count).release().ptr();
     }
     return PyFloat_FromDouble(value);
   });
@@ -82,7 +87,8 @@ class ManyTensors {
   ManyTensors(const Many& many, Call::Operands operands)
       : items_(static_cast<std::size_t>(PyTuple_GET_SIZE(many.weights))),
         values_(items_.size()),
-        call_(many.outputs, {items_.data(), values_.data(), items_.size()}, operands) {
+        zeros_(is_prox(many.outputs) ? items_.size() : 0),
+        call_(many.outputs, {items_.data(), values_.data(), zeros_.data(), items_.size()}, operands) {
     const Py_ssize_t tensors = PyTuple_GET_SIZE(many.weights);
     const bool writes = (many.outputs & output_gradient) != 0;
     if (PyTuple_GET_SIZE(many.which) != tensors ||
@@ -95,7 +101,8 @@ class ManyTensors {
     std::vector<Rule> rules;
     for (const py::handle pair : py::reinterpret_borrow<py::tuple>(many.strengths)) {
       const auto both = py::cast<py::tuple>(pair);
-      rules.emplace_back(to_double(py::object(both[0]).ptr()), to_double(py::object(both[1]).ptr()), scale, grad_scale);
+      rules.emplace_back(many.outputs, to_double(py::object(both[0]).ptr()), to_double(py::object(both[1]).ptr()),
+                         scale, grad_scale);
     }
     for (Py_ssize_t i = 0; is_read_ && i < tensors; ++i) {
       const std::size_t rule = PyLong_AsSize_t(PyTuple_GET_ITEM(many.which, i));
@@ -120,18 +127,34 @@ class ManyTensors {
   bool is_on_host() const { return call_.device() <= on_host; }
   const Call& call() const { return call_; }
 
-  // None, the values, or their canonical sum.
+  // None, the values, or their canonical sum; of proximal steps with zeros and sizes, or their sums.
   py::object run(unsigned outputs, bool per_tensor) {
     call_.run();
     if ((outputs & output_value) == 0) {
       return py::none();
     }
+    if (is_prox(outputs)) {
+      return of_prox(per_tensor);
+    }
     return per_tensor ? py::cast(values_) : py::object(py::float_(total_of(values_)));
   }
 
  private:
+  py::object of_prox(bool per_tensor) {
+    if (!per_tensor) {
+      const std::int64_t zeros = std::accumulate(zeros_.begin(), zeros_.end(), std::int64_t{0});
+      return py::make_tuple(total_of(values_), zeros, call_.elements());
+    }
+    std::vector<std::int64_t> sizes;
+    for (const Item& item : items_) {
+      sizes.push_back(item.count);
+    }
+    return py::make_tuple(values_, zeros_, sizes);
+  }
+
   std::vector<Item> items_;
   std::vector<double> values_;
+  std::vector<std::int64_t> zeros_;
   Call call_;
   bool is_read_;
 };

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "../canonical_sum.h"
 #include "../cpu/float_environment.h"
@@ -40,10 +41,12 @@ bool fits_f32(double x) { return std::isfinite(static_cast<float>(x)); }
 
 }  // namespace
 
-Rule::Rule(double l1, double l2, double scale, double grad_scale) {
+Rule::Rule(unsigned outputs, double l1, double l2, double scale, double grad_scale) {
   const FloatEnvironment environment;
-  coefficients = make_coefficients(FloatEnvironment::unmoved(l1), FloatEnvironment::unmoved(l2), scale, grad_scale);
-  is_finite = std::isfinite(coefficients.l1) && std::isfinite(coefficients.l2);
+  const auto make = is_prox(outputs) ? make_prox_coefficients : make_coefficients;
+  coefficients = make(FloatEnvironment::unmoved(l1), FloatEnvironment::unmoved(l2), scale, grad_scale);
+  is_finite = std::isfinite(coefficients.l1) && std::isfinite(coefficients.l2) &&
+              (!is_prox(outputs) || (scale >= 0.0 && grad_scale >= 0.0));
   gradient_fits_f32 = fits_f32(coefficients.gradient_l1) && fits_f32(coefficients.gradient_l2);
   gradient_fits_f64 = std::isfinite(coefficients.gradient_l1) && std::isfinite(coefficients.gradient_l2);
 }
@@ -192,11 +195,16 @@ void Call::add_addresses(std::vector<std::uintptr_t>& addresses) const {
   }
 }
 
+std::int64_t Call::elements() const {
+  return std::accumulate(slots_.items, slots_.items + added_, std::int64_t{0},
+                         [](std::int64_t sum, const Item& item) { return sum + item.count; });
+}
+
 void Call::run() {
   if (bytes_ >= bytes_worth_releasing) {
-    without_lock([&] { evaluate(slots_.items, added_, outputs_, slots_.values, owner_); });
+    without_lock([&] { evaluate(slots_.items, added_, outputs_, slots_.values, owner_, slots_.zeros); });
   } else {
-    evaluate(slots_.items, added_, outputs_, slots_.values, owner_);
+    evaluate(slots_.items, added_, outputs_, slots_.values, owner_, slots_.zeros);
   }
   for (const Copy& one : copies_) {
     copy(one);

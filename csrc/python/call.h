@@ -17,7 +17,7 @@ namespace fastreg::python {
 // What one regularizer asks for, judged once for all tensors that it is for; whatever the caller's floating-point
 // state.
 struct Rule {
-  Rule(double l1, double l2, double scale, double grad_scale);
+  Rule(unsigned outputs, double l1, double l2, double scale, double grad_scale);
 
   Coefficients coefficients;
   bool is_finite;
@@ -34,6 +34,7 @@ class Call {
   struct Slots {
     Item* items;
     double* values;
+    std::int64_t* zeros;  // of proximal steps
     std::size_t count;
   };
 
@@ -64,6 +65,7 @@ class Call {
 
   const Item* items() const { return slots_.items; }
   std::size_t size() const { return added_; }
+  std::int64_t elements() const;
 
   // Adds the lowest addresses of the weights that are not empty. They are torch's, which has no negative strides.
   void add_addresses(std::vector<std::uintptr_t>& addresses) const;

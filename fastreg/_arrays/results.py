@@ -22,11 +22,11 @@ from .libraries import library_of, owner
 from .library import loaded
 
 
-def check_targets(targets: Sequence[Any], names: Sequence[str]) -> None:
-    """Do what :func:`checked_target` does for the gradients of many names."""
+def check_targets(targets: Sequence[Any], names: Sequence[str], argument: str = "grads") -> None:
+    """Do what :func:`checked_target` does for many, which an argument has by these names."""
     for target, name in zip(targets, names, strict=True):
         if getattr(target, "requires_grad", False):  # the name is made only where it is needed
-            checked_target(target, f"grads[{name!r}]")
+            checked_target(target, f"{argument}[{name!r}]")
 
 
 def checked_target(target: Any, name: str) -> Any:

@@ -66,6 +66,16 @@ class Port(Protocol):
     ) -> Sequence[Any]:
         """Return ``scale * grad_scale * (l1 * sign(w) + 2 * l2 * w)`` of each, as new arrays."""
 
+    def proximal(
+        self,
+        weights: Sequence[Any],
+        strengths: Strengths,
+        which: Sequence[int],
+        scale: Any,
+        step: Any,
+    ) -> Sequence[Any]:
+        """Return the proximal step of each, ``Elementwise.prox``, as new arrays."""
+
     def orthogonal(self, w: Any, factor: Any, mode: str) -> Any:
         """Return the penalty of ``OrthogonalRegularizer``, 0-d."""
 

@@ -44,7 +44,7 @@ def _real(value: object, name: str, wanted: str) -> float:
 
 
 def _remedy_for_tracers(name: str) -> str:
-    if name in ("scale", "grad_scale"):
+    if name in ("scale", "grad_scale", "step"):
         return (
             "a factor that JAX traces takes arrays of JAX, jax.numpy.asarray(w), and calls that "
             "write into nothing"

@@ -13,9 +13,13 @@ import numpy as np
 
 from .float_environment import Default, product
 
-VALUE, GRADIENT, ADD = 1, 2, 4
+VALUE, GRADIENT, ADD, PROX = 1, 2, 4, 8
 VALUE_AND_GRADIENT = VALUE | GRADIENT
 VALUE_AND_ADD = VALUE | GRADIENT | ADD
+PROXIMAL = GRADIENT | PROX
+"""The proximal step is written where a gradient would be."""
+VALUE_AND_PROXIMAL = VALUE | GRADIENT | PROX
+"""With it the penalty and the number of zeros, of what is written."""
 
 Strengths: TypeAlias = Sequence[tuple[Any, Any]]
 """Pairs (l1, l2), one per rule of a call: floats, or numbers that a framework traces."""
@@ -33,6 +37,7 @@ class Call(NamedTuple):
     which: Sequence[int]
     scale: Any
     grad_scale: Any
+    """With PROX the step."""
     per_tensor: bool = False
     copies: Sequence[tuple[Any, Any]] = ()
 
@@ -47,7 +52,14 @@ class Call(NamedTuple):
     def gradient_label(self, index: int) -> str:
         if self.names is None:
             return "grad" if self.outputs & ADD else "out"
+        if self.outputs & PROX:  # of many tensors, in place
+            return self.weight_label(index)
         return f"grads[{self.names[index]!r}]"
+
+    @property
+    def written(self) -> str:
+        """What messages call the thing that is written."""
+        return "proximal step" if self.outputs & PROX else "gradient"
 
 
 def call_of_one(
@@ -64,8 +76,15 @@ def coefficients(pair: tuple[float, float], scale: float, grad_scale: float) -> 
     return product(l1, scale, grad_scale), product(l2, scale, grad_scale, 2.0)
 
 
+def thresholds(pair: tuple[float, float], scale: float, step: float) -> tuple[float, float]:
+    """Return what a proximal step subtracts from abs(w), and what it divides by, in float64."""
+    l1, l2 = pair
+    with Default(), np.errstate(over="ignore", under="ignore"):
+        return step * (l1 * scale), 1.0 + step * (2.0 * (l2 * scale))
+
+
 def rounded(coefficient: float, dtype: str) -> float:
-    """Return a gradient's factor, rounded once to the dtype of the gradient's arithmetic."""
+    """Return a coefficient, rounded once to the dtype of the arithmetic of gradients."""
     if dtype == "f64":
         return coefficient
     with Default(), np.errstate(over="ignore", under="ignore"):

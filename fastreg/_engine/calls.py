@@ -19,9 +19,8 @@ from .._arrays import cuda as cuda_arrays
 from .._arrays import host, torch_memory
 from .._arrays.results import plain_written
 from .._base import errors
-from .._base.arguments import multiplier
 from .._base.core import core
-from .._base.penalty import GRADIENT, VALUE, Call, Strengths, call_of_one
+from .._base.penalty import GRADIENT, PROX, VALUE, Call, Strengths, call_of_one
 from . import backend, checks, cuda
 
 
@@ -30,6 +29,13 @@ def complete_one(*arguments: Any) -> Any:
     found = _of_one_view(*arguments)
     if found is NotImplemented:
         found = complete(*call_of_one(*arguments))
+    return of_one(found)
+
+
+def of_one(found: Any) -> Any:
+    """Return what a call of one tensor gives: numbers, where that of many gives lists of them."""
+    if isinstance(found, tuple):
+        return tuple(map(of_one, found))
     return found[0] if isinstance(found, list) else found
 
 
@@ -74,11 +80,12 @@ def shares_address(weights: Sequence[Any]) -> bool:
 def complete(*arguments: Any) -> Any:
     """Make the call for which ``backend.evaluate_many`` has returned NotImplemented."""
     given = Call(*arguments)
-    scale = multiplier(given.scale, "scale")
-    grad_scale = multiplier(given.grad_scale, "grad_scale")
+    scale, grad_scale = checks.factors(given)
     call = given._replace(scale=scale, grad_scale=grad_scale)
     learned = torch_memory.teach(core())
     if any(map(cuda_arrays.is_on_cuda, (*call.weights, *(call.gradients or ())))):
+        if call.outputs & PROX:
+            raise _no_prox_on_cuda(call)
         described = core().describe_tensors(
             call.outputs, call.weights, call.gradients, *call.numbers
         )
@@ -144,6 +151,16 @@ def _of_views(call: Call) -> Any:
     if found is NotImplemented:  # another thread has changed an array since
         raise errors.changed_error()
     return found
+
+
+def _no_prox_on_cuda(call: Call) -> TypeError:
+    place = next((i for i, w in enumerate(call.weights) if cuda_arrays.is_on_cuda(w)), None)
+    label = call.gradient_label(0) if place is None else call.weight_label(place)
+    return TypeError(
+        f"{label} is on CUDA, for which there is no kernel of the proximal step yet; take the step "
+        "on a copy in host memory and copy the result back, or compute sign(w) * max(abs(w) - "
+        "step * l1, 0) / (1 + 2 * step * l2) there"
+    )
 
 
 def _seen(x: Any, label: str, writable: bool) -> checks.Seen:

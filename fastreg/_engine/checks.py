@@ -18,9 +18,9 @@ import numpy.typing as npt
 from .._arrays import host
 from .._base import dtypes as _dtypes
 from .._base import errors, memory, penalty
-from .._base.arguments import multiplier
+from .._base.arguments import multiplier, strength
 from .._base.float_environment import products
-from .._base.penalty import ADD, GRADIENT, Call, Strengths
+from .._base.penalty import ADD, GRADIENT, PROX, Call, Strengths
 
 Array = npt.NDArray[Any]
 View = Callable[[Any, str, bool], tuple[Array, str]]
@@ -33,8 +33,7 @@ def checked_views(
 
     `view_of` describes an array; nothing here reads the elements of what it gives.
     """
-    scale = multiplier(call.scale, "scale")
-    grad_scale = multiplier(call.grad_scale, "grad_scale")
+    scale, grad_scale = factors(call)
     views: list[tuple[Array, str]] = []
     seen: list[Seen] = []
     for index, weight in enumerate(call.weights):
@@ -43,7 +42,10 @@ def checked_views(
         seen.append(Seen(label, views[-1], False))
     wants_gradient = bool(call.outputs & (GRADIENT | ADD))
     dtypes = [dtype for _, dtype in views]
-    check_coefficients(call.strengths, call.which, dtypes, scale, grad_scale, wants_gradient)
+    if call.outputs & PROX:
+        check_thresholds(call.strengths, call.which, dtypes, scale, grad_scale)
+    else:
+        check_coefficients(call.strengths, call.which, dtypes, scale, grad_scale, wants_gradient)
     if not wants_gradient:
         require_current(seen)
         return views, []
@@ -55,8 +57,8 @@ def checked_views(
         label = call.gradient_label(index)
         if dtype not in _dtypes.FLOATS:
             raise TypeError(
-                f"{weight_name} has dtype {view.dtype}: there is no gradient for integer or bool "
-                f"elements; pass for example {weight_name}.astype(numpy.float32)"
+                f"{weight_name} has dtype {view.dtype}: there is no {call.written} for integer or "
+                f"bool elements; pass for example {weight_name}.astype(numpy.float32)"
             )
         if gradient is None:
             raise ValueError(
@@ -68,17 +70,24 @@ def checked_views(
         if target_dtype != dtype:
             raise TypeError(
                 f"{label} has dtype {_dtypes.spoken(target_dtype)}, but {weight_name} has "
-                f"{_dtypes.spoken(dtype)}; a gradient has the dtype of its weight"
+                f"{_dtypes.spoken(dtype)}; a {call.written} has the dtype of its weight"
             )
         if target.shape != view.shape:
             raise ValueError(
                 f"{label} has shape {target.shape}, but {weight_name} has {view.shape}; a "
-                "gradient has the shape of its weight"
+                f"{call.written} has the shape of its weight"
             )
         targets.append(target)
     require_current(seen)
     _check_overlaps(call, [view for view, _ in views], targets)
     return views, targets
+
+
+def factors(call: Call) -> tuple[float, float]:
+    """Return the factor of the penalty, and that of the gradient or the step, as floats."""
+    if call.outputs & PROX:
+        return strength(call.scale, "scale"), strength(call.grad_scale, "step")
+    return multiplier(call.scale, "scale"), multiplier(call.grad_scale, "grad_scale")
 
 
 class Seen:
@@ -121,12 +130,7 @@ def check_coefficients(
     """Return strengths times scale, l1 and l2 of each rule in turn."""
     numbers = [number for pair in strengths for number in pair]
     scaled = products(numbers, scale)
-    if not all(map(math.isfinite, scaled)):
-        place = list(map(math.isfinite, scaled)).index(False)
-        raise ValueError(
-            f"{('l1', 'l2')[place % 2]} * scale must be finite, not {numbers[place]!r} * "
-            f"{scale!r}; use smaller values"
-        )
+    _require_finite(scaled, numbers, scale)
     if not wants_gradient:
         return scaled
     for index, dtype in set(zip(which, dtypes, strict=True)):
@@ -139,6 +143,32 @@ def check_coefficients(
                     f"arithmetic, not {coefficient!r}; use a smaller strength, scale or grad_scale"
                 )
     return scaled
+
+
+def check_thresholds(
+    strengths: Strengths, which: Sequence[int], dtypes: Sequence[str], scale: float, step: float
+) -> None:
+    """Raise ValueError for strengths whose proximal step has a number that is not finite."""
+    numbers = [number for pair in strengths for number in pair]
+    _require_finite(products(numbers, scale), numbers, scale)
+    for index, dtype in set(zip(which, dtypes, strict=True)):
+        both = penalty.thresholds(strengths[index], scale, step)
+        for name, number in zip(("step * l1", "1 + step * 2 * l2"), both, strict=True):
+            if not math.isfinite(penalty.rounded(number, dtype)):
+                raise ValueError(
+                    f"{name}, of strengths times scale, must be finite in "
+                    f"{'float64' if dtype == 'f64' else 'float32'}, the type of the arithmetic, "
+                    f"not {number!r}; use a smaller strength, scale or step"
+                )
+
+
+def _require_finite(scaled: Sequence[float], numbers: Sequence[float], scale: float) -> None:
+    if not all(map(math.isfinite, scaled)):
+        place = list(map(math.isfinite, scaled)).index(False)
+        raise ValueError(
+            f"{('l1', 'l2')[place % 2]} * scale must be finite, not {numbers[place]!r} * "
+            f"{scale!r}; use smaller values"
+        )
 
 
 def _check_overlaps(call: Call, weights: Sequence[Array], targets: Sequence[Array]) -> None:

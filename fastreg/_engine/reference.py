@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise, repeat
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,8 @@ import numpy.typing as npt
 from .._arrays import host
 from .._base import arguments, dtypes, memory, penalty
 from .._base.float_environment import Default
-from .._base.penalty import ADD, VALUE, Call, call_of_one
-from . import checks
+from .._base.penalty import ADD, PROX, VALUE, Call, call_of_one
+from . import checks, elements
 
 Array = npt.NDArray[Any]
 Doubles = npt.NDArray[np.float64]
@@ -116,85 +116,104 @@ def _slabs(size: int) -> Iterator[slice]:
 _NONE = np.empty(0)
 
 
-def _evaluate(
-    outputs: int,
-    weight: tuple[Array, str],
-    gradient: Array | None,
-    pair: tuple[float, float],
-    scale: float,
-    grad_scale: float,
-) -> tuple[float, Any]:
-    """Return the penalty of one checked tensor, 0.0 where it was not asked for, and write nothing.
+class _Result(NamedTuple):
+    """What one checked tensor comes to; nothing of it has been written."""
 
-    With it what the gradient becomes, None where it stays.
-    """
+    penalty: float
+    """0.0 where it was not asked for."""
+    written: Any
+    """What its gradient or proximal step becomes, None where that stays."""
+    zeros: int = 0
+
+
+def _evaluate(
+    call: Call, weight: tuple[Array, str], target: Array | None, pair: tuple[float, float]
+) -> _Result:
+    """Return the result of one checked tensor for a call that asks for no proximal step."""
+    outputs, scale, grad_scale = call.outputs, float(call.scale), float(call.grad_scale)
     view, dtype = weight
-    strengths = pair[0] * scale, pair[1] * scale
-    has_l1, has_l2 = strengths[0] != 0.0, strengths[1] != 0.0
-    if not (has_l1 or has_l2):
-        return 0.0, None if gradient is None or outputs & ADD else gradient.dtype.type(0)
-    result = None if gradient is None else np.empty_like(gradient)
-    if gradient is None or result is None:
+    sums = _Sums((pair[0] * scale, pair[1] * scale), dtype)
+    if not (sums.has_l1 or sums.has_l2):
+        stays = target is None or outputs & ADD
+        return _Result(0.0, None if stays or target is None else target.dtype.type(0))
+    result = None if target is None else np.empty_like(target)
+    if target is None or result is None:
         (flat,) = _flattened(view)
-        flat_gradient = flat_result = None
+        flat_target = flat_result = None
     else:
-        flat, flat_gradient, flat_result = _flattened(view, gradient, result)
-    sums: tuple[list[Doubles], list[Doubles]] = [], []
+        flat, flat_target, flat_result = _flattened(view, target, result)
     factors = penalty.coefficients(pair, scale, grad_scale)
     for part in _slabs(view.size):
-        elements = flat[part]
+        weights = flat[part]
         if outputs & VALUE:
-            doubles = dtypes.to_float64(elements, dtype)
-            if has_l2:
-                sums[1].append(_chunk_sums(np.multiply(doubles, doubles)))
-            if has_l1:
-                sums[0].append(_chunk_sums(np.abs(doubles, out=doubles)))
+            sums.add(weights)
         if flat_result is not None:
-            old = flat_gradient[part] if flat_gradient is not None and outputs & ADD else None
-            slope = _slope(elements, old, dtype, factors, has_l1, has_l2)
-            # An overflow of this rounding to infinity is right, a warning would not be.
-            flat_result[part] = dtypes.to_bfloat16(slope) if dtype == "bf16" else slope
-    if not outputs & VALUE:
-        return 0.0, result
-    value = 0.0
-    if has_l1:
-        value = strengths[0] * _tree(np.concatenate([_NONE, *sums[0]]))
-    if has_l2:
-        squares = strengths[1] * _tree(np.concatenate([_NONE, *sums[1]]))
-        value = value + squares if has_l1 else squares
-    return value, result
+            old = flat_target[part] if flat_target is not None and outputs & ADD else None
+            flat_result[part] = _stored(
+                elements.gradient(weights, old, dtype, factors, sums.has_l1, sums.has_l2), dtype
+            )
+    return _Result(sums.penalty() if outputs & VALUE else 0.0, result)
 
 
-def _slope(
-    elements: Array,
-    old: Array | None,
-    dtype: str,
-    factors: tuple[float, float],
-    has_l1: bool,
-    has_l2: bool,
-) -> Array:
-    """Return ``l1*sign(w) + (2*l2)*w``, and the old gradient added last, each operation rounded."""
-    compute = np.float64 if dtype == "f64" else np.float32
-    w = _widened(elements, dtype)
-    with np.errstate(over="ignore", under="ignore"):
-        l1, double_l2 = compute(factors[0]), compute(factors[1])
-    if has_l1:
-        slope = np.sign(w)  # +0 at both zeros, NaN at NaN
-        slope *= l1
-        if has_l2:
-            slope += w * double_l2
-    else:
-        slope = w * double_l2
-    if old is not None:
-        slope += _widened(old, dtype)
-    return slope
+def _evaluate_prox(
+    call: Call, weight: tuple[Array, str], target: Array, pair: tuple[float, float]
+) -> _Result:
+    """Return the proximal step of one checked tensor, and the penalty and zeros of that."""
+    scale, step = float(call.scale), float(call.grad_scale)
+    view, dtype = weight
+    sums = _Sums((pair[0] * scale, pair[1] * scale), dtype)
+    result = np.empty_like(target)
+    flat, flat_result = _flattened(view, result)
+    thresholds = penalty.thresholds(pair, scale, step)
+    zeros = 0
+    for part in _slabs(view.size):
+        weights = flat[part]
+        if sums.has_l1 or sums.has_l2:
+            stored = _stored(
+                elements.prox(weights, dtype, thresholds, sums.has_l1, sums.has_l2), dtype
+            )
+        else:
+            stored = weights
+        flat_result[part] = stored
+        if call.outputs & VALUE:
+            sums.add(stored)
+            zeros += stored.size - int(np.count_nonzero(elements.widened(stored, dtype)))
+    return _Result(sums.penalty(), result, zeros)
 
 
-def _widened(elements: Array, dtype: str) -> Array:
-    """Convert elements to the type of the gradient's arithmetic, float32 or float64."""
+def _stored(numbers: Array, dtype: str) -> Array:
+    """Round numbers to the dtype of elements; an overflow to infinity is right."""
     if dtype == "bf16":
-        return dtypes.from_bfloat16(elements)
-    return elements.astype(np.float32) if dtype == "f16" else elements
+        return dtypes.to_bfloat16(numbers)
+    return numbers.astype(dtypes.stored(dtype), copy=False)
+
+
+class _Sums:
+    """The sums of a tensor's terms, chunk by chunk, and the penalty that they make."""
+
+    def __init__(self, strengths: tuple[float, float], dtype: str) -> None:
+        self._l1, self._l2 = strengths
+        self._dtype = dtype
+        self.has_l1, self.has_l2 = self._l1 != 0.0, self._l2 != 0.0
+        self._chunks: tuple[list[Doubles], list[Doubles]] = [], []
+
+    def add(self, weights: Array) -> None:
+        """Add a slab of elements."""
+        doubles = dtypes.to_float64(weights, self._dtype)
+        if self.has_l2:
+            self._chunks[1].append(_chunk_sums(np.multiply(doubles, doubles)))
+        if self.has_l1:
+            self._chunks[0].append(_chunk_sums(np.abs(doubles, out=doubles)))
+
+    def penalty(self) -> float:
+        """Return the penalty of what was added."""
+        value = 0.0
+        if self.has_l1:
+            value = self._l1 * _tree(np.concatenate([_NONE, *self._chunks[0]]))
+        if self.has_l2:
+            squares = self._l2 * _tree(np.concatenate([_NONE, *self._chunks[1]]))
+            value = value + squares if self.has_l1 else squares
+        return value
 
 
 def _write(targets: Sequence[Array], results: Sequence[Any]) -> None:
@@ -212,44 +231,44 @@ def _write(targets: Sequence[Array], results: Sequence[Any]) -> None:
         raise
 
 
-def evaluate_one(*arguments: Any) -> float | None:
+def evaluate_one(*arguments: Any) -> Any:
     """Evaluate one tensor; parameters and results are those of the core (``_core.pyi``)."""
     result = _evaluated(call_of_one(*arguments)._replace(per_tensor=True))
+    if isinstance(result, tuple):
+        return tuple(one for (one,) in result)
     return result[0] if isinstance(result, list) else None
 
 
-def evaluate_many(*arguments: Any) -> float | list[float] | None:
+def evaluate_many(*arguments: Any) -> Any:
     """Evaluate many tensors; parameters and results are those of the core (``_core.pyi``)."""
     return _evaluated(Call(*arguments))
 
 
-def _evaluated(call: Call) -> float | list[float] | None:
+def _evaluated(call: Call) -> Any:
     """Make a call, or write nothing at all when a tensor is refused."""
     copied = [host.host_view(target, "grads", True) for target, _ in call.copies]
     seen = [checks.Seen("grads", view, True) for view in copied]
     views, targets = checks.checked_views(call)
     checks.require_current(seen)
+    evaluate: Any = _evaluate_prox if call.outputs & PROX else _evaluate
     with Default(), np.errstate(all="ignore"):
-        found = [
-            _evaluate(
-                call.outputs,
-                view,
-                targets[index] if targets else None,
-                call.strengths[call.which[index]],
-                float(call.scale),
-                float(call.grad_scale),
-            )
-            for index, view in enumerate(views)
+        found: list[_Result] = [
+            evaluate(call, view, target, call.strengths[rule])
+            for view, target, rule in zip(views, targets or repeat(None), call.which, strict=False)
         ]
-    changed = [index for index, (_, result) in enumerate(found) if result is not None]
+    changed = [index for index, one in enumerate(found) if one.written is not None]
     _write(
         [*(targets[index] for index in changed), *(view for view, _ in copied)],
-        [*(found[index][1] for index in changed), *(source for _, source in call.copies)],
+        [*(found[index].written for index in changed), *(source for _, source in call.copies)],
     )
     if not call.outputs & VALUE:
         return None
-    values = [value for value, _ in found]
-    return values if call.per_tensor else canonical_sum(values)
+    values = [one.penalty for one in found]
+    result = values if call.per_tensor else canonical_sum(values)
+    if not call.outputs & PROX:
+        return result
+    zeros, sizes = [one.zeros for one in found], [view.size for view, _ in views]
+    return result, *((zeros, sizes) if call.per_tensor else (sum(zeros), sum(sizes)))
 
 
 def accumulate_parameters(*_: Any) -> Any:

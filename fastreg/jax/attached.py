@@ -18,7 +18,7 @@ from .._autodiff.jax import functions
 from .._autodiff.jax.sharding import checked_specs
 from .._base.errors import leaf_label
 from .._base.penalty import VALUE
-from ..penalties import evaluation
+from ..penalties import evaluation, proximal
 from ..penalties.names import counted
 from ..penalties.plan import Plan, make_plan
 from ..penalties.report import Report, make_report
@@ -166,6 +166,61 @@ class TreePenalties:
         value = _value(plan, weights, scale)
         gradients = _gradients(plan, weights, scale, grad_scale, value)
         return value, _like(params, plan, gradients)
+
+    def prox(self, params: Any, step: Any, *, scale: Any = 1.0) -> Any:
+        """Return the proximal steps of all penalties as a tree like `params`.
+
+        Parameters
+        ----------
+        params : pytree of arrays
+            What has no penalty stays as it is.
+        step : float or jax.Array
+            >= 0: the learning rate, where the step follows one of gradient descent without the
+            penalty.
+        scale : float or jax.Array, optional
+            A factor >= 0 of the penalties.
+
+        Returns
+        -------
+        pytree of jax.Array
+            Of the shapes, dtypes and shardings of `params`.
+
+        Raises
+        ------
+        TypeError
+            For leaves of integers that have a penalty, and for a rule that is a function without a
+            ``prox(w, step)`` of its own.
+        ValueError
+            For a `step` or `scale` of the host that is not finite and >= 0.
+
+        Examples
+        --------
+        >>> import jax, jax.numpy as jnp
+        >>> from fastreg import regularizers
+        >>> params = {"kernel": jnp.asarray([1.0, -2.0, 0.25]), "bias": jnp.asarray([3.0])}
+        >>> penalties = attach(params, {"kernel": regularizers.L1(0.5)})
+        >>> jax.jit(penalties.prox)(params, 1.0)["kernel"]
+        Array([ 0.5, -1.5,  0. ], dtype=float32)
+        """
+        plan, weights = self._ready(params)
+        proximal.require_prox(plan)
+        fused = tuple(compress(weights, plan.fused))
+        made = iter(functions.proximal(fused, plan.strengths(), plan.which, scale, step))
+        factor = functions.factor(step, "step") * functions.factor(scale, "scale")
+        of_weights = iter(
+            [
+                next(made) if is_fused else plan.rules[name].prox(weight, factor)
+                for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True)
+            ]
+        )
+        all_leaves, treedef = jax.tree_util.tree_flatten(params)
+        return jax.tree_util.tree_unflatten(
+            treedef,
+            [
+                next(of_weights) if name in plan.rules else leaf
+                for name, leaf in zip(plan.source.names, all_leaves, strict=True)
+            ],
+        )
 
     def report(self, params: Any, *, scale: float = 1.0) -> Report:
         """Return each leaf's penalty, share of zeros and rule, outside of compiled functions.

@@ -78,6 +78,15 @@ def gradients(
     return [_gradient(w, *scaled[place]) for w, place in zip(weights, which, strict=True)]
 
 
+def proximal(
+    weights: Sequence[Any], strengths: Strengths, which: Sequence[int], scale: Any, step: Any
+) -> list[Any]:
+    """Return the proximal step of each, in its dtype."""
+    scale, step = arguments.strength(scale, "scale"), arguments.strength(step, "step")
+    scaled = [(product(l1, scale), product(l2, scale)) for l1, l2 in strengths]
+    return [_proximal(w, *scaled[place], step) for w, place in zip(weights, which, strict=True)]
+
+
 def factor(number: Any, name: str) -> Any:
     """Return a scale as it can be multiplied: a float, or a tensor of the backend."""
     return number if _ops.is_tensor(number) else arguments.multiplier(number, name)
@@ -106,6 +115,16 @@ def _gradient(w: Any, l1: Any, l2: Any) -> Any:
     if l2 != 0.0:
         slope = slope + 2.0 * l2 * x
     return _ops.cast(slope, w.dtype)
+
+
+def _proximal(w: Any, l1: float, l2: float, step: float) -> Any:
+    x = _ops.cast(w, _result_dtype(w))
+    if l1 != 0.0:
+        # NaN is no number that a maximum leaves out.
+        x = _ops.sign(x) * _ops.maximum(_ops.abs(x) - step * l1, 0.0)
+    if l2 != 0.0:
+        x = x / (1.0 + step * (2.0 * l2))
+    return _ops.cast(x, w.dtype)
 
 
 def _value(w: Any, l1: Any, l2: Any, scale: Any) -> Any:

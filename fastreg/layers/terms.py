@@ -67,7 +67,9 @@ def accumulate(
         slope: Any = rule.gradient(given)
     else:
         number, slope = _recorded(rule, given, label)
-    slope = callables.checked_slope(slope, array.shape, f"regularizer of {label}", "array")
+    slope = callables.checked_array(
+        slope, array.shape, f"regularizer of {label}", "array", "gradient"
+    )
     with Default(), np.errstate(all="ignore"):  # no warnings: inf and NaN are valid inputs
         results.assign(gradient, slope * (scale * grad_scale), label, add=True)
     return product(number, scale)

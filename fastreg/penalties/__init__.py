@@ -12,18 +12,20 @@ Contract
   rule takes no place in it; one whose strengths are 0 does, so that a schedule through 0 does not
   change the order of the sum.
 
-A call goes through ``names`` and ``rules``, then ``plan``, then ``evaluation`` or ``report``;
+A call goes through ``names`` and ``rules``, then ``plan``, then ``evaluation``, ``proximal`` or
+``report``;
 ``attached`` is in front.
 """
 
 from __future__ import annotations
 
 from .attached import Penalties, attach
+from .proximal import ProxRecord
 from .report import Report, ReportRow
 
-__all__ = ["Penalties", "Report", "ReportRow", "attach"]
+__all__ = ["Penalties", "ProxRecord", "Report", "ReportRow", "attach"]
 
 # Pickles and messages name a class by its module: by this one, whichever file holds the class.
-for _class in (Penalties, Report, ReportRow):
+for _class in (Penalties, ProxRecord, Report, ReportRow):
     _class.__module__ = __name__
 del _class

@@ -7,9 +7,10 @@ from typing import Any
 from .._arrays import results
 from .._arrays.libraries import ALL_NUMPY
 from .._base.penalty import GRADIENT, VALUE_AND_ADD, VALUE_AND_GRADIENT
-from . import evaluation
+from . import evaluation, proximal
 from .names import counted, names_of
 from .plan import Arrays, Plan, Planner
+from .proximal import ProxRecord
 from .report import Report, make_report, shares_of_zeros
 from .rules import checked_rules
 
@@ -167,6 +168,40 @@ class Penalties:
         if foreign:
             results.all_written(gradients)
         return total
+
+    def prox(self, step: float, *, tensors: Any = None, scale: float = 1.0) -> ProxRecord:
+        """Take the proximal step of all penalties, in place: ``w = regularizer.prox(w, step)``.
+
+        Call it after the optimizer's step, with the learning rate as `step`, and without the
+        penalty in the gradients: it is all that the penalty does.
+
+        Parameters
+        ----------
+        step : float
+            Finite and >= 0.
+        scale : float, optional
+            A factor >= 0 of the penalties.
+
+        Returns
+        -------
+        ProxRecord
+            The penalty of the tensors as they are now, and how many of their elements are 0, of the
+            same pass.  BufferError for a tensor that may not be written; TypeError for integers,
+            for tensors on a CUDA device, and for a callable without a ``prox(w, step)`` of its own
+            penalty, which gives an array of the shape of `w`.  Then nothing has been written.
+
+        Examples
+        --------
+        >>> import numpy
+        >>> from fastreg import regularizers
+        >>> params = {"kernel": numpy.array([1.0, -2.0, 0.25]), "bias": numpy.array([3.0])}
+        >>> attach(params, {"kernel": regularizers.L1(0.5)}).prox(1.0)
+        ProxRecord(penalty=1.0, zeros=1, size=3)
+        >>> params["kernel"]
+        array([ 0.5, -1.5,  0. ])
+        """
+        plan, weights = self._ready(tensors)
+        return proximal.take(plan, weights, step, scale)
 
     def report(self, *, tensors: Any = None, scale: float = 1.0) -> Report:
         """Return each tensor's penalty, share of zeros and rule, as ``ReportRow`` by name.

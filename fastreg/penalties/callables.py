@@ -14,19 +14,24 @@ from .._base.float_environment import Default
 
 
 def has_gradient(rule: Any) -> bool:
-    """Return whether a callable offers a ``gradient(w)`` of its own penalty.
+    """Return whether a callable offers a ``gradient(w)`` of its own penalty."""
+    return offers(rule, "gradient")
 
-    A class that redefines ``__call__`` alone has inherited the gradient of another penalty, which
+
+def offers(rule: Any, method: str) -> bool:
+    """Return whether a callable offers a method that is of its own penalty.
+
+    A class that redefines ``__call__`` alone has inherited the method of another penalty, which
     would be silently wrong.
     """
-    if not callable(getattr(rule, "gradient", None)):
+    if not callable(getattr(rule, method, None)):
         return False
     classes = type(rule).__mro__
     owners = {
-        method: next((place for place, one in enumerate(classes) if method in vars(one)), -1)
-        for method in ("gradient", "__call__")
+        one: next((place for place, kind in enumerate(classes) if one in vars(kind)), -1)
+        for one in (method, "__call__")
     }
-    return owners["gradient"] <= owners["__call__"]
+    return owners[method] <= owners["__call__"]
 
 
 def number(value: Any, name: str) -> float:
@@ -63,17 +68,17 @@ def penalty_label(name: str) -> str:
 def slope_of(gradient: Any, w: Any, name: str) -> npt.NDArray[np.float64]:
     """Return the gradient, in float64, that a callable returned for the tensor `name`."""
     shape = host.host_view(w, f"tensors[{name!r}]", False)[0].shape
-    return checked_slope(gradient, shape, f"rule of tensors[{name!r}]", "tensor")
+    return checked_array(gradient, shape, f"rule of tensors[{name!r}]", "tensor", "gradient")
 
 
-def checked_slope(
-    gradient: Any, shape: tuple[int, ...], rule: str, of: str
+def checked_array(
+    array: Any, shape: tuple[int, ...], rule: str, of: str, what: str
 ) -> npt.NDArray[np.float64]:
-    """Return the gradient of a rule in float64."""
-    view, dtype = host.host_view(gradient, f"the gradient that the {rule} gives", False)
+    """Return the array, called `what` in messages, that a rule gave, in float64."""
+    view, dtype = host.host_view(array, f"the {what} that the {rule} gives", False)
     if view.shape != shape:
         raise ValueError(
-            f"the gradient that the {rule} gives has shape {view.shape}; it must have that of "
+            f"the {what} that the {rule} gives has shape {view.shape}; it must have that of "
             f"the {of}, {shape}"
         )
     with Default(), np.errstate(all="ignore"):  # no warnings: inf and NaN are valid inputs

@@ -9,7 +9,7 @@ import numpy as np
 from .._arrays import results
 from .._autodiff import dispatch
 from .._base import arguments
-from .._base.penalty import GRADIENT, VALUE, VALUE_AND_ADD, VALUE_AND_GRADIENT
+from .._base.penalty import GRADIENT, PROXIMAL, VALUE, VALUE_AND_ADD, VALUE_AND_GRADIENT
 from .._engine import backend, calls
 from .._engine.recording import claim, unclaimed
 from .base import Configured
@@ -185,6 +185,50 @@ class Elementwise(Configured):
             results.written(grad)
         return value
 
+    def prox(self, w: Any, step: float, out: Any = None, *, scale: float = 1.0) -> Any:
+        """Return the proximal step: of all u the one with the least |u - w|**2 / 2 + step * f(u).
+
+        f is the penalty, times `scale`.  This is ``sign(w) * max(abs(w) - step * l1, 0) /
+        (1 + 2 * step * l2)``, element by element: what L1 makes small becomes exactly 0.
+
+        Parameters
+        ----------
+        w : array
+            As for :meth:`gradient`, in host memory.
+        step : float
+            Finite and >= 0: the learning rate, where the step follows one of gradient descent.
+        out : array, optional
+            Writable, with the shape and dtype of `w`; `w` itself is allowed.
+        scale : float, optional
+            A factor >= 0.
+
+        Returns
+        -------
+        array
+            `out`, or a new array of the type, shape, dtype and layout of `w`, which torch's
+            autograd does not follow.  Elements that become 0 are +0; NaN stays NaN.  Without any
+            term it is a copy.  TypeError, ValueError or BufferError for arguments that do not fit,
+            before anything is written.
+
+        Examples
+        --------
+        >>> import numpy
+        >>> w = numpy.array([1.0, -2.0, 0.25])
+        >>> L1(0.5).prox(w, 1.0)
+        array([ 0.5, -1.5,  0. ])
+        >>> L1L2(l1=0.5, l2=0.5).prox(w, 1.0, out=w)
+        array([ 0.25, -0.75,  0.  ])
+        """
+        if type(w) is not _ndarray and out is None:
+            port = dispatch.port_for_gradient(w, self._l1, self._l2, scale, step)
+            if port is not None:
+                return port.proximal((w,), self._strengths(), (0,), scale, step)[0]
+        result = out if type(out) is _ndarray else self._target(w, out)
+        found = backend.evaluate_one(PROXIMAL, w, result, self._l1, self._l2, scale, step)
+        if found is NotImplemented:
+            calls.complete_one(PROXIMAL, w, result, self._l1, self._l2, scale, step)
+        return result if type(result) is type(w) is _ndarray else self._made(result, w, out)
+
     def _strengths(self) -> tuple[tuple[float, float], ...]:
         """Return the current strengths, as the core takes them."""
         return ((self._l1, self._l2),)
@@ -298,10 +342,11 @@ SAME_PENALTY: set[Any] = {Elementwise.__call__}
 
 
 def is_fused(rule: Any) -> bool:
-    """Return whether the core can evaluate a rule: no subclass with its own penalty."""
+    """Return whether the core can evaluate a rule: no subclass with methods of its own."""
     kind = type(rule)
     return (
         isinstance(rule, Elementwise)
         and kind.__call__ in SAME_PENALTY
         and kind.gradient is Elementwise.gradient
+        and kind.prox is Elementwise.prox
     )

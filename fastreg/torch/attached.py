@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from .._autodiff.torch import engines
-from ..penalties import Report
+from ..penalties import ProxRecord, Report
 from ..penalties.names import counted
-from . import in_backward
+from . import in_backward, proximal
 from .activity import Activity
 from .module_penalties import ModulePenalties, summed
 from .parameters import require_module
@@ -298,6 +298,55 @@ class Penalties:
         if torch.compiler.is_compiling():
             return _outside_of_graphs(self._penalties.value, {"scale": scale, "tensors": tensors})
         return self._penalties.value(scale, tensors)
+
+    def prox(self, step: float, *, scale: float = 1.0) -> ProxRecord:
+        """Take the proximal step of all penalties on the parameters, in place, not recorded.
+
+        Call it after ``optimizer.step()``, with the learning rate as `step`, and without the
+        penalty in the gradients: it is all that the penalty does.  What L1 makes small becomes
+        exactly 0.  The state of the optimizer stays as it is.
+
+        Parameters
+        ----------
+        step : float
+            Finite and >= 0.
+        scale : float, optional
+            A factor >= 0 of the penalties.
+
+        Returns
+        -------
+        ProxRecord
+            The penalty of the parameters as they are now, and how many of their elements are 0, of
+            the same pass.  Sharded parameters are summed over the processes, all of which have to
+            call it.
+
+        Raises
+        ------
+        TypeError
+            For parameters on a CUDA device, and for a rule that is a function without a
+            ``prox(w, step)`` of its own; then nothing has been written.
+        ValueError
+            For a `step` or `scale` that is not finite and >= 0.
+        RuntimeError
+            For parameters that an engine updates from a copy of its own.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from fastreg import regularizers
+        >>> model = torch.nn.Linear(3, 1, bias=False)
+        >>> with torch.no_grad():
+        ...     _ = model.weight.copy_(torch.tensor([[1.0, -2.0, 0.25]]))
+        >>> attach(model, regularizers.L1(0.5)).prox(1.0)
+        ProxRecord(penalty=1.0, zeros=1, size=3)
+        >>> model.weight.tolist()
+        [[0.5, -1.5, 0.0]]
+        """
+        if torch.compiler.is_compiling():
+            found: ProxRecord = _outside_of_graphs(self.prox, {"step": step, "scale": scale})
+            return found
+        with torch.no_grad():
+            return proximal.take(self._penalties, step, scale)
 
     def report(self, *, scale: float = 1.0) -> Report:
         """Return each parameter's penalty, share of zeros and rule, as ``fastreg.Penalties`` does.

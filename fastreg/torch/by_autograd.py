@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from .._base import errors
+from ..penalties import callables
 from ..penalties.rules import rule_name
 
 
@@ -19,6 +20,11 @@ class ByAutograd:
 
     def __call__(self, w: Any) -> Any:
         return self.rule(w)
+
+    @property
+    def prox(self) -> Any:
+        """The rule's own ``prox(w, step)``; AttributeError where it has none."""
+        return own_prox(self.rule)
 
     def gradient(self, w: Any) -> Any:
         """Return the gradient with respect to `w`."""
@@ -54,6 +60,14 @@ class OfComplex:
     def __call__(self, w: Any) -> Any:
         return self.rule(w if w.is_complex() else torch.view_as_complex(w))
 
+    @property
+    def prox(self) -> Any:
+        """The rule's own ``prox(w, step)``, for the real view."""
+        prox = own_prox(self.rule)
+        return lambda w, step: torch.view_as_real(
+            prox(torch.view_as_complex(w), step).resolve_conj().resolve_neg()
+        )
+
     def gradient(self, w: Any) -> Any:
         """Return the gradient with respect to `w`, of its shape."""
         found = self._differentiated.gradient(torch.view_as_complex(w))
@@ -63,6 +77,13 @@ class OfComplex:
                 f"the parameter is, not {errors.described(found)}"
             )
         return torch.view_as_real(found.resolve_conj().resolve_neg())
+
+
+def own_prox(rule: Any) -> Any:
+    """Return the ``prox(w, step)`` that a rule offers of its own penalty."""
+    if not callables.offers(rule, "prox"):
+        raise AttributeError(f"{rule_name(rule)} offers no prox(w, step) of its own penalty")
+    return rule.prox
 
 
 def as_real(tensors: tuple[Any, ...]) -> tuple[Any, ...]:

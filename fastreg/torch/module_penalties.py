@@ -123,10 +123,10 @@ class ModulePenalties:
         plan, weights = self.current()
         if tensors is not None:
             return evaluation.value(plan, _given(plan, tensors), scale)
-        together = None if torch.compiler.is_compiling() else self._together(plan, scale)
+        together = None if torch.compiler.is_compiling() else self.together(plan, scale)
         if together is None:
             return evaluation.value(plan, weights, scale)
-        local = _local(weights, plan)
+        local = local_shards(weights, plan)
         if not torch.is_grad_enabled():
             return summed(_Sharded(evaluation.values(plan, local, scale), weights, together))
         if any(plan.fused):
@@ -153,7 +153,7 @@ class ModulePenalties:
         plan, weights = self._plain.plan, self._plain.weights
         return in_backward.value(plan, weights, scale, penalty, self.last_added)
 
-    def _together(
+    def together(
         self, plan: Plan, scale: float, grad_scale: float = 1.0
     ) -> torch_shards.Together | None:
         """Return what the processes have to agree on; None where nothing is sharded."""
@@ -206,7 +206,7 @@ class ModulePenalties:
         """Return penalties that have the same bits wherever the weights have."""
         if plan.others:  # what callables give need not have
             return {}
-        local = _local(weights, plan)
+        local = local_shards(weights, plan)
         with torch.no_grad():
             values = evaluation.values(plan, local, 1.0)
         return {
@@ -237,13 +237,13 @@ class ModulePenalties:
         """Return each parameter's penalty, share of zeros and rule."""
         plan, weights = self.current()
         everything = self.parameters.by_name
-        local = _local(weights, plan)
+        local = local_shards(weights, plan)
         with torch.no_grad():
             values = evaluation.values(plan, local, scale)
         parameters = tuple(everything.values())
         parts = torch_shards.local_tensors(parameters)
         zeros = shares_of_zeros(plan, dict(zip(everything, parts, strict=True)))
-        together = self._together(plan, scale)
+        together = self.together(plan, scale)
         if together is not None:
             values = torch_shards.summed(values, weights, together)
             counts = [share * part.numel() for share, part in zip(zeros, parts, strict=True)]
@@ -331,8 +331,8 @@ class ModulePenalties:
                     "no zeros; make the module with sparse=False, or give it no rule"
                 )
             gradients.append(gradient)
-        local = _local(weights, plan)
-        together = self._together(plan, scale, grad_scale)
+        local = local_shards(weights, plan)
+        together = self.together(plan, scale, grad_scale)
         targets = tuple(gradients)
         if together is not None:
             targets = torch_shards.local_gradients(targets, weights, plan.names)
@@ -382,7 +382,7 @@ def _take_away(made: list[tuple[Any, Any]]) -> None:
             parameter.grad = None
 
 
-def _local(parameters: Arrays, plan: Plan) -> Arrays:
+def local_shards(parameters: Arrays, plan: Plan) -> Arrays:
     """Return the shards that this process holds."""
     evaluation.require_whole(plan, parameters)
     return torch_shards.local_tensors(parameters, plan.names)

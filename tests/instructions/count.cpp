@@ -152,6 +152,23 @@ void count_cell(DType dtype, unsigned terms, unsigned outputs, const std::string
   }
 }
 
+// Proximal steps in place, "P", and with the value and the zeros, "VP".
+void count_prox(DType dtype, unsigned terms, bool value, const std::string& cell) {
+  const std::size_t elements = works().elements;
+  const Numbers weights(elements * sizeof(double));
+  // The numbers stay as they are, but for the last bits.
+  const Coefficients coefficients =
+      make_prox_coefficients((terms & term_l1) != 0 ? 1e-4 : 0.0, (terms & term_l2) != 0 ? 1e-3 : 0.0, 1.0, 1e-6);
+  const unsigned outputs = output_gradient | output_prox | (value ? output_value : 0u);
+  for (const std::size_t size : {small_size, elements}) {
+    const Item item{weights.data(), weights.data(), static_cast<std::int64_t>(size), coefficients, nullptr, dtype};
+    double sum;
+    std::int64_t zeros;
+    count(cell + "/" + std::to_string(size) + " elements",
+          [&] { evaluate(&item, 1, outputs, &sum, Owner::other, &zeros); });
+  }
+}
+
 // The plain loops that kernels are measured against: were one of them slow, every kernel would look fast.
 void count_floors(const std::string& prefix) {
   const std::size_t elements = works().elements;
@@ -182,6 +199,10 @@ void count_instruction_set(const std::string& instruction_set) {
             .append(" ")
             .append(outcome.name);
         count_cell(static_cast<DType>(dtype), terms, outcome.mask, cell);
+      }
+      for (const bool value : {false, true}) {
+        const std::string cell = prefix + name_of(static_cast<DType>(dtype)) + " " + term_names[terms - 1];
+        count_prox(static_cast<DType>(dtype), terms, value, cell + (value ? " VP" : " P"));
       }
     }
   }

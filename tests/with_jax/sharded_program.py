@@ -115,6 +115,15 @@ def facts(dtype):
             gradients[name].sharding.is_equivalent_to(params[name].sharding, array.ndim)
             for name, array in host.items()
         ),
+        "prox_keeps_bits": all(
+            np.asarray(step(kernel)).tobytes() == BOTH.prox(host["kernel"], 0.1).tobytes()
+            for step in (lambda w: BOTH.prox(w, 0.1), jax.jit(lambda w: BOTH.prox(w, 0.1)))
+        ),
+        "prox_keeps_sharding": all(
+            moved.sharding.is_equivalent_to(params[name].sharding, moved.ndim)
+            for moves in (attach(params, BOTH).prox, jax.jit(attach(params, BOTH).prox))
+            for name, moved in moves(params, 0.1).items()
+        ),
         "eager": [float(BOTH(kernel)), one],
         "eager_gradient_keeps_sharding": BOTH.gradient(kernel).sharding.is_equivalent_to(
             kernel.sharding, 2

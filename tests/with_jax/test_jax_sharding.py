@@ -35,6 +35,8 @@ def test_sharded_parameters(facts, case):
     assert found["collectives"] == dict.fromkeys(found["collectives"], 0) | {"all-reduce": 1}
     assert found["gradient_keeps_bits"]
     assert found["gradient_keeps_sharding"]
+    assert found["prox_keeps_bits"]
+    assert found["prox_keeps_sharding"]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -15,7 +15,8 @@ with warnings.catch_warnings():
 
 from fastreg._arrays import libraries
 from fastreg._arrays.keras_arrays import Symbolic, Variables
-from fastreg.regularizers import L1
+from fastreg.keras import expression
+from fastreg.regularizers import L1, L1L2
 
 
 class Own(keras.Variable):
@@ -37,3 +38,20 @@ def test_a_symbolic_tensor():
     assert type(libraries.library_of(type(symbolic))) is Symbolic
     assert libraries.owner(symbolic)[1] is symbolic
     assert not libraries.holds_jax_array(symbolic)
+
+
+def test_proximal_steps():
+    """Of a variable, in place too; of a symbolic tensor; and by keras.ops as other backends do."""
+    variable = keras.Variable(np.array([1.0, -2.0, 0.25], np.float32))
+    stepped = L1(0.5).prox(variable, 1.0)
+    assert [float(x) for x in stepped] == [0.5, -1.5, 0.0]
+    reg = L1L2(0.5, 0.5)
+    (by_ops,) = expression.proximal((variable.value,), ((0.5, 0.5),), (0,), 1.0, 1.0)
+    assert [float(x) for x in keras.ops.stop_gradient(by_ops)] == [0.25, -0.75, 0.0]
+    assert reg.prox(keras.Input((3,)), 1.0).shape == (None, 3)
+    if keras.backend.backend() == "torch":
+        import torch
+
+        with torch.no_grad():
+            assert reg.prox(variable, 1.0, out=variable) is variable
+        assert variable.value.tolist() == [0.25, -0.75, 0.0]

@@ -482,6 +482,29 @@ def report():
     close(made.total, expected.total)
 
 
+def proximal_steps():
+    """Each process moves its shards; the record is that of the whole parameters, in all."""
+    rules = {"*norm*": None, "*.bias": regularizers.L1(0.1), "*": regularizers.L1L2(0.2, 0.3)}
+    alone = seeded(Net)
+    record = attach(alone, rules).prox(0.5, scale=0.5)
+    model = sharded(seeded(Net), line())
+    found = attach(model, rules).prox(0.5, scale=0.5)
+    for name, weight in gathered(model).items():
+        assert torch.equal(weight, alone.get_parameter(name)), name
+    close(found.penalty, record.penalty)
+    assert found[1:] == record[1:]
+    assert found.zeros > 0
+    weight = model.first.weight
+    reg = regularizers.L1(0.1)
+    stepped = reg.prox(weight, 1.0)
+    assert stepped.placements == weight.placements
+    assert not stepped.requires_grad
+    assert torch.equal(whole(stepped), reg.prox(whole(weight).detach(), 1.0))
+    # Processes that disagree hear of it.
+    other = {"*": regularizers.L1(0.1 + 0.1 * dist.get_rank())}
+    refused(RuntimeError, "l1=0.1", attach(model, other).prox, 0.5)
+
+
 def between_forward_and_backward():
     """The parameters of a root are gathered then, and others than those of the optimizer."""
     model = sharded(seeded(Rooted), line())
@@ -788,6 +811,7 @@ WORLDS = {
         twice_differentiable,
         only_a_value_communicates,
         report,
+        proximal_steps,
         between_forward_and_backward,
         between_forward_and_backward_in_bfloat16,
         rules_that_are_no_sums,

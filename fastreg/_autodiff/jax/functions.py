@@ -24,6 +24,7 @@ from ..._base.penalty import Strengths
 from .. import orthogonal as _orthogonal
 from . import ffi
 from . import gradient as _gradient
+from . import proximal as _proximal
 from . import strengths as _strengths
 from .derivatives import after, evaluated
 from .program import Form
@@ -90,6 +91,18 @@ def _gradient_of(w: Any, l1: Any, l2: Any, factor: Any, value: Any) -> jax.Array
         one = after(*ffi.alike((jnp.ones((), value.dtype), value)))
     result: jax.Array = _gradient.compiled(w, rule.terms, both, one)
     return result
+
+
+def proximal(
+    weights: Sequence[Any], strengths: Strengths, which: Sequence[int], scale: Any, step: Any
+) -> list[jax.Array]:
+    """Return the proximal step of each, in its dtype."""
+    made = []
+    for w, rule in zip(map(_array, weights), which, strict=True):
+        dtype = _require_floating(w)
+        numbers = _strengths.thresholds(*strengths[rule], scale, step, dtype)
+        made.append(_proximal.compiled(w, *numbers))
+    return made
 
 
 def orthogonal(w: Any, factor: Any, mode: str) -> jax.Array:

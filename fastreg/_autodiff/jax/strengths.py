@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..._base import arguments, errors
+from ..._base import arguments, errors, penalty
 from ..._base.float_environment import Default
 from ..._engine import checks
 
@@ -86,6 +86,23 @@ def scaled_strengths(l1: Any, l2: Any, scale: Any, slope_dtypes: Sequence[str]) 
         terms = (TERM_L1 if scaled[0] != 0.0 else 0) | (TERM_L2 if scaled[1] != 0.0 else 0)
     bits = np.asarray(scaled, np.float64).view(np.uint32).reshape(2, 2)
     return ScaledStrengths(bits, slopes, terms, scaled)
+
+
+def thresholds(l1: Any, l2: Any, scale: Any, step: Any, dtype: str) -> tuple[int | None, Any, Any]:
+    """Return the terms, as of :class:`ScaledStrengths`, and the two numbers of a proximal step."""
+    if any(map(may_be_traced, (l1, l2, scale, step))):
+        named = ((l1, "l1"), (l2, "l2"), (scale, "scale"), (step, "step"))
+        l1, l2, scale, step = (_real(x, name) for x, name in named)
+        l1, l2 = l1 * scale, l2 * scale
+        # Without a factor of 0 a term is absent, which only the device knows.
+        return None, jnp.stack([l1, step * l1]), 1 + step * (2 * l2)
+    scale, step = arguments.strength(scale, "scale"), arguments.strength(step, "step")
+    checks.check_thresholds(((l1, l2),), (0,), (dtype,), scale, step)
+    t1, t2 = penalty.thresholds((l1, l2), scale, step)
+    kind = np.float64 if dtype == "f64" else np.float32
+    with Default(), np.errstate(under="ignore"):
+        terms = (TERM_L1 if l1 * scale != 0.0 else 0) | (TERM_L2 if l2 * scale != 0.0 else 0)
+        return terms, np.asarray(t1, kind), np.asarray(t2, kind)
 
 
 def as_reals(operand: Any, slopes: Any) -> Any:

@@ -56,17 +56,29 @@ def gradients(
     weights: Sequence[Any], strengths: Strengths, which: Sequence[int], scale: Any, grad_scale: Any
 ) -> list[Any]:
     """Return the gradients, DTensors that lie as the weights do, as ``dispatch.Port`` says."""
+    made = _plain.gradients([_local(w) for w in weights], strengths, which, scale, grad_scale)
+    return [_placed(local, w) for w, local in zip(weights, made, strict=True)]
+
+
+def proximal(
+    weights: Sequence[Any], strengths: Strengths, which: Sequence[int], scale: Any, step: Any
+) -> list[Any]:
+    """Return the proximal steps, DTensors that lie as the weights do, as ``dispatch.Port`` says."""
+    with torch.no_grad():
+        made = _plain.proximal(local_tensors(list(weights)), strengths, which, scale, step)
+        return [_placed(local, w) for w, local in zip(weights, made, strict=True)]
+
+
+def _placed(local: torch.Tensor, like: Any) -> Any:
+    """Return what was made of a local shard as a DTensor, if its weight is one."""
     from torch.distributed.tensor import DTensor
 
-    made = _plain.gradients([_local(w) for w in weights], strengths, which, scale, grad_scale)
-    return [
-        DTensor.from_local(
-            local, w.device_mesh, w.placements, run_check=False, shape=w.shape, stride=w.stride()
-        )
-        if is_dtensor(w)
-        else local
-        for w, local in zip(weights, made, strict=True)
-    ]
+    if not is_dtensor(like):
+        return local
+    mesh, placements = like.device_mesh, like.placements
+    return DTensor.from_local(
+        local, mesh, placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
 
 
 def orthogonal(w: Any, factor: Any, mode: str) -> torch.Tensor:

@@ -72,6 +72,17 @@ def require_gradients(parameters: Sequence[Any], names: Sequence[str]) -> None:
         )
 
 
+def require_updated_in_place(parameters: Sequence[Any], names: Sequence[str]) -> None:
+    """Refuse to write parameters that their engine makes anew from a copy that it updates."""
+    owner = owner_of(parameters)
+    if owner is not None:
+        raise RuntimeError(
+            f"{owner.engine} updates the parameter {names[owner.place]!r} from a copy of its own, "
+            "so that what is written into it here would be lost at the next step; take the step "
+            "rule.prox(copy, step, out=copy) on the copies of the optimizer instead"
+        )
+
+
 def parameter_label(names: Sequence[str]) -> Callable[[int], str]:
     """Return what calls the parameter at a place by its name."""
     return lambda place: f"the parameter {names[place]!r}"

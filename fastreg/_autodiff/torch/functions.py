@@ -23,6 +23,7 @@ import torch
 from ..._arrays import torch_memory
 from ..._arrays.libraries import library_of, owner
 from ..._base import arguments, errors, float_environment
+from ..._base.dtypes import SHORT
 from ..._base.float_environment import products
 from ..._base.penalty import Strengths
 from ..._engine import checks
@@ -63,6 +64,44 @@ def gradients(
     tensors = [_tensor(weight) for weight in weights]
     made: Sequence[Any] = _apply_gradient(upstream, _scaled(scaled, 1.0), tuple(which), *tensors)
     return made
+
+
+def proximal(
+    weights: Sequence[Any], strengths: Strengths, which: Sequence[int], scale: Any, step: Any
+) -> list[torch.Tensor]:
+    """Return the proximal step of each by operators of torch, as new tensors of no graph.
+
+    They have the core's bits where torch's operators round once, as on CPUs.
+    """
+    tensors = [_tensor(weight) for weight in weights]
+    for tensor in tensors:
+        if tensor.dtype not in _FLOATING:
+            raise errors.dtype_error("w", tensor.dtype, "pass w.float()")
+    if not torch.compiler.is_compiling():
+        scale, step = arguments.strength(scale, "scale"), arguments.strength(step, "step")
+        names = [str(tensor.dtype).removeprefix("torch.") for tensor in tensors]
+        checks.check_thresholds(strengths, which, [SHORT[name] for name in names], scale, step)
+    made = []
+    for tensor, rule in zip(tensors, which, strict=True):
+        l1, l2 = (float64((product(number, scale),))[0] for number in strengths[rule])
+        # Without a branch on numbers: while torch compiles they are symbols.
+        t1, t2 = step * l1, 1.0 + step * (2.0 * l2)
+        made.append(_shrunk(tensor.detach(), l1 != 0.0, t1, t2))
+    return made
+
+
+_FLOATING = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+
+
+def _shrunk(
+    w: torch.Tensor, has_l1: torch.Tensor, t1: torch.Tensor, t2: torch.Tensor
+) -> torch.Tensor:
+    compute = torch.float64 if w.dtype == torch.float64 else torch.float32
+    has_l1, t1, t2 = (number.to(w.device) for number in (has_l1, t1.to(compute), t2.to(compute)))
+    wide = w.to(compute)
+    left = wide.abs() - t1
+    kept = torch.where(left > 0, torch.copysign(left, wide), torch.where(left.isnan(), left, 0.0))
+    return (torch.where(has_l1, kept, wide) / t2).to(w.dtype)
 
 
 def vjp(
