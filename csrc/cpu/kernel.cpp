@@ -20,7 +20,6 @@
 namespace fastreg {
 namespace {
 
-
 // The lane sums of one chunk, one register after the other.
 template <int sum_bytes>
 struct LaneSums {

@@ -71,7 +71,7 @@ void run_case(const Case& cell, Kernel kernel, bool value, std::size_t from, std
   std::vector<double> l1(cell.l1.size());
   std::vector<double> l2(cell.l2.size());
   std::vector<std::int64_t> zeros(cell.zeros.size());
-  kernel({weights.data(), target, static_cast<std::int64_t>(cell.count), t1, t2, l1.data(), l2.data(), nullptr,
+  kernel({weights.data(), target, static_cast<std::int64_t>(cell.count), t1, t2, l1.data(), l2.data(),
           value ? zeros.data() : nullptr});
   CHECK(weights.untouched() && apart.untouched(), what, "wrote beside an array");
   const std::size_t at = first_difference(target, cell.expected.data(), cell.dtype, cell.count);
