@@ -23,6 +23,7 @@ from . import regularizers
 from ._autodiff import dispatch as _dispatch
 from ._base import arguments as _arguments
 from ._engine import backend as _backend
+from ._norms import clip_by_global_norm, norms
 from .penalties import Penalties, attach
 
 __all__ = [
@@ -31,11 +32,13 @@ __all__ = [
     "__version__",
     "attach",
     "backend",
+    "clip_by_global_norm",
     "cuda",
     "get_instruction_set",
     "get_num_threads",
     "layers",
     "models",
+    "norms",
     "regularizers",
     "set_instruction_set",
     "set_num_threads",

@@ -194,6 +194,47 @@ def shares_address(weights: Sequence[Any], /) -> Any:
 def canonical_sum(values: Sequence[float]) -> float:
     """Sum numbers, of any sign, in the fixed order of the numerics contract; +0.0 for none."""
 
+def norm_sums(tensors: tuple[Any, ...], exponent: int, written: bool) -> Any:
+    """Return what norms are made of, from one pass over the elements.
+
+    Parameters
+    ----------
+    tensors
+        Arrays of any dtype that the core reads, or pairs (numpy.ndarray, name of the dtype) as of
+        `evaluate_views`.
+    exponent
+        Elements are taken times 2**exponent.  Where that is not 0, only the sum of squares counts.
+    written
+        Whether `scale_tensors` is to write them: NotImplemented where it could not.
+
+    Returns
+    -------
+    list of tuple, or NotImplemented
+        For each tensor the canonical sums of abs(x) and x*x, the largest abs(x) (NaN if any is),
+        the number of zeros, and that of elements that are not finite.
+
+    Raises
+    ------
+    MemoryError
+        When there is no memory for 32 bytes for 4,096 elements.
+    """
+
+def scale_tensors(tensors: tuple[Any, ...], factor: float, checked: bool) -> Any:
+    """Multiply tensors in place; each product is rounded in float32, of float64 in that.
+
+    Parameters
+    ----------
+    tensors
+        As for `norm_sums`; floating, and writable.
+    checked
+        Whether it is known that no two elements share memory.
+
+    Returns
+    -------
+    None or NotImplemented
+        NotImplemented with nothing written.
+    """
+
 def get_num_threads() -> int:
     """Return how many threads a call may use, the caller's included.
 

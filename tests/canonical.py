@@ -178,6 +178,60 @@ def _prox(elements, dtype, l1, l2, step, scale):
     return result
 
 
+# ------------------------------------------------------------------------ norms
+
+
+def norms(tensors):
+    """Return l1, l2, maximum, zeros and nonfinite of lists of elements together."""
+    everything = [x for elements in tensors for x in elements]
+    magnitudes = [abs(x) for x in everything]
+    maximum = math.nan if any(x != x for x in magnitudes) else max(magnitudes, default=0.0)
+    exponent = norm_exponent(maximum)
+    squares = [_sum_of_squares(elements, exponent) for elements in tensors]
+    l1 = [canonical_sum(abs(x) for x in elements) for elements in tensors]
+    return (
+        canonical_sum(l1),
+        shifted(math.sqrt(canonical_sum(squares)), -exponent),
+        maximum,
+        sum(x == 0 for x in everything),
+        sum(not math.isfinite(x) for x in everything),
+    )
+
+
+def norm_exponent(maximum):
+    """Return the power of 2 that elements are scaled by before they are squared."""
+    if maximum != maximum or math.isinf(maximum) or maximum == 0.0:
+        return 0
+    exponent = math.frexp(maximum)[1] - 1
+    return 0 if -400 <= exponent <= 400 else -exponent
+
+
+def shifted(x, exponent):
+    try:
+        return math.ldexp(x, exponent)
+    except OverflowError:
+        return math.copysign(math.inf, x)
+
+
+def _sum_of_squares(elements, exponent):
+    scaled = [shifted(x, exponent) for x in elements]
+    return canonical_sum(x * x for x in scaled)
+
+
+def clip_factor(norm, most):
+    """Return the factor of a clip of what has these norms, which float64 holds."""
+    exponent = min(norm_exponent(norm[2]), 0)
+    numbers = [shifted(x, exponent) for x in (most, norm[1], 1e-6)]
+    return min(1.0, numbers[0] / (numbers[1] + numbers[2]))
+
+
+def clipped(elements, dtype, factor):
+    if dtype == "f64":
+        return [x * factor for x in elements]
+    factor = round_f32(factor)
+    return [rounded(round_f32(x * factor), dtype) for x in elements]
+
+
 # ---------------------------------------------------------------------------- arrays
 
 

@@ -36,6 +36,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("_autodiff",),
     ("regularizers",),
     ("penalties",),
+    ("_norms",),
     ("torch", "jax", "keras", "layers"),
     ("cuda", "backend", "models"),
     ("__init__",),

@@ -56,6 +56,35 @@ def of_prox(elements, dtype, l1, l2):
     }
 
 
+NORMS = PATH.with_name("golden_norms.json")
+MAGNITUDES = {"f16": 0, "bf16": 100, "f32": 90, "f64": 800}
+"""Powers of 2 that the elements of norms are taken times."""
+
+
+def norm_elements(dtype, size):
+    """Return elements of a magnitude that their squares make worth looking at."""
+    factor = 2.0 ** MAGNITUDES[dtype]
+    return [canonical.rounded(x * factor, dtype) for x in canonical.numbers(size, dtype, 13)]
+
+
+def norm_results():
+    """Return the norms and the clipped elements of cases; the clip is to a third of the norm."""
+    for dtype in canonical.DTYPES:
+        for size in SIZES:
+            elements = norm_elements(dtype, size)
+            norms = canonical.norms([elements])
+            factor = canonical.clip_factor(norms, norms[1] / 3)
+            clipped = canonical.array(canonical.clipped(elements, dtype, factor), dtype)
+            yield {
+                "dtype": dtype,
+                "size": size,
+                "norms": [*map(canonical.value_bits, norms[:3]), *norms[3:]],
+                "clipped": digest(clipped),
+            }
+
+
 if __name__ == "__main__":
     lines = ",\n".join(json.dumps(result) for result in results())
     PATH.write_text(f"[\n{lines}\n]\n", encoding="ascii")
+    lines = ",\n".join(json.dumps(result) for result in norm_results())
+    NORMS.write_text(f"[\n{lines}\n]\n", encoding="ascii")

@@ -32,6 +32,19 @@ def test_bits_of_golden_vectors(backend, case):
     assert record == (record.penalty, case["prox_zeros"], len(elements))
 
 
+NORMS = json.loads(make_golden.NORMS.read_text(encoding="ascii"))
+
+
+@pytest.mark.parametrize("case", NORMS, ids=lambda case: f"{case['dtype']}-{case['size']}")
+def test_bits_of_golden_norms(backend, case):
+    dtype = case["dtype"]
+    array = canonical.array(make_golden.norm_elements(dtype, case["size"]), dtype)
+    found = fastreg.norms([array])["0"]
+    assert [*map(canonical.value_bits, found[:3]), *found[3:]] == case["norms"]
+    fastreg.clip_by_global_norm([array], found.l2 / 3)
+    assert make_golden.digest(array) == case["clipped"]
+
+
 def test_every_case_is_there():
     assert [{key: case[key] for key in ("dtype", "size", "l1", "l2")} for case in GOLDEN] == list(
         make_golden.cases()

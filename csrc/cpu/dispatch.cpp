@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "floors.h"
+#include "norm_loops.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -18,6 +19,7 @@ namespace {
 struct Candidate {
   const KernelTable* table;
   const FloorLoops* floor_loops;
+  const NormLoops* norm_loops;
   bool (*usable)();
 };
 
@@ -44,18 +46,18 @@ bool has_f16c() {
 // The best first; each with the processor features that its flags in CMakeLists.txt let the compiler use.
 const Candidate candidates[] = {
 #if defined(FASTREG_HAVE_AVX512)
-    {&avx512::table, &avx512::floor_loops, has_avx512},
+    {&avx512::table, &avx512::floor_loops, &avx512::norm_loops, has_avx512},
 #endif
 #if defined(FASTREG_HAVE_AVX2)
-    {&avx2::table, &avx2::floor_loops, has_avx2},
+    {&avx2::table, &avx2::floor_loops, &avx2::norm_loops, has_avx2},
 #endif
 #if defined(FASTREG_HAVE_AVX512_ON_AVX2)
-    {&avx512_on_avx2::table, &avx512_on_avx2::floor_loops, has_avx2},
+    {&avx512_on_avx2::table, &avx512_on_avx2::floor_loops, &avx512_on_avx2::norm_loops, has_avx2},
 #endif
 #if defined(FASTREG_HAVE_NEON)
-    {&neon::table, &neon::floor_loops, [] { return true; }},
+    {&neon::table, &neon::floor_loops, &neon::norm_loops, [] { return true; }},
 #endif
-    {&portable::table, &portable::floor_loops, [] { return true; }},
+    {&portable::table, &portable::floor_loops, &portable::norm_loops, [] { return true; }},
 };
 
 const KernelTable* find(const std::string& name, const std::string& source) {
@@ -90,16 +92,19 @@ std::atomic<const KernelTable*>& active() {
   return table;
 }
 
+const Candidate& candidate_in_use() {
+  const KernelTable* table = active().load(std::memory_order_relaxed);
+  return *std::find_if(std::begin(candidates), std::end(candidates),
+                       [&](const Candidate& candidate) { return candidate.table == table; });
+}
+
 }  // namespace
 
 const KernelTable& kernels() { return *active().load(std::memory_order_relaxed); }
 
-const FloorLoops& floor_loops() {
-  const KernelTable* table = &kernels();
-  return *std::find_if(std::begin(candidates), std::end(candidates), [&](const Candidate& candidate) {
-            return candidate.table == table;
-          })->floor_loops;
-}
+const FloorLoops& floor_loops() { return *candidate_in_use().floor_loops; }
+
+const NormLoops& norm_loops() { return *candidate_in_use().norm_loops; }
 
 void choose_instruction_set(const std::string& name, const std::string& source) {
   active().store(find(name, source), std::memory_order_relaxed);

@@ -8,6 +8,7 @@ namespace fastreg::python {
 void add_call_functions(pybind11::module_& m);
 void add_device_functions(pybind11::module_& m);
 void add_floor_functions(pybind11::module_& m);
+void add_norm_functions(pybind11::module_& m);
 void add_setting_functions(pybind11::module_& m);
 
 }  // namespace fastreg::python

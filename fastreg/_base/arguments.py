@@ -72,6 +72,15 @@ def multiplier(value: object, name: str) -> float:
     return number
 
 
+def bound(value: object, name: str) -> float:
+    """Return an upper bound as a Python float: not negative, and possibly infinite."""
+    wanted = "a number >= 0"
+    number = _real(value, name, wanted)
+    if not number >= 0.0:
+        raise ValueError(f"{name} must be {wanted}, not {described(value)}")
+    return number
+
+
 #: As in csrc/cpu/pool.h.
 MOST_THREADS = 1024
 

@@ -41,6 +41,8 @@ ENTRY_POINTS = (
     "accumulate_parameters",
     "have_members",
     "canonical_sum",
+    "norm_sums",
+    "scale_tensors",
     "shares_address",
     "set_num_threads",
     "get_num_threads",
@@ -60,6 +62,8 @@ evaluate_many: Callable[..., Any]
 accumulate_parameters: Callable[..., Any]
 have_members: Callable[..., bool]
 canonical_sum: Callable[..., float]
+norm_sums: Callable[..., Any]
+scale_tensors: Callable[..., Any]
 shares_address: Callable[..., bool]
 set_num_threads: Callable[[int], None]
 get_num_threads: Callable[[], int]

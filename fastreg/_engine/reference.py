@@ -271,6 +271,52 @@ def _evaluated(call: Call) -> Any:
     return result, *((zeros, sizes) if call.per_tensor else (sum(zeros), sum(sizes)))
 
 
+def norm_sums(tensors: Sequence[Any], exponent: int, written: bool) -> Any:
+    """Return the sums that norms are made of, of views; see ``_core.pyi``."""
+    if not all(type(one) is tuple for one in tensors):
+        return NotImplemented
+    with Default(), np.errstate(all="ignore"):
+        return [_norm_sums(view, dtype, exponent) for view, dtype in tensors]
+
+
+def _norm_sums(view: Array, dtype: str, exponent: int) -> tuple[float, float, float, int, int]:
+    (flat,) = _flattened(view)
+    sums: tuple[list[Doubles], list[Doubles]] = [_NONE], [_NONE]
+    maximum, zeros, nonfinite = 0.0, 0, 0
+    for part in _slabs(view.size):
+        magnitudes = np.abs(dtypes.to_float64(flat[part], dtype))
+        if exponent:
+            magnitudes = np.ldexp(magnitudes, exponent)
+        # The maximum of NumPy is NaN if an element is.
+        maximum = float(np.maximum(maximum, magnitudes.max()))
+        zeros += magnitudes.size - int(np.count_nonzero(magnitudes))
+        nonfinite += magnitudes.size - int(np.count_nonzero(np.isfinite(magnitudes)))
+        sums[0].append(_chunk_sums(magnitudes))
+        sums[1].append(_chunk_sums(np.multiply(magnitudes, magnitudes)))
+    l1, l2 = (_tree(np.concatenate(one)) for one in sums)
+    return l1, l2, maximum, zeros, nonfinite
+
+
+def scale_tensors(tensors: Sequence[Any], factor: float, checked: bool) -> Any:
+    """Scale views in place, all or none; see ``_core.pyi``."""
+    if not all(type(one) is tuple for one in tensors):
+        return NotImplemented
+    with Default(), np.errstate(all="ignore"):
+        results = [_scaled(view, dtype, factor) for view, dtype in tensors]
+    _write([view for view, _ in tensors], results)
+    return None
+
+
+def _scaled(view: Array, dtype: str, factor: float) -> Array:
+    if dtype == "bf16":
+        # As one axis: what is made of an array without axes would be a number.
+        numbers = dtypes.from_bfloat16(view.reshape(-1)) * np.float32(factor)
+        return dtypes.to_bfloat16(numbers).reshape(view.shape)
+    compute: Any = np.float64 if dtype == "f64" else np.float32
+    products: Array = view.astype(compute) * compute(factor)
+    return products.astype(view.dtype)
+
+
 def accumulate_parameters(*_: Any) -> Any:
     """Leave torch's parameters to the caller, who has a longer way for the same result."""
     return NotImplemented

@@ -1,0 +1,146 @@
+"""Clipping by the global norm, in place: torch's formula in float64 (docs/numerics.md, 11)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from .._arrays.libraries import library_of, owner
+from .._arrays.results import all_written, check_targets
+from .._base import arguments, dtypes, errors, memory
+from .._base.float_environment import Default
+from .._engine import backend
+from .measured import Measured, Selected, Total, is_module, scaled, selected
+
+_CHOICES = ("raise", "ignore")
+_EPSILON = 1e-6
+"""What torch adds to the norm."""
+
+
+def clip_by_global_norm(tensors: Any, max_norm: float, *, on_nonfinite: str = "raise") -> float:
+    """Scale arrays in place so that the norm of all of them together is at most `max_norm`.
+
+    The factor is that of ``torch.nn.utils.clip_grad_norm_``, ``min(1, max_norm / (norm + 1e-6))``,
+    and the norm is that of :func:`norms`: right for half precision and at every magnitude, where
+    torch's is infinite and zeroes all gradients.  A factor of 1 writes nothing.
+
+    Parameters
+    ----------
+    tensors
+        A mapping of names to arrays, or a sequence of them, usually gradients: writable, in host
+        memory, of floats; dtypes may be mixed.  None stands for a gradient that is missing.  A
+        module of torch stands for the gradients of its parameters.  An array that is there under
+        two names is counted and scaled once.
+    max_norm
+        At least 0; infinity scales nothing.
+    on_nonfinite
+        "raise": an error if an element is infinite or NaN.  "ignore": the formula decides, by which
+        an infinity scales finite elements to 0, and a NaN makes every element NaN.
+
+    Returns
+    -------
+    float
+        The norm before.
+
+    Raises
+    ------
+    ValueError
+        For an element that is not finite, with the name of the first such array; for a `max_norm`
+        that is negative or NaN; for arrays that overlap without being the same.
+    TypeError, BufferError
+        For an array that cannot be written: of integers, of JAX, read-only, on a device, or a
+        tensor of torch that autograd follows.  After any error all arrays are as they were.
+
+    Examples
+    --------
+    >>> import numpy, fastreg
+    >>> grads = {"kernel": numpy.array([3.0, -4.0]), "bias": numpy.zeros(2)}
+    >>> fastreg.clip_by_global_norm(grads, 1.0)
+    5.0
+    >>> grads["kernel"].round(4)
+    array([ 0.6, -0.8])
+    """
+    most = arguments.bound(max_norm, "max_norm")
+    arguments.choice(on_nonfinite, "on_nonfinite", _CHOICES)
+    chosen = selected(_gradients(tensors) if is_module(tensors) else tensors)
+    _require_mutable(chosen)
+    measured = Measured(chosen, True)
+    if measured.is_checked:
+        _require_apart(chosen, measured)
+    place = measured.first_nonfinite()
+    if place is not None and on_nonfinite == "raise":
+        count = measured.sums[place].nonfinite
+        raise ValueError(
+            f"{chosen.label(place)} has {count} element{'s' * (count > 1)} that "
+            f"{'are' if count > 1 else 'is'} infinite or NaN, and nothing was clipped; skip this "
+            'step, or pass on_nonfinite="ignore"'
+        )
+    with Default():
+        total = measured.total()
+        factor = _factor(total, most)
+    if factor != 1.0:
+        written = backend.scale_tensors(measured.targets, factor, measured.is_checked)
+        if written is NotImplemented:  # another thread has changed an array since
+            raise errors.changed_error()
+        all_written([owner(chosen.arrays[place])[1] for place in measured.counted])
+    return total.norm.l2
+
+
+def _gradients(module: Any) -> dict[str, Any]:
+    return {name: parameter.grad for name, parameter in module.named_parameters()}
+
+
+def _require_mutable(chosen: Selected) -> None:
+    check_targets(chosen.arrays, chosen.names, "tensors")
+    for kind in set(map(type, chosen.arrays)):
+        if library_of(kind).name == "jax":
+            place = [*map(type, chosen.arrays)].index(kind)
+            raise errors.read_only_error(
+                chosen.label(place),
+                "a JAX array, which is immutable",
+                "multiply by min(1, max_norm / (fastreg.norms(tensors).total.l2 + 1e-6)), or use "
+                "optax.clip_by_global_norm",
+            )
+
+
+def _require_apart(chosen: Selected, measured: Measured) -> None:
+    """Refuse integers, and arrays that overlap themselves or others without being the same."""
+    spans = []
+    for place in measured.counted:
+        view, dtype = measured.view(place)
+        label = chosen.label(place)
+        if dtype not in dtypes.FLOATS:
+            raise TypeError(
+                f"{label} has dtype {dtypes.spoken(dtype)}, whose elements cannot be scaled; pass "
+                f"for example {label}.astype(numpy.float32)"
+            )
+        if view.size == 0:
+            continue
+        if memory.overlaps_itself(view):
+            raise ValueError(
+                f"{label} overlaps itself (strides {view.strides} for shape {view.shape}): one "
+                "element has several places; pass a copy"
+            )
+        spans.append((*memory.byte_bounds(view), place))
+    spans.sort()
+    open_spans: list[tuple[int, int, int]] = []
+    for span in spans:
+        open_spans = [other for other in open_spans if other[1] > span[0]]
+        for other in open_spans:
+            if memory.share_memory(measured.view(span[2])[0], measured.view(other[2])[0]):
+                first, second = sorted((other[2], span[2]))
+                raise ValueError(
+                    f"{chosen.label(second)} overlaps {chosen.label(first)} in memory without "
+                    "being the same array; pass a copy of one of them"
+                )
+        open_spans.append(span)
+
+
+def _factor(total: Total, most: float) -> float:
+    """Return ``min(1, max_norm / (norm + 1e-6))``, NaN where that is."""
+    norm, epsilon = total.norm.l2, _EPSILON
+    if total.exponent < 0:  # the norm may be beyond float64, the quotient is not
+        norm = total.scaled_l2
+        most, epsilon = scaled(most, total.exponent), scaled(epsilon, total.exponent)
+    factor = most / (norm + epsilon)
+    return math.nan if factor != factor else min(1.0, factor)
