@@ -9,7 +9,7 @@
 #include "canonical_sum.h"
 #include "cpu/float_environment.h"
 #include "cpu/norm_loops.h"
-#include "cpu/sharing.h"
+#include "cpu/shared_chunks.h"
 
 namespace fastreg {
 namespace {
@@ -23,57 +23,6 @@ bool lies_right(const NormItem& item) { return item.layout == nullptr || item.la
 char* address_of(const NormItem& item, std::int64_t element) {
   return static_cast<char*>(item.data) + element * static_cast<std::int64_t>(item_size(item.dtype));
 }
-
-// All items' chunks in one row, and tasks that are runs of them: work(item, first element, count, chunk in the row).
-template <class Work>
-class SharedChunks {
- public:
-  SharedChunks(const NormItem* items, std::size_t item_count, Work work)
-      : items_(items), work_(work), first_chunk_(item_count + 1, 0) {
-    for (std::size_t i = 0; i < item_count; ++i) {
-      first_chunk_[i + 1] = first_chunk_[i] + chunk_count(items[i].count);
-      elements_ += items[i].count;
-    }
-  }
-
-  std::int64_t first_chunk(std::size_t item) const { return first_chunk_[item]; }
-  std::int64_t chunks() const { return first_chunk_.back(); }
-
-  void run(Owner owner) {
-    on_threads(elements_, owner, *policy().policy, [&](const Crew& crew) {
-      if (crew.threads == 1) {
-        run_chunks(0, chunks());
-        return;
-      }
-      chunks_per_task_ = chunks_per_task(chunks(), crew.threads);
-      run_tasks([](void* shared, std::int64_t task) { static_cast<SharedChunks*>(shared)->run_task(task); }, this,
-                (chunks() + chunks_per_task_ - 1) / chunks_per_task_, crew);
-    });
-  }
-
- private:
-  void run_task(std::int64_t task) const {
-    const FloatEnvironment environment;
-    const std::int64_t first = task * chunks_per_task_;
-    run_chunks(first, std::min(first + chunks_per_task_, chunks()));
-  }
-
-  void run_chunks(std::int64_t chunk, std::int64_t last) const {
-    const auto after = std::upper_bound(first_chunk_.begin(), first_chunk_.end(), chunk);
-    for (auto i = static_cast<std::size_t>(after - first_chunk_.begin() - 1); chunk < last; ++i) {
-      for (const std::int64_t end = std::min(last, first_chunk_[i + 1]); chunk < end; ++chunk) {
-        const std::int64_t begin = (chunk - first_chunk_[i]) * chunk_size;
-        work_(items_[i], begin, std::min<std::int64_t>(items_[i].count - begin, chunk_size), chunk);
-      }
-    }
-  }
-
-  const NormItem* items_;
-  Work work_;
-  std::vector<std::int64_t> first_chunk_;
-  std::int64_t elements_ = 0;
-  std::int64_t chunks_per_task_ = 1;
-};
 
 // Reads elements in pieces, in the item's order and as one of the floating dtypes: piece(dtype, elements, count).
 template <class Piece>
