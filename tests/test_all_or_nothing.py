@@ -19,7 +19,7 @@ import pytest
 import fastreg
 from fastreg import attach
 from fastreg._engine import backend as _backend
-from fastreg._engine import reference
+from fastreg._engine import canonical
 from fastreg.regularizers import L1L2, OrthogonalRegularizer
 
 BACKENDS = ["numpy", "native"] if importlib.util.find_spec("fastreg._core") else ["numpy"]
@@ -31,7 +31,7 @@ REG = L1L2(0.5, 0.25)
 def backend(request, monkeypatch):
     before = _backend.name
     _backend.select(request.param)
-    monkeypatch.setattr(reference, "SLAB", reference.CHUNK)  # several slabs of few elements
+    monkeypatch.setattr(canonical, "SLAB", canonical.CHUNK)  # several slabs of few elements
     yield request.param
     _backend.select(before)
 
@@ -207,7 +207,7 @@ def test_all_gradients_or_none_without_memory(backend):
     script = f"""
         import test_all_or_nothing as tests
         tests._backend.select({backend!r})
-        tests.reference.SLAB = tests.reference.CHUNK
+        tests.canonical.SLAB = tests.canonical.CHUNK
         for name, make in tests.CALLS.items():
             if name == "orthogonal":  # where NumPy itself may crash
                 continue

@@ -3,8 +3,6 @@
 Contract
 --------
 - The same bits as the native core for every dtype, layout and call: see docs/numerics.md.
-- Work goes in slabs of 8 chunks: temporaries take a few 100 KB beside the new gradients, whatever
-  the size of the arrays.
 - All gradients of a call are written or none.  Everything is checked, and the new gradients are
   computed beside the old ones, before anything is written; then one call into NumPy's own code
   writes all, which neither a signal nor another thread's exception can interrupt.
@@ -13,9 +11,8 @@ Contract
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from itertools import chain, pairwise, repeat
+from collections.abc import Sequence
+from itertools import chain, repeat
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -26,94 +23,11 @@ from .._arrays import host
 from .._base import arguments, dtypes, memory, penalty
 from .._base.float_environment import Default
 from .._base.penalty import ADD, PROX, VALUE, Call, call_of_one
-from . import checks, elements
+from . import canonical, checks, elements
+from .canonical import canonical_sum
 
 Array = npt.NDArray[Any]
 Doubles = npt.NDArray[np.float64]
-
-LANES = 32
-ROWS = 128
-CHUNK = LANES * ROWS
-SLAB = 8 * CHUNK  # 256 KiB of float64: it stays in the second-level cache
-
-
-def _chunk_sums(terms: Doubles) -> Doubles:
-    """Sum each chunk of 4096 terms: 32 lanes, then halving.  The last chunk may be short."""
-    whole = terms.size // CHUNK
-    rest = terms.size - whole * CHUNK
-    sums = np.empty(whole + (rest > 0))
-    if whole:
-        # Reducing the middle axis adds row after row to 32 lanes, in order.  `initial` is the
-        # +0.0 of the contract: without it a lane of nothing but -0.0 would stay -0.0.
-        rows = terms[: whole * CHUNK].reshape(whole, ROWS, LANES)
-        sums[:whole] = _halved(np.add.reduce(rows, axis=1, initial=0.0))
-    if rest:
-        # Zeros behind the last term change no bits, for no lane is ever -0.0.
-        padded = np.zeros((1, -(-rest // LANES), LANES))
-        padded.reshape(-1)[:rest] = terms[whole * CHUNK :]
-        sums[whole:] = _halved(np.add.reduce(padded, axis=1, initial=0.0))
-    return sums
-
-
-def _halved(lanes: Doubles) -> Doubles:
-    half = LANES // 2
-    while half:
-        lanes = lanes[:, :half] + lanes[:, half:]
-        half //= 2
-    return lanes[:, 0]
-
-
-def _tree(terms: Doubles) -> float:
-    while terms.size > CHUNK:
-        terms = np.concatenate(
-            [_chunk_sums(terms[start : start + SLAB]) for start in range(0, terms.size, SLAB)]
-        )
-    return float(_chunk_sums(terms)[0]) if terms.size else 0.0
-
-
-def canonical_sum(values: Sequence[float]) -> float:
-    """Sum numbers in the fixed order of the numerics contract.
-
-    Chunks of 4096 consecutive terms; in a chunk, lane j of 32 starts at +0.0 and adds the terms
-    j, j + 32, j + 64, ... in this order; the lanes are halved (j += j + 16, then 8, 4, 2, 1); the
-    chunk sums are summed in the same way until one is left.  Nothing to add gives +0.0.
-
-    >>> canonical_sum([0.5, 0.25])
-    0.75
-    """
-    with Default(), np.errstate(all="ignore"):
-        return _tree(np.asarray(values, np.float64))
-
-
-def _flat(view: Array) -> Any:
-    """Return the elements in C order under one index: a view where strides allow, else ``.flat``.
-
-    Both take ``flat[a:b]`` to read and to write, and neither copies the array.
-    """
-    steps = [
-        (extent, stride)
-        for extent, stride in zip(view.shape, view.strides, strict=True)
-        if extent != 1
-    ]
-    for (_, outer), (extent, inner) in pairwise(steps):
-        if outer != inner * extent:
-            return view.flat
-    return view.reshape(-1)
-
-
-def _flattened(weight: Array, *others: Array) -> list[Any]:
-    """Flatten a weight in its order of summation, and other arrays by the same indices."""
-    order = memory.dense_order(weight)
-    arrays = (weight, *others)
-    return [_flat(array if order is None else array.transpose(order)) for array in arrays]
-
-
-def _slabs(size: int) -> Iterator[slice]:
-    return (slice(start, min(start + SLAB, size)) for start in range(0, size, SLAB))
-
-
-#: No chunk sums: what an empty tensor has.
-_NONE = np.empty(0)
 
 
 class _Result(NamedTuple):
@@ -132,24 +46,24 @@ def _evaluate(
     """Return the result of one checked tensor for a call that asks for no proximal step."""
     outputs, scale, grad_scale = call.outputs, float(call.scale), float(call.grad_scale)
     view, dtype = weight
-    sums = _Sums((pair[0] * scale, pair[1] * scale), dtype)
+    sums = canonical.Sums((pair[0] * scale, pair[1] * scale), dtype)
     if not (sums.has_l1 or sums.has_l2):
         stays = target is None or outputs & ADD
         return _Result(0.0, None if stays or target is None else target.dtype.type(0))
     result = None if target is None else np.empty_like(target)
     if target is None or result is None:
-        (flat,) = _flattened(view)
+        (flat,) = canonical.flattened(view)
         flat_target = flat_result = None
     else:
-        flat, flat_target, flat_result = _flattened(view, target, result)
+        flat, flat_target, flat_result = canonical.flattened(view, target, result)
     factors = penalty.coefficients(pair, scale, grad_scale)
-    for part in _slabs(view.size):
+    for part in canonical.slabs(view.size):
         weights = flat[part]
         if outputs & VALUE:
             sums.add(weights)
         if flat_result is not None:
             old = flat_target[part] if flat_target is not None and outputs & ADD else None
-            flat_result[part] = _stored(
+            flat_result[part] = canonical.stored(
                 elements.gradient(weights, old, dtype, factors, sums.has_l1, sums.has_l2), dtype
             )
     return _Result(sums.penalty() if outputs & VALUE else 0.0, result)
@@ -161,15 +75,15 @@ def _evaluate_prox(
     """Return the proximal step of one checked tensor, and the penalty and zeros of that."""
     scale, step = float(call.scale), float(call.grad_scale)
     view, dtype = weight
-    sums = _Sums((pair[0] * scale, pair[1] * scale), dtype)
+    sums = canonical.Sums((pair[0] * scale, pair[1] * scale), dtype)
     result = np.empty_like(target)
-    flat, flat_result = _flattened(view, result)
+    flat, flat_result = canonical.flattened(view, result)
     thresholds = penalty.thresholds(pair, scale, step)
     zeros = 0
-    for part in _slabs(view.size):
+    for part in canonical.slabs(view.size):
         weights = flat[part]
         if sums.has_l1 or sums.has_l2:
-            stored = _stored(
+            stored = canonical.stored(
                 elements.prox(weights, dtype, thresholds, sums.has_l1, sums.has_l2), dtype
             )
         else:
@@ -179,56 +93,6 @@ def _evaluate_prox(
             sums.add(stored)
             zeros += stored.size - int(np.count_nonzero(elements.widened(stored, dtype)))
     return _Result(sums.penalty(), result, zeros)
-
-
-def _stored(numbers: Array, dtype: str) -> Array:
-    """Round numbers to the dtype of elements; an overflow to infinity is right."""
-    if dtype == "bf16":
-        return dtypes.to_bfloat16(numbers)
-    return numbers.astype(dtypes.stored(dtype), copy=False)
-
-
-class _Sums:
-    """The sums of a tensor's terms, chunk by chunk, and the penalty that they make."""
-
-    def __init__(self, strengths: tuple[float, float], dtype: str) -> None:
-        self._l1, self._l2 = strengths
-        self._dtype = dtype
-        self.has_l1, self.has_l2 = self._l1 != 0.0, self._l2 != 0.0
-        self._chunks: tuple[list[Doubles], list[Doubles]] = [], []
-
-    def add(self, weights: Array) -> None:
-        """Add a slab of elements."""
-        doubles = dtypes.to_float64(weights, self._dtype)
-        if self.has_l2:
-            self._chunks[1].append(_chunk_sums(np.multiply(doubles, doubles)))
-        if self.has_l1:
-            self._chunks[0].append(_chunk_sums(np.abs(doubles, out=doubles)))
-
-    def penalty(self) -> float:
-        """Return the penalty of what was added."""
-        value = 0.0
-        if self.has_l1:
-            value = self._l1 * _tree(np.concatenate([_NONE, *self._chunks[0]]))
-        if self.has_l2:
-            squares = self._l2 * _tree(np.concatenate([_NONE, *self._chunks[1]]))
-            value = value + squares if self.has_l1 else squares
-        return value
-
-
-def _write(targets: Sequence[Array], results: Sequence[Any]) -> None:
-    """Write all results into their targets, of the same dtypes, or none.
-
-    Python handles signals between its own instructions, and there are none in here: the loop is
-    that of ``map`` and ``deque``, and the body NumPy's.  What can still fail is the allocation of a
-    few bytes; then, and where a signal came just before or after the loop, it is run again before
-    the exception goes on.
-    """
-    try:
-        deque(map(np.ndarray.__setitem__, targets, repeat(...), results), maxlen=0)
-    except BaseException:
-        deque(map(np.ndarray.__setitem__, targets, repeat(...), results), maxlen=0)
-        raise
 
 
 def evaluate_one(*arguments: Any) -> Any:
@@ -257,7 +121,7 @@ def _evaluated(call: Call) -> Any:
             for view, target, rule in zip(views, targets or repeat(None), call.which, strict=False)
         ]
     changed = [index for index, one in enumerate(found) if one.written is not None]
-    _write(
+    canonical.write(
         [*(targets[index] for index in changed), *(view for view, _ in copied)],
         [*(found[index].written for index in changed), *(source for _, source in call.copies)],
     )
@@ -280,10 +144,10 @@ def norm_sums(tensors: Sequence[Any], exponent: int, written: bool) -> Any:
 
 
 def _norm_sums(view: Array, dtype: str, exponent: int) -> tuple[float, float, float, int, int]:
-    (flat,) = _flattened(view)
-    sums: tuple[list[Doubles], list[Doubles]] = [_NONE], [_NONE]
+    (flat,) = canonical.flattened(view)
+    sums: tuple[list[Doubles], list[Doubles]] = [canonical.NONE], [canonical.NONE]
     maximum, zeros, nonfinite = 0.0, 0, 0
-    for part in _slabs(view.size):
+    for part in canonical.slabs(view.size):
         magnitudes = np.abs(dtypes.to_float64(flat[part], dtype))
         if exponent:
             magnitudes = np.ldexp(magnitudes, exponent)
@@ -291,9 +155,9 @@ def _norm_sums(view: Array, dtype: str, exponent: int) -> tuple[float, float, fl
         maximum = float(np.maximum(maximum, magnitudes.max()))
         zeros += magnitudes.size - int(np.count_nonzero(magnitudes))
         nonfinite += magnitudes.size - int(np.count_nonzero(np.isfinite(magnitudes)))
-        sums[0].append(_chunk_sums(magnitudes))
-        sums[1].append(_chunk_sums(np.multiply(magnitudes, magnitudes)))
-    l1, l2 = (_tree(np.concatenate(one)) for one in sums)
+        sums[0].append(canonical.chunk_sums(magnitudes))
+        sums[1].append(canonical.chunk_sums(np.multiply(magnitudes, magnitudes)))
+    l1, l2 = (canonical.tree(np.concatenate(one)) for one in sums)
     return l1, l2, maximum, zeros, nonfinite
 
 
@@ -303,7 +167,7 @@ def scale_tensors(tensors: Sequence[Any], factor: float, checked: bool) -> Any:
         return NotImplemented
     with Default(), np.errstate(all="ignore"):
         results = [_scaled(view, dtype, factor) for view, dtype in tensors]
-    _write([view for view, _ in tensors], results)
+    canonical.write([view for view, _ in tensors], results)
     return None
 
 
