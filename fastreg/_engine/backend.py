@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from .._base import arguments, core, environment
-from . import reference
+from . import reference, reference_steps
 
 BACKENDS = ("numpy", "native")
 INSTRUCTION_SETS = ("portable", "avx2", "avx512", "neon")
@@ -43,6 +43,8 @@ ENTRY_POINTS = (
     "canonical_sum",
     "norm_sums",
     "scale_tensors",
+    "measure_step",
+    "take_step",
     "shares_address",
     "set_num_threads",
     "get_num_threads",
@@ -64,6 +66,8 @@ have_members: Callable[..., bool]
 canonical_sum: Callable[..., float]
 norm_sums: Callable[..., Any]
 scale_tensors: Callable[..., Any]
+measure_step: Callable[..., Any]
+take_step: Callable[..., Any]
 shares_address: Callable[..., bool]
 set_num_threads: Callable[[int], None]
 get_num_threads: Callable[[], int]
@@ -103,7 +107,8 @@ def select(backend: str) -> None:
     arguments.choice(backend, "backend", BACKENDS)
     module = reference if backend == "numpy" else _load_core()
     for entry_point in ENTRY_POINTS:
-        globals()[entry_point] = _missing if module is None else getattr(module, entry_point)
+        source = module if hasattr(module, entry_point) else reference_steps
+        globals()[entry_point] = _missing if module is None else getattr(source, entry_point)
     name = backend
     core.is_off = backend == "numpy"
 

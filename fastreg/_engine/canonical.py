@@ -143,6 +143,32 @@ class Sums:
         return value
 
 
+class Measured:
+    """The sums that norms are made of, chunk by chunk, of elements times 2**exponent."""
+
+    def __init__(self, exponent: int) -> None:
+        self._exponent = exponent
+        self._chunks: tuple[list[Doubles], list[Doubles]] = [NONE], [NONE]
+        self._maximum, self._zeros, self._nonfinite = 0.0, 0, 0
+
+    def add(self, numbers: Doubles) -> None:
+        """Add a slab of elements."""
+        magnitudes = np.abs(numbers)
+        if self._exponent:
+            magnitudes = np.ldexp(magnitudes, self._exponent)
+        # The maximum of NumPy is NaN if an element is.
+        self._maximum = float(np.maximum(self._maximum, magnitudes.max()))
+        self._zeros += magnitudes.size - int(np.count_nonzero(magnitudes))
+        self._nonfinite += magnitudes.size - int(np.count_nonzero(np.isfinite(magnitudes)))
+        self._chunks[0].append(chunk_sums(magnitudes))
+        self._chunks[1].append(chunk_sums(np.multiply(magnitudes, magnitudes)))
+
+    def found(self) -> tuple[float, float, float, int, int]:
+        """Return l1, the sum of squares, maximum, zeros and nonfinite."""
+        l1, l2 = (tree(np.concatenate(one)) for one in self._chunks)
+        return l1, l2, self._maximum, self._zeros, self._nonfinite
+
+
 def write(targets: Sequence[Array], results: Sequence[Any]) -> None:
     """Write all results into their targets, of the same dtypes, or none.
 

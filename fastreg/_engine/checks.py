@@ -96,7 +96,7 @@ class Seen:
     def __init__(self, label: str, view: tuple[Array, str], writable: bool) -> None:
         self.label = label
         self.view = view
-        self._writable = writable
+        self.is_written = writable
         self._form = self._form_now()
 
     def is_current(self) -> bool:
@@ -105,7 +105,7 @@ class Seen:
 
     def _form_now(self) -> Any:
         array = self.view[0]
-        writable = self._writable and array.flags.writeable
+        writable = self.is_written and array.flags.writeable
         return array.shape, array.strides, array.dtype, writable
 
 

@@ -45,18 +45,23 @@ def prox(
 ) -> Array:
     """Return ``sign(w) * max(abs(w) - t1, 0) / t2``, each operation rounded; one term is there."""
     w = widened(elements, dtype)
-    t1, t2 = _in_type_of(w, thresholds)
+    return shrunk(w, _in_type_of(w, thresholds), has_l1, has_l2)
+
+
+def shrunk(w: Array, thresholds: tuple[Any, Any], has_l1: bool, has_l2: bool) -> Array:
+    """Return what :func:`prox` does; numbers or arrays as thresholds, of the type of `w`."""
+    t1, t2 = thresholds
     if not has_l1:
         result: Array = w / t2
         return result
-    shrunk = np.abs(w)
-    shrunk -= t1
-    is_gone = shrunk <= 0  # not where it is NaN
-    np.copysign(shrunk, w, out=shrunk)
-    shrunk[is_gone] = 0
+    left: Array = np.abs(w)
+    left -= t1
+    is_gone = left <= 0  # not where it is NaN
+    np.copysign(left, w, out=left)
+    left[is_gone] = 0
     if has_l2:
-        shrunk /= t2
-    return shrunk
+        left /= t2
+    return left
 
 
 def widened(elements: Array, dtype: str) -> Array:

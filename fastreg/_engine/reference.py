@@ -145,20 +145,10 @@ def norm_sums(tensors: Sequence[Any], exponent: int, written: bool) -> Any:
 
 def _norm_sums(view: Array, dtype: str, exponent: int) -> tuple[float, float, float, int, int]:
     (flat,) = canonical.flattened(view)
-    sums: tuple[list[Doubles], list[Doubles]] = [canonical.NONE], [canonical.NONE]
-    maximum, zeros, nonfinite = 0.0, 0, 0
+    sums = canonical.Measured(exponent)
     for part in canonical.slabs(view.size):
-        magnitudes = np.abs(dtypes.to_float64(flat[part], dtype))
-        if exponent:
-            magnitudes = np.ldexp(magnitudes, exponent)
-        # The maximum of NumPy is NaN if an element is.
-        maximum = float(np.maximum(maximum, magnitudes.max()))
-        zeros += magnitudes.size - int(np.count_nonzero(magnitudes))
-        nonfinite += magnitudes.size - int(np.count_nonzero(np.isfinite(magnitudes)))
-        sums[0].append(canonical.chunk_sums(magnitudes))
-        sums[1].append(canonical.chunk_sums(np.multiply(magnitudes, magnitudes)))
-    l1, l2 = (canonical.tree(np.concatenate(one)) for one in sums)
-    return l1, l2, maximum, zeros, nonfinite
+        sums.add(dtypes.to_float64(flat[part], dtype))
+    return sums.found()
 
 
 def scale_tensors(tensors: Sequence[Any], factor: float, checked: bool) -> Any:

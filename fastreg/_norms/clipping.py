@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from .._arrays.libraries import library_of, owner
@@ -10,11 +9,10 @@ from .._arrays.results import all_written, check_targets
 from .._base import arguments, dtypes, errors, memory
 from .._base.float_environment import Default
 from .._engine import backend
-from .measured import Measured, Selected, Total, is_module, scaled, selected
+from .._engine.totals import clip_factor, first_nonfinite, nonfinite_message
+from .measured import Measured, Selected, is_module, selected
 
 _CHOICES = ("raise", "ignore")
-_EPSILON = 1e-6
-"""What torch adds to the norm."""
 
 
 def clip_by_global_norm(tensors: Any, max_norm: float, *, on_nonfinite: str = "raise") -> float:
@@ -67,23 +65,20 @@ def clip_by_global_norm(tensors: Any, max_norm: float, *, on_nonfinite: str = "r
     measured = Measured(chosen, True)
     if measured.is_checked:
         _require_apart(chosen, measured)
-    place = measured.first_nonfinite()
+    place = first_nonfinite(measured.sums)
     if place is not None and on_nonfinite == "raise":
+        remedy = 'clipped; skip this step, or pass on_nonfinite="ignore"'
         count = measured.sums[place].nonfinite
-        raise ValueError(
-            f"{chosen.label(place)} has {count} element{'s' * (count > 1)} that "
-            f"{'are' if count > 1 else 'is'} infinite or NaN, and nothing was clipped; skip this "
-            'step, or pass on_nonfinite="ignore"'
-        )
+        raise ValueError(nonfinite_message(chosen.label(place), count, remedy))
     with Default():
         total = measured.total()
-        factor = _factor(total, most)
+        norm, factor = total.l2, clip_factor(total, most)
     if factor != 1.0:
         written = backend.scale_tensors(measured.targets, factor, measured.is_checked)
         if written is NotImplemented:  # another thread has changed an array since
             raise errors.changed_error()
         all_written([owner(chosen.arrays[place])[1] for place in measured.counted])
-    return total.norm.l2
+    return norm
 
 
 def _gradients(module: Any) -> dict[str, Any]:
@@ -134,13 +129,3 @@ def _require_apart(chosen: Selected, measured: Measured) -> None:
                     "being the same array; pass a copy of one of them"
                 )
         open_spans.append(span)
-
-
-def _factor(total: Total, most: float) -> float:
-    """Return ``min(1, max_norm / (norm + 1e-6))``, NaN where that is."""
-    norm, epsilon = total.norm.l2, _EPSILON
-    if total.exponent < 0:  # the norm may be beyond float64, the quotient is not
-        norm = total.scaled_l2
-        most, epsilon = scaled(most, total.exponent), scaled(epsilon, total.exponent)
-    factor = most / (norm + epsilon)
-    return math.nan if factor != factor else min(1.0, factor)

@@ -9,7 +9,6 @@ Contract
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,11 +19,9 @@ from .._base import errors, memory
 from .._base.core import core
 from .._base.float_environment import Default
 from .._engine import backend, checks
+from .._engine.totals import Sums, Total, exponent_for, total_of
 from ..penalties.names import is_mapping, names_of, require_strings
 from .records import Norm, Norms
-
-_MOST = 400
-"""The largest exponent, of either sign, whose square and sums of it are safe in float64."""
 
 
 class Selected(NamedTuple):
@@ -36,25 +33,6 @@ class Selected(NamedTuple):
     def label(self, place: int) -> str:
         """Return what messages call an array."""
         return f"tensors[{self.names[place]!r}]"
-
-
-class Sums(NamedTuple):
-    """What the core gives for a tensor; ``l2`` is the sum of the squares."""
-
-    l1: float
-    l2: float
-    maximum: float
-    zeros: int
-    nonfinite: int
-
-
-class Total(NamedTuple):
-    """The norms of several tensors, and how the sum of their squares was scaled."""
-
-    norm: Norm
-    scaled_l2: float
-    """The norm of the elements times 2**exponent."""
-    exponent: int
 
 
 def is_module(source: Any) -> bool:
@@ -115,7 +93,7 @@ def norms(tensors: Any) -> Norms:
     chosen = selected(dict(tensors.named_parameters()) if is_module(tensors) else tensors)
     measured = Measured(chosen, False)
     with Default():
-        return Norms(measured.each(), measured.total().norm)
+        return Norms(measured.each(), _norm(*measured.total()))
 
 
 class Measured:
@@ -151,32 +129,17 @@ class Measured:
         """Return the norms by name."""
         rows = {}
         for place, name in enumerate(self._chosen.names):
-            exponent = exponent_for(self.sums[place].maximum)
-            squares = self.sums[place].l2
+            sums = self.sums[place]
+            exponent = exponent_for(sums.maximum)
             if exponent:
-                squares = self._squares([place], exponent)[0]
-            rows[name] = _norm(self.sums[place], squares, exponent)
+                sums = sums._replace(squares=self._squares([place], exponent)[0])
+            rows[name] = _norm(sums, exponent)
         return rows
 
     def total(self) -> Total:
-        """Return the norms of all arrays together."""
+        """Return the sums of all arrays together."""
         sums = [self.sums[place] for place in self.counted]
-        magnitudes = [one.maximum for one in sums]
-        maximum = math.nan if any(map(math.isnan, magnitudes)) else max(magnitudes, default=0.0)
-        exponent = exponent_for(maximum)
-        squares = self._squares(self.counted, exponent) if exponent else [one.l2 for one in sums]
-        together = Sums(
-            backend.canonical_sum([one.l1 for one in sums]),
-            backend.canonical_sum(squares),
-            maximum,
-            sum(one.zeros for one in sums),
-            sum(one.nonfinite for one in sums),
-        )
-        return Total(_norm(together, together.l2, exponent), math.sqrt(together.l2), exponent)
-
-    def first_nonfinite(self) -> int | None:
-        """Return the place of the first array with an element that is not finite."""
-        return next((place for place, one in enumerate(self.sums) if one.nonfinite), None)
+        return total_of(sums, lambda exponent: self._squares(self.counted, exponent))
 
     def _squares(self, places: Sequence[int], exponent: int) -> list[float]:
         """Sum the squares of the elements times 2**exponent."""
@@ -184,7 +147,7 @@ class Measured:
         found = backend.norm_sums(tensors, exponent, False)
         if found is NotImplemented:
             raise errors.changed_error()
-        return [Sums(*one).l2 for one in found]
+        return [Sums(*one).squares for one in found]
 
     def _describe(self, written: bool) -> None:
         """Put views in the place of the arrays, and judge what they have in common."""
@@ -244,22 +207,6 @@ def _plainly(tensors: tuple[Any, ...], written: bool) -> Any:
     return found
 
 
-def exponent_for(maximum: float) -> int:
-    """Return what elements are scaled by, as a power of 2, so that their squares are safe."""
-    if not math.isfinite(maximum) or maximum == 0.0:
-        return 0
-    exponent = math.frexp(maximum)[1] - 1
-    return 0 if -_MOST <= exponent <= _MOST else -exponent
-
-
-def scaled(number: float, exponent: int) -> float:
-    """Return ``number * 2**exponent``, rounded once."""
-    try:
-        return math.ldexp(number, exponent)
-    except OverflowError:
-        return math.copysign(math.inf, number)
-
-
-def _norm(sums: Sums, squares: float, exponent: int) -> Norm:
-    l2 = scaled(math.sqrt(squares), -exponent)
+def _norm(sums: Sums, exponent: int) -> Norm:
+    l2 = Total(sums, exponent).l2
     return Norm(sums.l1, l2, sums.maximum, sums.zeros, sums.nonfinite)

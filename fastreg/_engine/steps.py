@@ -1,0 +1,400 @@
+"""Steps of optimizers: judged, measured, clipped and taken, with any backend.
+
+Contract
+--------
+- The numbers are those of docs/numerics.md, 12.
+- The core takes what is plainly right: NumPy arrays and torch tensors in host memory.  All else is
+  described and judged here, and refused by name or handed back as views.
+- A step that raises or is skipped has written nothing.
+- Parameters and state are written as under ``torch.no_grad()``, and autograd is told.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from .._arrays import cuda, host, torch_memory
+from .._arrays.libraries import ALL_NUMPY, library_of
+from .._arrays.results import all_written
+from .._base import dtypes, errors, memory, steps
+from .._base.core import core
+from .._base.float_environment import Default
+from .._base.penalty import rounded
+from .._base.steps import Settings
+from . import backend, checks
+from .totals import Sums, clip_factor, first_nonfinite, nonfinite_message, total_of
+
+Tensors = tuple[Any, ...]
+
+_LARGEST = 3.4028234663852886e38
+"""The largest float32 number."""
+
+_STATES = {
+    steps.SGD: ("momentum", "second moment", "largest second moment"),
+    steps.ADAMW: ("first moment", "second moment", "largest second moment"),
+}
+
+
+class Step(NamedTuple):
+    """A step of many tensors, each with its gradient and no two of them tied."""
+
+    names: Sequence[str]
+    parameters: Tensors
+    gradients: Tensors
+    first: Tensors | None
+    """Momentum or first moment: for each tensor an array, or None; None for all."""
+    second: Tensors | None
+    largest: Tensors | None
+    taken: tuple[int, ...]
+    """How many steps each tensor took; of SGD with momentum, 0 says that there is none yet."""
+    settings: tuple[Settings, ...]
+    which: tuple[int, ...]
+    """For each tensor, the index of its settings."""
+    loss_scale: float = 1.0
+    max_norm: float | None = None
+    clips_data: bool = False
+    """Whether the data's gradient is clipped alone."""
+    on_nonfinite: str = "ignore"
+    words: tuple[str, str] = ("tensors", "grads")
+    """What messages call the collections of parameters and gradients."""
+
+    @property
+    def clip(self) -> int:
+        """Where the step clips."""
+        if self.max_norm is None:
+            return steps.UNCLIPPED
+        return steps.CLIP_DATA if self.clips_data else steps.CLIP_TOTAL
+
+    def label(self, place: int) -> str:
+        return f"{self.words[0]}[{self.names[place]!r}]"
+
+    def gradient_label(self, place: int) -> str:
+        return f"{self.words[1]}[{self.names[place]!r}]"
+
+    def settings_of(self, place: int) -> Settings:
+        return self.settings[self.which[place]]
+
+
+class Taken(NamedTuple):
+    """What a step has come to."""
+
+    penalties: list[float]
+    """Of each tensor; 0.0 of those without a rule."""
+    zeros: list[int]
+    """How many elements of each tensor are 0; 0 for those without a rule."""
+    norm: float | None
+    """The norm before the clip, where the step clips or guards."""
+    skipped: bool
+
+
+def take(
+    step: Step,
+    *,
+    found_inf: bool = False,
+    gathered: Callable[[Sums], Sequence[Sums]] | None = None,
+) -> Taken:
+    """Take a step in place, or skip it, or raise what it deserves.
+
+    `found_inf` skips before anything else is looked at.  `gathered` gives the sums of all
+    processes, given those of this one: all of them then do the same.
+    """
+    tensors = _Readable(step)
+    if found_inf:
+        return _skipped(tensors, None)
+    if not _numbers_fit(step):
+        _require_numbers(_described(step))
+    norm, factor = None, 1.0
+    if step.max_norm is not None or step.on_nonfinite != "ignore":
+        sums = tensors.measured(0)
+        with Default():
+            total = total_of(
+                sums,
+                lambda exponent: [one.squares for one in tensors.measured(exponent)],
+                gathered,
+            )
+            norm = total.l2
+            if step.max_norm is not None:
+                factor = clip_factor(total, step.max_norm)
+        if total.sums.nonfinite and step.on_nonfinite == "raise":
+            raise ValueError(_nonfinite(step, sums))
+        if total.sums.nonfinite and step.on_nonfinite == "skip":
+            return _skipped(tensors, norm)
+    penalties, zeros = tensors.taken(factor)
+    if not ALL_NUMPY(map(type, step.parameters)):
+        all_written(step.parameters)
+    for states in (step.first, step.second, step.largest):
+        written = [one for one in states or () if one is not None]
+        if not ALL_NUMPY(map(type, written)):
+            all_written(written)
+    return Taken(penalties, zeros, norm, False)
+
+
+class _Readable:
+    """The tensors of a step as the backend takes them: as they are, else as views."""
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+        self._is_checked = backend.name != "native" or tuple in map(type, step.parameters)
+        if self._is_checked:
+            self._step = _described(step)
+
+    @property
+    def step(self) -> Step:
+        return self._step
+
+    def measured(self, exponent: int) -> list[Sums]:
+        """Return the sums of d at the line of the clip, of elements times 2**exponent."""
+
+        def call(step: Step, _: bool) -> Any:
+            return backend.measure_step(
+                step.parameters,
+                step.gradients,
+                step.settings,
+                step.which,
+                step.loss_scale,
+                step.clip,
+                exponent,
+            )
+
+        return [Sums(*one) for one in self._called(call)]
+
+    def taken(self, factor: float) -> tuple[list[float], list[int]]:
+        """Take the step, and return penalties and zeros."""
+
+        def call(step: Step, is_checked: bool) -> Any:
+            return backend.take_step(
+                step.parameters,
+                step.gradients,
+                step.first,
+                step.second,
+                step.largest,
+                step.taken,
+                step.settings,
+                step.which,
+                step.loss_scale,
+                step.clip,
+                factor,
+                is_checked,
+            )
+
+        penalties, zeros = self._called(call)
+        return penalties, zeros
+
+    def sums(self, places: Sequence[int]) -> list[Sums]:
+        """Return the sums of some parameters."""
+
+        def call(step: Step, _: bool) -> Any:
+            return backend.norm_sums(tuple(step.parameters[i] for i in places), 0, False)
+
+        return [Sums(*one) for one in self._called(call)]
+
+    def _called(self, call: Callable[[Step, bool], Any]) -> Any:
+        found = call(self._step, self._is_checked)
+        if found is NotImplemented and not self._is_checked:
+            if torch_memory.teach(core()):
+                found = call(self._step, False)
+            if found is NotImplemented:
+                self._step, self._is_checked = _described(self._step), True
+                found = call(self._step, True)
+        if found is NotImplemented:  # another thread has changed an array since
+            raise errors.changed_error()
+        return found
+
+
+def _skipped(tensors: _Readable, norm: float | None) -> Taken:
+    """Return what a skipped step reports: penalties and zeros of the parameters as they are."""
+    step = tensors.step
+    ruled = [
+        place for place in range(len(step.names)) if step.settings_of(place).mode != steps.NONE
+    ]
+    penalties, zeros = [0.0] * len(step.names), [0] * len(step.names)
+    for place, sums in zip(ruled, tensors.sums(ruled), strict=True):
+        penalties[place] = _penalty(step.settings_of(place), sums)
+        zeros[place] = sums.zeros
+    return Taken(penalties, zeros, norm, True)
+
+
+def _penalty(one: Settings, sums: Sums) -> float:
+    with Default():
+        value = one.l1 * sums.l1 if one.l1 else 0.0
+        if one.l2:
+            squares = one.l2 * sums.squares
+            value = value + squares if one.l1 else squares
+    return value
+
+
+def _nonfinite(step: Step, sums: Sequence[Sums]) -> str:
+    remedy = 'stepped; pass on_nonfinite="skip" to leave such steps out, or "ignore"'
+    place = first_nonfinite(sums)
+    if place is None:
+        return (
+            f"{step.words[1]} of another process have elements that are infinite or NaN, and "
+            f"nothing was {remedy}"
+        )
+    return nonfinite_message(step.gradient_label(place), sums[place].nonfinite, remedy)
+
+
+def _numbers_fit(step: Step) -> bool:
+    """Return whether all numbers of a step are certainly finite in the type of the arithmetic."""
+    return all(
+        all(abs(number) <= _LARGEST for number in found)
+        for index, taken in set(zip(step.which, step.taken, strict=True))
+        for found in (steps.exact(step.settings[index], taken, step.loss_scale, 1.0),)
+    )
+
+
+def _require_numbers(step: Step) -> None:
+    """Raise ValueError for the first tensor with a number that is not finite."""
+    for place, (_, dtype) in enumerate(step.parameters):
+        found = steps.exact(step.settings_of(place), step.taken[place], step.loss_scale, 1.0)
+        for name, number in found._asdict().items():
+            if not math.isfinite(rounded(number, dtype)):
+                raise ValueError(
+                    f"{steps.SPOKEN.get(name, name)} must be finite in "
+                    f"{'float64' if dtype == 'f64' else 'float32'}, the type of the arithmetic for "
+                    f"{step.label(place)}, not {number!r}; use a smaller learning rate or strength"
+                )
+
+
+# ------------------------------------------------------------------------------ what was given
+
+
+def _described(step: Step) -> Step:
+    """Return a step with views in the place of arrays, or raise the error that it deserves."""
+    seen: list[checks.Seen] = []
+
+    def view_of(x: Any, label: str, writable: bool) -> tuple[Any, str]:
+        _require_host(x, label, writable)
+        seen.append(checks.Seen(label, host.host_view(x, label, writable), writable))
+        return seen[-1].view
+
+    count = range(len(step.names))
+    parameters = [view_of(step.parameters[place], step.label(place), True) for place in count]
+    gradients = [
+        view_of(step.gradients[place], step.gradient_label(place), False) for place in count
+    ]
+    states: list[list[Any] | None] = []
+    for kind, given in enumerate((step.first, step.second, step.largest)):
+        described = None
+        if given is not None:
+            described = [
+                None if one is None else view_of(one, _state_label(step, place, kind), True)
+                for place, one in enumerate(given)
+            ]
+        states.append(described)
+    for place in count:
+        _require_fitting(step, place, parameters[place], gradients[place])
+        for kind, kept in enumerate(states):
+            needed = _needs(step.settings_of(place))[kind]
+            one = None if kept is None else kept[place]
+            _require_state(_state_label(step, place, kind), parameters[place], one, needed)
+    checks.require_current(seen)
+    _require_apart(seen)
+    first, second, largest = (None if kept is None else tuple(kept) for kept in states)
+    return step._replace(
+        parameters=tuple(parameters),
+        gradients=tuple(gradients),
+        first=first,
+        second=second,
+        largest=largest,
+    )
+
+
+def _needs(one: Settings) -> tuple[bool, bool, bool]:
+    return one.has_first, one.has_second, one.has_largest
+
+
+def _state_label(step: Step, place: int, kind: int) -> str:
+    return f"the {_STATES[step.settings_of(place).algorithm][kind]} of {step.label(place)}"
+
+
+def _require_host(x: Any, label: str, writable: bool) -> None:
+    if writable and library_of(type(x)).name == "jax":
+        raise errors.read_only_error(
+            label,
+            "a JAX array, which is immutable",
+            "pass a NumPy copy, or use an optimizer of JAX",
+        )
+    if cuda.is_on_cuda(x):
+        raise TypeError(
+            f"{label} is on CUDA, for which there is no kernel of optimizers' steps yet; pass a "
+            "copy in host memory"
+        )
+
+
+def _require_fitting(step: Step, place: int, parameter: Any, gradient: Any) -> None:
+    """Refuse a parameter that has no step, and a gradient that is not of its shape and dtype."""
+    label, gradient_label = step.label(place), step.gradient_label(place)
+    view, dtype = parameter
+    if dtype not in dtypes.FLOATS:
+        raise TypeError(
+            f"{label} has dtype {dtypes.spoken(dtype)}: there is no step for integer or bool "
+            f"elements; pass for example {label}.astype(numpy.float32)"
+        )
+    if gradient[0].shape != view.shape:
+        raise ValueError(
+            f"{gradient_label} has shape {gradient[0].shape}, but {label} has {view.shape}; a "
+            "gradient has the shape of its parameter"
+        )
+    compute = compute_dtype(dtype)
+    if gradient[1] not in (dtype, compute):
+        wanted = " or ".join(dict.fromkeys((dtypes.spoken(dtype), dtypes.spoken(compute))))
+        raise TypeError(
+            f"{gradient_label} has dtype {dtypes.spoken(gradient[1])}, but {label} has "
+            f"{dtypes.spoken(dtype)}; its gradient must be {wanted}"
+        )
+
+
+def compute_dtype(dtype: str) -> str:
+    """Return the type of the arithmetic and of the state: float32, or float64 for float64."""
+    return "f64" if dtype == "f64" else "f32"
+
+
+def _require_state(label: str, parameter: Any, state: Any, needed: bool) -> None:
+    if state is None:
+        if needed:
+            raise ValueError(f"{label} is missing (None); pass an array of zeros")
+        return
+    view, dtype = parameter
+    compute = compute_dtype(dtype)
+    if state[1] != compute:
+        raise TypeError(
+            f"{label} has dtype {dtypes.spoken(state[1])}; it is kept in {dtypes.spoken(compute)}"
+        )
+    if state[0].shape != view.shape:
+        raise ValueError(
+            f"{label} has shape {state[0].shape}, but its tensor has {view.shape}; pass one of "
+            "that shape"
+        )
+
+
+def _require_apart(seen: Sequence[checks.Seen]) -> None:
+    """Refuse what is written and overlaps itself or another array of the step."""
+    spans = []
+    for place, one in enumerate(seen):
+        view = one.view[0]
+        if view.size == 0:
+            continue
+        if one.is_written and memory.overlaps_itself(view):
+            raise ValueError(
+                f"{one.label} overlaps itself (strides {view.strides} for shape {view.shape}): one "
+                "element has several places; pass a copy"
+            )
+        spans.append((*memory.byte_bounds(view), place))
+    spans.sort()
+    open_spans: list[tuple[int, int, int]] = []
+    for span in spans:
+        open_spans = [other for other in open_spans if other[1] > span[0]]
+        for other in open_spans:
+            first, second = sorted((other[2], span[2]))
+            one, another = seen[first], seen[second]
+            if (one.is_written or another.is_written) and memory.share_memory(
+                one.view[0], another.view[0]
+            ):
+                raise ValueError(
+                    f"{another.label} overlaps {one.label} in memory, which a step must not write "
+                    "twice or while it is read; pass a copy of one of them"
+                )
+        open_spans.append(span)
