@@ -38,11 +38,23 @@ from . import handler as _handler  # noqa: F401 - documented: fastreg.jax.handle
 from . import pytrees
 from .attached import TreePenalties, attach
 from .functions import penalty, sharded_penalty
+from .transformations import PenaltyState, Transformation, add_penalty, proximal
 
-__all__ = ["TreePenalties", "attach", "penalty", "sharded_penalty"]
+__all__ = [
+    "PenaltyState",
+    "Transformation",
+    "TreePenalties",
+    "add_penalty",
+    "attach",
+    "penalty",
+    "proximal",
+    "sharded_penalty",
+]
 
 pytrees.register()
 _ffi.register("cpu")
 
-# Messages name a class by its module: by this one, whichever file holds the class.
-TreePenalties.__module__ = __name__
+# Messages name a class by its module: by this one, whichever file holds the class. So do pickles.
+for _class in (PenaltyState, Transformation, TreePenalties):
+    _class.__module__ = __name__
+del _class

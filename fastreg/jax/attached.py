@@ -150,22 +150,18 @@ class TreePenalties:
             For leaves of integers that have a penalty.
         """
         plan, weights = self._ready(params)
-        return _like(params, plan, _gradients(plan, weights, scale, grad_scale))
+        leaves.require_floating(weights, plan.names)
+        return _like(params, plan, gradients(plan, weights, scale, grad_scale))
 
     def value_and_grad(
         self, params: Any, *, scale: Any = 1.0, grad_scale: Any = 1.0
     ) -> tuple[jax.Array, Any]:
         """Return what :meth:`value` and :meth:`gradient` give, from one call of the core."""
         plan, weights = self._ready(params)
-        for name, weight in zip(plan.names, weights, strict=True):
-            if not jnp.issubdtype(weight.dtype, jnp.floating):
-                raise TypeError(
-                    f"{leaf_label(name)} has dtype {weight.dtype}, for which there is no "
-                    "gradient; give it the rule None"
-                )
+        leaves.require_floating(weights, plan.names)
         value = _value(plan, weights, scale)
-        gradients = _gradients(plan, weights, scale, grad_scale, value)
-        return value, _like(params, plan, gradients)
+        made = gradients(plan, weights, scale, grad_scale, value)
+        return value, _like(params, plan, made)
 
     def prox(self, params: Any, step: Any, *, scale: Any = 1.0) -> Any:
         """Return the proximal steps of all penalties as a tree like `params`.
@@ -204,15 +200,8 @@ class TreePenalties:
         """
         plan, weights = self._ready(params)
         proximal.require_prox(plan)
-        fused = tuple(compress(weights, plan.fused))
-        made = iter(functions.proximal(fused, plan.strengths(), plan.which, scale, step))
-        factor = functions.factor(step, "step") * functions.factor(scale, "scale")
-        of_weights = iter(
-            [
-                next(made) if is_fused else plan.rules[name].prox(weight, factor)
-                for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True)
-            ]
-        )
+        leaves.require_floating(weights, plan.names)
+        of_weights = iter(proximal_steps(plan, weights, step, scale))
         all_leaves, treedef = jax.tree_util.tree_flatten(params)
         return jax.tree_util.tree_unflatten(
             treedef,
@@ -295,7 +284,7 @@ def _value(
     return result
 
 
-def _gradients(
+def gradients(
     plan: Plan, weights: tuple[Any, ...], scale: Any, grad_scale: Any, value: Any = None
 ) -> list[Any]:
     """Return the gradient of each weight; a `value` that is traced comes before them."""
@@ -305,6 +294,17 @@ def _gradients(
     return evaluation.traced_gradients(
         port, plan, weights, scale, grad_scale, lambda rule, weight: jax.grad(rule)(weight)
     )
+
+
+def proximal_steps(plan: Plan, weights: tuple[Any, ...], step: Any, scale: Any) -> list[Any]:
+    """Return the proximal step of each weight, of rules that :func:`proximal.require_prox` took."""
+    fused = tuple(compress(weights, plan.fused))
+    made = iter(functions.proximal(fused, plan.strengths(), plan.which, scale, step))
+    factor = functions.factor(step, "step") * functions.factor(scale, "scale")
+    return [
+        next(made) if is_fused else plan.rules[name].prox(weight, factor)
+        for name, weight, is_fused in zip(plan.names, weights, plan.fused, strict=True)
+    ]
 
 
 def _like(params: Any, plan: Plan, gradients: Iterable[Any]) -> Any:

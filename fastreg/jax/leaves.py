@@ -10,6 +10,7 @@ Contract
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -56,6 +57,17 @@ def require_array(leaf: Any, name: str) -> None:
             f"{leaf_label(name)} must be an array, not {errors.described(leaf)}; give it the rule "
             f"None, or {_ARRAYS_ALONE}"
         )
+
+
+def require_floating(weights: Sequence[Any], names: Sequence[str]) -> None:
+    """Raise TypeError unless leaves that have a penalty have a gradient, too."""
+    for name, weight in zip(names, weights, strict=True):
+        dtype = str(getattr(weight, "dtype", "float32"))  # a rule may take what is no array
+        if dtypes.SHORT.get(dtype) not in dtypes.FLOATS:
+            raise TypeError(
+                f"{leaf_label(name)} has dtype {dtype}, for which there is no gradient; give it "
+                "the rule None"
+            )
 
 
 def zeros_like(leaf: Any, name: str) -> Any:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
 from fastreg._autodiff.jax.sharding import shard_map
-from fastreg.jax import attach, sharded_penalty
+from fastreg.jax import add_penalty, attach, proximal, sharded_penalty
 from fastreg.regularizers import L1L2, OrthogonalRegularizer
 
 BOTH = L1L2(0.3, 0.7)
@@ -124,6 +124,7 @@ def facts(dtype):
             for moves in (attach(params, BOTH).prox, jax.jit(attach(params, BOTH).prox))
             for name, moved in moves(params, 0.1).items()
         ),
+        "transformations": transformation_facts(host, params),
         "eager": [float(BOTH(kernel)), one],
         "eager_gradient_keeps_sharding": BOTH.gradient(kernel).sharding.is_equivalent_to(
             kernel.sharding, 2
@@ -142,6 +143,26 @@ def facts(dtype):
         ),
         "explicit": explicit_facts(host["kernel"], one) if IS_RECENT else None,
     }
+
+
+def transformation_facts(host, params):
+    """Return whether updates lie as the parameters do, with the numbers of one device."""
+    found = []
+    alone = {name: jnp.asarray(array) for name, array in host.items()}
+    for transformation in (add_penalty(BOTH), proximal(BOTH, lambda count: 0.1 + count)):
+        state = transformation.init(params)
+        program = jax.jit(transformation.update)
+        text = program.lower(params, state, params).compile().as_text()
+        made = [update(params, state, params)[0] for update in (program, transformation.update)]
+        wanted, _ = transformation.update(alone, state, alone)
+        found += [not any(f" {name}(" in text for name in COLLECTIVES)]
+        found += [
+            one.sharding.is_equivalent_to(params[name].sharding, one.ndim)
+            and np.allclose(one, wanted[name], rtol=1e-6, atol=1e-6)
+            for each in made
+            for name, one in each.items()
+        ]
+    return found
 
 
 def explicit_facts(host, one):

@@ -37,6 +37,8 @@ def test_sharded_parameters(facts, case):
     assert found["gradient_keeps_sharding"]
     assert found["prox_keeps_bits"]
     assert found["prox_keeps_sharding"]
+    assert len(found["transformations"]) >= 10
+    assert all(found["transformations"])
 
 
 @pytest.mark.parametrize("case", CASES)
