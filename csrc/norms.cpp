@@ -9,6 +9,7 @@
 #include "canonical_sum.h"
 #include "cpu/float_environment.h"
 #include "cpu/norm_loops.h"
+#include "cpu/policy.h"
 #include "cpu/shared_chunks.h"
 
 namespace fastreg {
@@ -88,6 +89,14 @@ void scale_chunk(const NormLoops& loops, const NormItem& item, std::int64_t begi
   }
 }
 
+const NormLoops& loops_for(const NormItem* items, std::size_t item_count, bool writes) {
+  std::int64_t bytes = 0;
+  for (std::size_t i = 0; i < item_count; ++i) {
+    bytes += items[i].count * static_cast<std::int64_t>(item_size(items[i].dtype));
+  }
+  return norm_loops(policy().variant(bytes, writes));
+}
+
 // What is left of a chunk.
 struct ChunkNorms {
   explicit ChunkNorms(std::int64_t chunks)
@@ -134,7 +143,7 @@ struct ChunkNorms {
 
 void measure_items(const NormItem* items, std::size_t item_count, int exponent, Norm* norms, Owner owner) {
   const FloatEnvironment environment;
-  const NormLoops& loops = norm_loops();
+  const NormLoops& loops = loops_for(items, item_count, false);
   ChunkNorms* kept = nullptr;
   SharedChunks work(items, item_count,
                     [&](const NormItem& item, std::int64_t begin, std::int64_t count, std::int64_t chunk) {
@@ -151,7 +160,7 @@ void measure_items(const NormItem* items, std::size_t item_count, int exponent, 
 
 void scale_items(const NormItem* items, std::size_t item_count, double factor, Owner owner) {
   const FloatEnvironment environment;
-  const NormLoops& loops = norm_loops();
+  const NormLoops& loops = loops_for(items, item_count, true);
   // The payload of another NaN would be rounded into a number of bfloat16.
   const double plain = std::isnan(factor) ? std::numeric_limits<double>::quiet_NaN() : factor;
   SharedChunks work(items, item_count, [&](const NormItem& item, std::int64_t begin, std::int64_t count, std::int64_t) {

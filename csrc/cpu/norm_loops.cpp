@@ -1,163 +1,187 @@
 // The loops of norms. Compiled like kernel.cpp, once per instruction set and with its flags, and all but the loops'
 // table has internal linkage as well.
 //
-// Elements are taken in blocks that stay in L1: half precision is widened first, then a pass over the compute type
-// finds maximum and zeros, and another one adds up in float64. Elements that are not finite are rare: a block that has
-// any is counted once more.
+// Elements are taken in steps that stay in L1: maximum and zeros are found in the bits as they are stored, then the
+// step is added up in float64, half precision widened before. Elements that are not finite are rare: a run that has any
+// is counted once more.
 #include "norm_loops.h"
 
 #include <cstring>
+#include <limits>
 
+#include "fetch.h"
 #include "vec.h"
 
 namespace fastreg {
 namespace {
 
-constexpr int block_size = 1024;
-constexpr int line_bytes = 64;
-constexpr int registers_per_group = 4;  // as in kernel.cpp
-constexpr int group_lanes = registers_per_group * wide_lanes;
-constexpr int groups = lanes_per_chunk / group_lanes;
-static_assert(lanes_per_chunk % group_lanes == 0 && block_size % lanes_per_chunk == 0);
-
-// Of signed integers, whose largest every instruction set finds fastest; magnitudes have no sign.
-template <class Real>
+// Signed integers of the size of an element, whose largest every instruction set finds fastest: magnitudes have no
+// sign, and their bits are in the order of the numbers.
+template <class E>
 struct MagnitudeOf;
 template <>
-struct MagnitudeOf<float> {
+struct MagnitudeOf<F16> {
+  using type = std::int16_t;
+  static constexpr type infinity = 0x7c00;
+};
+template <>
+struct MagnitudeOf<BF16> {
+  using type = std::int16_t;
+  static constexpr type infinity = 0x7f80;
+};
+template <>
+struct MagnitudeOf<F32> {
   using type = std::int32_t;
   static constexpr type infinity = 0x7f800000;
 };
 template <>
-struct MagnitudeOf<double> {
+struct MagnitudeOf<F64> {
   using type = std::int64_t;
   static constexpr type infinity = 0x7ff0000000000000;
 };
 
-// Into L1 and, further ahead, into L2: what kernel.cpp's variant "far" does. As an integer: the place may lie past the
-// array's end, where a pointer must not be formed.
-template <int bytes>
-FASTREG_INLINE void fetch_ahead(const void* address) {
-  const auto here = reinterpret_cast<std::uintptr_t>(address);
-  for (int line = 0; line < bytes; line += line_bytes) {
-    __builtin_prefetch(reinterpret_cast<const void*>(here + static_cast<std::uintptr_t>(line) + 4096));
-    __builtin_prefetch(reinterpret_cast<const void*>(here + static_cast<std::uintptr_t>(line) + 8192), 0, 2);
-  }
-}
-
-template <class E>
+template <Variant variant, class E>
 struct Loops {
   using Storage = typename E::Storage;
   using Real = typename E::Real;
   using Memory = Access<E>;
-  using Magnitude = typename MagnitudeOf<Real>::type;
+  using Magnitude = typename MagnitudeOf<E>::type;
   using Magnitudes = Vector<Magnitude>;
+  static constexpr Magnitude all_but_the_sign = std::numeric_limits<Magnitude>::max();
   static constexpr bool converts = !Memory::is_compute_type;
   static constexpr int row_bytes = lanes_per_chunk * static_cast<int>(sizeof(Storage));
+  // Of 1 to 32 those that take least in caches; from memory all take as long as a read.
+  static constexpr int rows_per_step = converts && has_avx512 ? 16 : 4;
 
-  FASTREG_INLINE void convert(const Storage* elements, int count, Real* numbers) {
-    for (int i = 0; i < count; i += lanes_per_chunk) {
-      fetch_ahead<row_bytes>(elements + i);
-      for (int k = i; k < i + lanes_per_chunk; k += real_lanes<Real>) {
-        store_vector(numbers + k, Memory::load(elements + k));
+  // ---- maximum and zeros
+
+  struct Scan {
+    Magnitudes largest[2] = {};
+    ZeroCount<Magnitude> zeros;
+  };
+
+  FASTREG_INLINE void scan_rows(const Storage* elements, int rows, Scan& scan) {
+    constexpr int per_register = FASTREG_VECTOR_BYTES / static_cast<int>(sizeof(Storage));
+    for (int row = 0; row < rows; ++row, elements += lanes_per_chunk) {
+      fetch_ahead<variant, row_bytes>(elements);
+      for (int k = 0; k < lanes_per_chunk / per_register; ++k) {
+        const Magnitudes magnitudes = load_vector<Magnitudes>(elements + k * per_register) & all_but_the_sign;
+        Magnitudes& largest = scan.largest[k % 2];
+        largest = magnitudes > largest ? magnitudes : largest;
+        scan.zeros.add(magnitudes);
       }
     }
   }
 
-  FASTREG_INLINE void scan(const Real* numbers, int count, NormLanes& lanes) {
-    Magnitudes largest[2] = {};
-    Magnitudes zeros[2] = {};
-    for (int i = 0; i < count; i += lanes_per_chunk) {
-      if constexpr (!converts) {
-        fetch_ahead<row_bytes>(numbers + i);
-      }
-      for (int k = 0; k < lanes_per_chunk; k += real_lanes<Real>) {
-        const int one = k / real_lanes<Real> % 2;
-        const auto magnitudes = bit_cast<Magnitudes>(absolute<Real>(load_vector<Vector<Real>>(numbers + i + k)));
-        largest[one] = magnitudes > largest[one] ? magnitudes : largest[one];
-        zeros[one] -= bit_cast<Magnitudes>(magnitudes == 0);  // a lane that is equal is -1
-      }
-    }
-    const Magnitudes all = largest[0] > largest[1] ? largest[0] : largest[1];
+  static void keep_scan(const Scan& scan, const Storage* elements, std::int64_t count, NormLanes& lanes) {
+    const Magnitudes largest = scan.largest[0] > scan.largest[1] ? scan.largest[0] : scan.largest[1];
     Magnitude most = 0;
-    for (int k = 0; k < real_lanes<Real>; ++k) {
-      most = all[k] > most ? all[k] : most;
-      lanes.zeros += zeros[0][k] + zeros[1][k];
+    for (std::size_t k = 0; k < sizeof largest / sizeof most; ++k) {
+      most = largest[k] > most ? largest[k] : most;
     }
-    Real number;
-    std::memcpy(&number, &most, sizeof number);
-    const double wide = number;
+    double wide;
+    widen(&most, 1, &wide);
     std::uint64_t bits;
     std::memcpy(&bits, &wide, sizeof bits);
     lanes.maximum = bits > lanes.maximum ? bits : lanes.maximum;
-    if (most >= MagnitudeOf<Real>::infinity) {
-      count_nonfinite(numbers, count, lanes);
+    lanes.zeros += scan.zeros.total();
+    if (most >= MagnitudeOf<E>::infinity) {
+      for (std::int64_t i = 0; i < count; ++i) {
+        Magnitude one;
+        std::memcpy(&one, elements + i, sizeof one);
+        lanes.nonfinite += (one & all_but_the_sign) >= MagnitudeOf<E>::infinity ? 1 : 0;
+      }
     }
   }
 
-  static void count_nonfinite(const Real* numbers, int count, NormLanes& lanes) {
-    for (int i = 0; i < count; ++i) {
-      typename BitsOf<Real>::type bits;
-      std::memcpy(&bits, numbers + i, sizeof bits);
-      lanes.nonfinite += static_cast<Magnitude>(bits & ~BitsOf<Real>::sign) >= MagnitudeOf<Real>::infinity ? 1 : 0;
-    }
-  }
+  // ---- sums
 
-  FASTREG_INLINE void sum(const Real* numbers, int count, NormLanes& lanes) {
-    for (int group = 0; group < groups; ++group) {
-      double* l1_lanes = lanes.l1 + group * group_lanes;
-      double* l2_lanes = lanes.l2 + group * group_lanes;
-      Wide l1[registers_per_group];
-      Wide l2[registers_per_group];
+  // Zen 4 works 64-byte registers in halves, and widens into them at less than half the speed.
+  static constexpr bool sums_in_halves = variant == Variant::cached && has_avx512 && sizeof(Real) == sizeof(float);
+  using Sum = typename VectorOf<double, FASTREG_VECTOR_BYTES / (sums_in_halves ? 2 : 1)>::type;
+  static constexpr int sum_lanes = static_cast<int>(sizeof(Sum) / sizeof(double));
+  static constexpr int registers = lanes_per_chunk / sum_lanes;
+  static constexpr int registers_per_group = has_avx512 ? registers : 4;
+  struct Sums {
+    Sum l1[registers];
+    Sum l2[registers];
+  };
+
+  FASTREG_INLINE void add_group(const Real* numbers, int rows, Sum* l1_sums, Sum* l2_sums) {
+    Sum l1[registers_per_group];
+    Sum l2[registers_per_group];
+    for (int k = 0; k < registers_per_group; ++k) {
+      l1[k] = l1_sums[k];
+      l2[k] = l2_sums[k];
+    }
+    constexpr bool by_product = has_fused_product && sizeof(Storage) == sizeof(float);
+    const Sum one = opaque(Sum{} + 1.0);
+    for (int row = 0; row < rows; ++row, numbers += lanes_per_chunk) {
       for (int k = 0; k < registers_per_group; ++k) {
-        l1[k] = load_wide<Wide>(l1_lanes + k * wide_lanes);
-        l2[k] = load_wide<Wide>(l2_lanes + k * wide_lanes);
+        const Sum x = load_wide<Sum>(numbers + k * sum_lanes);
+        const Sum magnitude = converts ? x : absolute<double>(x);
+        l1[k] = by_product ? add_exact_product<double>(magnitude, one, l1[k]) : l1[k] + magnitude;
+        l2[k] = sizeof(Storage) == sizeof(double) ? l2[k] + x * x : add_exact_product<double>(x, x, l2[k]);
       }
-      for (int i = group * group_lanes; i < count; i += lanes_per_chunk) {
-        for (int k = 0; k < registers_per_group; ++k) {
-          const Wide x = load_wide<Wide>(numbers + i + k * wide_lanes);
-          l1[k] += absolute<double>(x);
-          // Only the square of a float64 is rounded before it is added, and must not be fused.
-          l2[k] = sizeof(Storage) == sizeof(double) ? l2[k] + x * x : add_exact_product<double>(x, x, l2[k]);
-        }
-      }
-      for (int k = 0; k < registers_per_group; ++k) {
-        store_vector(l1_lanes + k * wide_lanes, l1[k]);
-        store_vector(l2_lanes + k * wide_lanes, l2[k]);
-      }
+    }
+    for (int k = 0; k < registers_per_group; ++k) {
+      l1_sums[k] = l1[k];
+      l2_sums[k] = l2[k];
     }
   }
 
-  FASTREG_INLINE void add_block(const Storage* elements, int count, NormLanes& lanes) {
+  FASTREG_INLINE void add_groups(const Real* numbers, int rows, Sums& sums) {
+    for (int first = 0; first < registers; first += registers_per_group) {
+      add_group(numbers + first * sum_lanes, rows, sums.l1 + first, sums.l2 + first);
+    }
+  }
+
+  FASTREG_INLINE void sum_rows(const Storage* elements, int rows, Sums& sums) {
     if constexpr (converts) {
-      alignas(line_bytes) Real numbers[block_size];
-      convert(elements, count, numbers);
-      scan(numbers, count, lanes);
-      sum(numbers, count, lanes);
+      alignas(line_bytes) Real magnitudes[rows_per_step * lanes_per_chunk];
+      for (int k = 0; k < rows * lanes_per_chunk; k += real_lanes<Real>) {
+        store_vector(magnitudes + k, absolute<Real>(Memory::load(elements + k)));
+      }
+      add_groups(magnitudes, rows, sums);
     } else {
-      scan(elements, count, lanes);
-      sum(elements, count, lanes);
+      add_groups(elements, rows, sums);
     }
   }
 
-  static void add(const void* address, std::int64_t left, NormLanes& lanes) {
+  // ---- a run
+
+  static void add(const void* address, std::int64_t count, NormLanes& lanes) {
     const Storage* elements = static_cast<const Storage*>(address);
-    while (left >= lanes_per_chunk) {
-      const int rows = static_cast<int>((left < block_size ? left : block_size) / lanes_per_chunk);
-      add_block(elements, rows * lanes_per_chunk, lanes);
-      elements += rows * lanes_per_chunk;
-      left -= rows * lanes_per_chunk;
+    Scan scan;
+    Sums sums;
+    std::memcpy(sums.l1, lanes.l1, sizeof lanes.l1);
+    std::memcpy(sums.l2, lanes.l2, sizeof lanes.l2);
+    std::int64_t done = 0;
+    for (; done + rows_per_step * lanes_per_chunk <= count; done += rows_per_step * lanes_per_chunk) {
+      scan_rows(elements + done, rows_per_step, scan);
+      sum_rows(elements + done, rows_per_step, sums);
     }
-    if (left != 0) {
+    for (; done + lanes_per_chunk <= count; done += lanes_per_chunk) {
+      scan_rows(elements + done, 1, scan);
+      sum_rows(elements + done, 1, sums);
+    }
+    if (done < count) {
       // A short row is padded with +0, which changes no bit of a lane, and is then not counted.
       alignas(line_bytes) Storage padded[lanes_per_chunk] = {};
-      std::memcpy(padded, elements, static_cast<std::size_t>(left) * sizeof(Storage));
-      add_block(padded, lanes_per_chunk, lanes);
-      lanes.zeros -= lanes_per_chunk - left;
+      std::memcpy(padded, elements + done, static_cast<std::size_t>(count - done) * sizeof(Storage));
+      scan_rows(padded, 1, scan);
+      sum_rows(padded, 1, sums);
+      lanes.zeros -= lanes_per_chunk - (count - done);
     }
+    std::memcpy(lanes.l1, sums.l1, sizeof lanes.l1);
+    std::memcpy(lanes.l2, sums.l2, sizeof lanes.l2);
+    keep_scan(scan, elements, count, lanes);
   }
 
+  // ---- scaling
+
   static constexpr int elements_per_store = Memory::registers_per_store * real_lanes<Real>;
+  static constexpr int elements_per_line = line_bytes / static_cast<int>(sizeof(Storage));
 
   FASTREG_INLINE void scale_one(Storage* elements, Vector<Real> factor) {
     Vector<Real> products[Memory::registers_per_store];
@@ -167,24 +191,32 @@ struct Loops {
     store_vector(elements, Memory::narrow(products));
   }
 
+  FASTREG_INLINE void scale_few(Storage* elements, std::int64_t count, Vector<Real> factor) {
+    alignas(line_bytes) Storage padded[elements_per_line] = {};
+    const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(Storage);
+    std::memcpy(padded, elements, bytes);
+    for (int k = 0; k < elements_per_line; k += elements_per_store) {
+      scale_one(padded + k, factor);
+    }
+    std::memcpy(elements, padded, bytes);
+  }
+
   static void scale(void* address, std::int64_t count, double factor) {
     Storage* elements = static_cast<Storage*>(address);
     const Vector<Real> factors = broadcast(static_cast<Real>(factor));
-    std::int64_t i = 0;
-    for (; i + elements_per_store <= count; i += elements_per_store) {
-      if (i % (line_bytes / static_cast<int>(sizeof(Storage))) == 0) {
-        fetch_ahead<line_bytes>(elements + i);
+    std::int64_t done = 0;
+    for (; done + elements_per_line <= count; done += elements_per_line) {
+      fetch_ahead<variant, line_bytes>(elements + done);
+      for (int k = 0; k < elements_per_line; k += elements_per_store) {
+        scale_one(elements + done + k, factors);
       }
-      scale_one(elements + i, factors);
     }
-    if (i < count) {
-      alignas(line_bytes) Storage padded[elements_per_store] = {};
-      const std::size_t bytes = static_cast<std::size_t>(count - i) * sizeof(Storage);
-      std::memcpy(padded, elements + i, bytes);
-      scale_one(padded, factors);
-      std::memcpy(elements + i, padded, bytes);
+    if (done < count) {
+      scale_few(elements + done, count - done, factors);
     }
   }
+
+  // ---- conversion
 
   static void widen(const void* address, std::int64_t count, double* to) {
     const Storage* elements = static_cast<const Storage*>(address);
@@ -200,14 +232,22 @@ struct Loops {
   }
 };
 
+template <Variant variant>
+constexpr NormLoops make_loops() {
+  return {
+      {Loops<variant, F16>::add, Loops<variant, BF16>::add, Loops<variant, F32>::add, Loops<variant, F64>::add},
+      {Loops<variant, F16>::scale, Loops<variant, BF16>::scale, Loops<variant, F32>::scale, Loops<variant, F64>::scale},
+      {Loops<variant, F16>::widen, Loops<variant, BF16>::widen, Loops<variant, F32>::widen, Loops<variant, F64>::widen},
+  };
+}
+
 }  // namespace
 
 namespace FASTREG_ISA {
-constexpr NormLoops norm_loops = {
-    {Loops<F16>::add, Loops<BF16>::add, Loops<F32>::add, Loops<F64>::add},
-    {Loops<F16>::scale, Loops<BF16>::scale, Loops<F32>::scale, Loops<F64>::scale},
-    {Loops<F16>::widen, Loops<BF16>::widen, Loops<F32>::widen, Loops<F64>::widen},
-};
+constexpr NormLoops norm_loops[variant_count] = {
+    make_loops<kernels_of(Variant::plain)>(), make_loops<kernels_of(Variant::near)>(),
+    make_loops<kernels_of(Variant::far)>(), make_loops<kernels_of(Variant::l2)>(),
+    make_loops<kernels_of(Variant::cached)>()};
 }
 
 }  // namespace fastreg

@@ -6,20 +6,21 @@
 
 #include "../canonical_sum.h"
 #include "../dtype.h"
+#include "kernel.h"
 
 namespace fastreg {
 
 // A chunk that has been read so far.
 struct NormLanes {
-  double l1[lanes_per_chunk] = {};
-  double l2[lanes_per_chunk] = {};
+  alignas(64) double l1[lanes_per_chunk] = {};
+  alignas(64) double l2[lanes_per_chunk] = {};
   std::uint64_t maximum = 0;  // the bits of |x| as float64: in the order of the numbers, infinity and NaN above all
   std::int64_t zeros = 0;
   std::int64_t nonfinite = 0;
 };
 
 struct NormLoops {
-  // Adds elements; all calls for a chunk but the last have a multiple of 32.
+  // Adds elements of one chunk; all calls for it but the last have a multiple of 32.
   void (*add[floating_dtype_count])(const void* elements, std::int64_t count, NormLanes& lanes);
   void (*scale[floating_dtype_count])(void* elements, std::int64_t count, double factor);
   // Converts to float64.
@@ -27,22 +28,22 @@ struct NormLoops {
 };
 
 namespace portable {
-extern const NormLoops norm_loops;
+extern const NormLoops norm_loops[variant_count];  // by variant
 }
 namespace avx2 {
-extern const NormLoops norm_loops;
+extern const NormLoops norm_loops[variant_count];  // by variant
 }
 namespace avx512 {
-extern const NormLoops norm_loops;
+extern const NormLoops norm_loops[variant_count];  // by variant
 }
 namespace neon {
-extern const NormLoops norm_loops;
+extern const NormLoops norm_loops[variant_count];  // by variant
 }
 namespace avx512_on_avx2 {
-extern const NormLoops norm_loops;
+extern const NormLoops norm_loops[variant_count];  // by variant
 }
 
 // The loops of the instruction set in use.
-const NormLoops& norm_loops();
+const NormLoops& norm_loops(Variant variant);
 
 }  // namespace fastreg

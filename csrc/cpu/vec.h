@@ -159,6 +159,43 @@ FASTREG_INLINE V opaque(V v) {
   return v;
 }
 
+// Counts the zeros in registers of signed integers. A lane's counter has the integers' size: at most 32767 registers.
+template <class Integer>
+class ZeroCount {
+ public:
+  using Integers = Vector<Integer>;
+
+#if defined(FASTREG_VEC_AVX512)
+  // General registers count while the others add.
+  inline __attribute__((always_inline)) void add(Integers integers) {
+    const __m512i bits = bit_cast<__m512i>(integers);
+    if constexpr (sizeof(Integer) == 2) {
+      count_ += __builtin_popcount(_mm512_testn_epi16_mask(bits, bits));
+    } else if constexpr (sizeof(Integer) == 4) {
+      count_ += __builtin_popcount(_mm512_testn_epi32_mask(bits, bits));
+    } else {
+      count_ += __builtin_popcount(_mm512_testn_epi64_mask(bits, bits));
+    }
+  }
+  std::int64_t total() const { return count_; }
+
+ private:
+  std::int64_t count_ = 0;
+#else
+  inline __attribute__((always_inline)) void add(Integers integers) { counts_ -= integers == 0; }  // true is -1
+  std::int64_t total() const {
+    std::int64_t all = 0;
+    for (std::size_t k = 0; k < sizeof counts_ / sizeof(Integer); ++k) {
+      all += counts_[k];
+    }
+    return all;
+  }
+
+ private:
+  Integers counts_ = {};
+#endif
+};
+
 // What penalty.inl and prox.inl ask for.
 template <class Scalar>
 struct VectorOps {
