@@ -39,6 +39,7 @@ __all__ = [
     "layers",
     "models",
     "norms",
+    "optimizers",
     "regularizers",
     "set_instruction_set",
     "set_num_threads",
@@ -50,7 +51,7 @@ __version__: str
 # Imported at first use, as most users of the penalties need none of them.  The adapters are
 # not in __all__: `from fastreg import *` must not fail for want of a framework.
 _ADAPTERS = ("jax", "keras", "torch")
-_LAZY = ("backend", "cuda", "layers", "models", *_ADAPTERS)
+_LAZY = ("backend", "cuda", "layers", "models", "optimizers", *_ADAPTERS)
 
 # The port for arrays of Keras itself knows regularizers: it lies above dispatch.
 _dispatch.PORTS["keras"] = "fastreg.keras.expression"

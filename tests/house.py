@@ -37,6 +37,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("regularizers",),
     ("penalties",),
     ("_norms",),
+    ("optimizers",),
     ("torch", "jax", "keras", "layers"),
     ("cuda", "backend", "models"),
     ("__init__",),

@@ -19,7 +19,7 @@ AT_MOST = {
     "circles_at_import": 0,
     "unit_circles": 0,
     "imports_up": 0,
-    "units": 19,
+    "units": 20,
     "units_without_floor": 0,
     "native_imports": 0,
 }

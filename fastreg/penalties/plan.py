@@ -23,7 +23,8 @@ from .names import Names, is_mapping, names_of, numbered, require_strings
 from .rules import Rules, match, same_rule
 
 Arrays = tuple[Any, ...]
-_STRENGTHS = operator.attrgetter("_l1", "_l2")
+STRENGTHS = operator.attrgetter("_l1", "_l2")
+"""Return the strengths (l1, l2) of a rule that the core evaluates."""
 
 
 class Selection:
@@ -133,7 +134,7 @@ class Plan:
 
     def strengths(self) -> tuple[tuple[float, float], ...]:
         """Read the strengths of this moment."""
-        return tuple(map(_STRENGTHS, self._unique))
+        return tuple(map(STRENGTHS, self._unique))
 
     def others_untied(self, source: Any) -> Arrays:
         """Pick the tensors that must not come to share memory, where any has no penalty."""
@@ -146,7 +147,7 @@ class Plan:
         names = self.source.names
         pairs = Selection(names, [name for pair in self.tied for name in pair])(source)
         return all(
-            len(_ties({"first": pairs[place], "second": pairs[place + 1]})) == 1
+            len(ties({"first": pairs[place], "second": pairs[place + 1]})) == 1
             for place in range(0, len(pairs), 2)
         )
 
@@ -162,15 +163,7 @@ class Plan:
 
     def _require_fitting(self, names: Names) -> None:
         """Refuse gradients of unknown names, and missing ones."""
-        require_strings(names, "grads")
-        known = set(self.source.names)
-        for name in names:
-            if name not in known:
-                raise ValueError(
-                    f"grads[{name!r}] is the gradient of no tensor"
-                    f"{errors.suggestion(name, known)}; the tensors are "
-                    f"{errors.listed(self.source.names)}"
-                )
+        require_known(names, self.source.names)
         given = set(names)
         for name in self.names:
             if name not in given:
@@ -178,6 +171,18 @@ class Plan:
                     f"grads[{name!r}] is missing, but tensors[{name!r}] has a penalty; pass "
                     "its gradient, zeros for example"
                 )
+
+
+def require_known(names: Names, tensors: Names) -> None:
+    """Refuse gradients of unknown names."""
+    require_strings(names, "grads")
+    known = set(tensors)
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"grads[{name!r}] is the gradient of no tensor{errors.suggestion(name, known)}; "
+                f"the tensors are {errors.listed(tensors)}"
+            )
 
 
 class Planner:
@@ -228,7 +233,7 @@ def resolve(
     """
     ruled = [name for name in names if name in rule_of]
     arrays = dict(zip(ruled, Selection(names, ruled)(source), strict=True))
-    tied = _ties(
+    tied = ties(
         {
             name: array
             for name, array in arrays.items()
@@ -287,7 +292,7 @@ def _with_memory(weights: Arrays) -> Arrays:
     return tuple(weight for weight in weights if port_of(type(weight)) != "jax")
 
 
-def _ties(arrays: Mapping[str, Any]) -> dict[str, str]:
+def ties(arrays: Mapping[str, Any]) -> dict[str, str]:
     """Return each tensor that is the memory of an earlier one, and that one's name.
 
     Arrays of JAX are never: to a program that they are arguments of, one array twice is two.

@@ -1,0 +1,278 @@
+"""What the optimizers have in common: their options, the step, the state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import compress
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .._arrays import host
+from .._base import arguments, dtypes, errors, steps
+from .._base.float_environment import Default, products
+from .._base.steps import Settings
+from .._engine import backend
+from .._engine.steps import Step, compute_dtype, take
+from ..penalties import callables
+from ..penalties.names import counted
+from ..penalties.plan import STRENGTHS, Arrays
+from . import saved
+from .records import StepRecord
+from .rules import Ruled, checked
+from .tensors import Tensors
+
+Rate = float | Callable[[int], float]
+"""A number, or a function of how many steps the optimizer took."""
+
+_CLIPS = ("total", "data")
+_ON_NONFINITE = ("raise", "skip", "ignore")
+
+
+def rate(value: Any, name: str) -> Rate:
+    """Return a learning rate or factor: a number >= 0, or a function of the step that gives one."""
+    return value if callable(value) else arguments.strength(value, name)
+
+
+def _bound(value: Any, name: str) -> float | None:
+    return None if value is None else arguments.bound(value, name)
+
+
+class Optimizer:
+    """What :class:`SGD` and :class:`AdamW` have in common."""
+
+    _algorithm: ClassVar[int]
+    _name: ClassVar[str]
+    _flags: int
+    _kinds: tuple[str, ...]
+    """What messages and the saved state call the arrays that are kept of each tensor."""
+
+    lr = arguments.Checked(rate, "The learning rate: a number >= 0, or a function of the step.")
+    strength = arguments.Checked(
+        rate, "What all strengths are multiplied with: a number >= 0, or a function of the step."
+    )
+    max_norm = arguments.Checked(_bound, "The bound of the clip, or None for no clip.")
+
+    def __init__(
+        self,
+        tensors: Any,
+        lr: Rate,
+        *,
+        rules: Any,
+        mode: str,
+        strength: Rate,
+        independent: bool,
+        initial_lr: float | None,
+        max_norm: float | None,
+        clip: str,
+        on_nonfinite: str | None,
+    ) -> None:
+        self.lr = lr
+        self.strength = strength
+        self.max_norm = max_norm
+        self._initial_lr = self._checked_initial(independent, initial_lr)
+        self._clips_data = arguments.choice(clip, "clip", _CLIPS) == "data"
+        if on_nonfinite is not None:
+            arguments.choice(on_nonfinite, "on_nonfinite", _ON_NONFINITE)
+        self._on_nonfinite = on_nonfinite
+        self._tensors = Tensors(tensors, checked(rules, mode))
+        self._kept: tuple[saved.Arrays, ...] = tuple({} for _ in self._kinds)
+        self._progress: tuple[int, dict[str, int]] = 0, {}
+
+    def _checked_initial(self, independent: bool, initial_lr: float | None) -> float | None:
+        if not arguments.flag(independent, "independent"):
+            return None
+        if initial_lr is None and callable(self.lr):
+            raise ValueError(
+                "initial_lr must be given where independent=True and lr is a function: the "
+                "decoupled strengths are multiplied with lr / initial_lr"
+            )
+        initial = arguments.strength(self.lr if initial_lr is None else initial_lr, "initial_lr")
+        if initial == 0.0:
+            raise ValueError(
+                "initial_lr must be a number > 0 where independent=True, not 0.0: the decoupled "
+                "strengths are multiplied with lr / initial_lr"
+            )
+        return initial
+
+    @property
+    def steps(self) -> int:
+        """How many steps the optimizer took; one that was skipped does not count."""
+        return self._progress[0]
+
+    def __repr__(self) -> str:
+        roster, _ = self._tensors.ready()
+        ruled = compress(roster.names, roster.is_ruled)
+        what = counted(ruled, len(roster.names), "tensors")
+        return f"<{self._name}(lr={self.lr!r}) with rules for {what}>"
+
+    def step(self, grads: Any, *, loss_scale: float = 1.0, found_inf: Any = None) -> StepRecord:
+        """Take a step: update all tensors in place, or none.
+
+        Parameters
+        ----------
+        grads : mapping or sequence of arrays
+            Gradients of the loss by the names of the tensors, each of the shape of its tensor, and
+            of its dtype or float32 for half precision; they are only read.  None leaves a tensor as
+            it is, and so does no gradient where the tensor has no rule.  Of a tied tensor it is
+            given under the first name.
+        loss_scale : float, optional
+            What the loss was multiplied with; gradients are divided by it here.
+        found_inf : bool or array of one element, optional
+            Whether the caller has seen a gradient that is not finite: then the step is skipped.
+
+        Returns
+        -------
+        StepRecord
+            ValueError for a gradient that is missing or does not fit, for gradients that are not
+            finite where ``on_nonfinite`` is "raise", and for numbers of the step that are not;
+            TypeError for arrays of a wrong kind or dtype, and on CUDA; BufferError for those that
+            may not be written, as JAX arrays.  Then nothing has been written.
+        """
+        scale = self._loss_scale(loss_scale)
+        skips = found_inf is not None and callables.number(found_inf, "found_inf") != 0.0
+        roster, parameters = self._tensors.ready()
+        gradients = roster.gradients(grads)
+        count, taken = self._progress
+        settings = self._settings(roster.rules, count)
+        names, which, is_ruled = roster.names, roster.which, roster.is_ruled
+        if any(one is None for one in gradients):
+            there = [one is not None for one in gradients]
+            names, which = tuple(compress(names, there)), tuple(compress(which, there))
+            parameters = tuple(compress(parameters, there))
+            gradients = tuple(compress(gradients, there))
+            is_ruled = tuple(compress(is_ruled, there))
+        kept = self._kept_of(names, parameters)
+        states = [tuple(map(arrays.__getitem__, names)) for arrays in kept]
+        first, second, largest = [*states, None, None, None][:3]
+        before = tuple([taken.get(name, 0) for name in names])
+        outcome = take(
+            Step(
+                names,
+                parameters,
+                gradients,
+                first,
+                second,
+                largest,
+                before,
+                settings,
+                which,
+                scale,
+                self.max_norm,
+                self._clips_data,
+                self._guard(),
+            ),
+            found_inf=skips,
+        )
+        if not outcome.skipped:
+            self._kept = kept
+            after = dict(zip(names, [one + 1 for one in before], strict=True))
+            self._progress = count + 1, {**taken, **after}
+        return StepRecord(
+            backend.canonical_sum([*compress(outcome.penalties, is_ruled)]),
+            outcome.norm,
+            sum(outcome.zeros),
+            outcome.skipped,
+            _size(compress(parameters, is_ruled)),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the optimizer has learned: a flat mapping of NumPy arrays and plain numbers.
+
+        ``numpy.savez(file, **state)`` and pickle keep it.  Arrays are copies, under the names that
+        torch has for them, with "/" and the tensor's name behind; "step/..." is how many steps a
+        tensor took.  Options are not in it: they are those of the constructor.
+        """
+        roster, _ = self._tensors.ready()
+        return saved.written(self._name, self._state(), roster.names)
+
+    def load_state_dict(self, state: Any) -> None:
+        """Take over what :meth:`state_dict` gave, also as ``numpy.load`` reads it.
+
+        TypeError or ValueError, with the key, for another algorithm, other names, shapes, dtypes or
+        arrays than the tensors and options have; then nothing has changed.
+        """
+        roster, arrays = self._tensors.ready()
+        like = {}
+        for name, array in zip(roster.names, arrays, strict=True):
+            view, dtype = host.host_view(array, f"tensors[{name!r}]", False)
+            like[name] = view.shape, dtypes.stored(compute_dtype(dtype))
+        found = saved.read(state, self._name, self._kinds, like)
+        self._kept = tuple(found.arrays.values())
+        self._progress = found.steps, found.taken
+
+    def _state(self) -> saved.State:
+        count, taken = self._progress
+        return saved.State(count, taken, dict(zip(self._kinds, self._kept, strict=True)))
+
+    def _loss_scale(self, loss_scale: Any) -> float:
+        number = arguments.multiplier(loss_scale, "loss_scale")
+        if not number > 0.0:
+            raise ValueError(
+                f"loss_scale must be a finite number > 0, not {errors.described(loss_scale)}"
+            )
+        return number
+
+    def _guard(self) -> str:
+        if self._on_nonfinite is not None:
+            return self._on_nonfinite
+        return "ignore" if self.max_norm is None else "raise"
+
+    def _settings(self, rules: tuple[Ruled | None, ...], count: int) -> tuple[Settings, ...]:
+        lr = self._now("lr", count)
+        strength = self._now("strength", count)
+        factor = lr
+        if self._initial_lr is not None:
+            with Default():
+                factor = lr / self._initial_lr
+        plain = self._plain(lr)
+        return tuple(
+            plain if one is None else self._ruled(plain, one, strength, factor) for one in rules
+        )
+
+    def _now(self, name: str, count: int) -> float:
+        value = getattr(self, name)
+        return arguments.strength(value(count), f"{name}({count})") if callable(value) else value
+
+    def _plain(self, lr: float) -> Settings:
+        """Return the settings of tensors without a rule."""
+        raise NotImplementedError
+
+    def _mode(self, mode: str) -> int:
+        modes = {"gradient": steps.GRADIENT, "proximal": steps.PROXIMAL}
+        return modes.get(mode, steps.DECOUPLED)
+
+    def _ruled(self, plain: Settings, one: Ruled, strength: float, factor: float) -> Settings:
+        l1, l2 = products(STRENGTHS(one.rule), strength)
+        return plain._replace(mode=self._mode(one.mode), l1=l1, l2=l2, factor=factor)
+
+    def _kept_of(self, names: tuple[str, ...], parameters: Arrays) -> tuple[saved.Arrays, ...]:
+        """Return the arrays that are kept, with zeros for tensors that have none yet."""
+        if all(arrays.keys() >= {*names} for arrays in self._kept):
+            return self._kept
+        kept = tuple(dict(arrays) for arrays in self._kept)
+        for name, parameter in zip(names, parameters, strict=True):
+            for arrays in kept:
+                if name not in arrays:
+                    view, dtype = host.host_view(parameter, f"tensors[{name!r}]", False)
+                    stored = dtypes.stored(compute_dtype(dtype))
+                    arrays[name] = np.zeros_like(view, stored, subok=False)
+        return kept
+
+
+def _size(arrays: Any) -> int:
+    return sum(
+        [
+            one.size if type(one) is np.ndarray else host.host_view(one, "tensors", False)[0].size
+            for one in arrays
+        ]
+    )
+
+
+def flags(**given: tuple[Any, int]) -> int:
+    """Return the flags of a step that are set, each given with its bit."""
+    return sum(bit for name, (value, bit) in given.items() if arguments.flag(value, name))
+
+
+# The package makes itself the module of this class; doctest then needs to be told of it.
+__test__ = {"Optimizer": Optimizer}
