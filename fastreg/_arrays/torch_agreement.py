@@ -89,7 +89,12 @@ def gathered(known: Mapping[int, Description], group: Any) -> Descriptions:
     return {rank: one for part in parts for rank, one in part.items()}
 
 
-def error(known: Mapping[int, Description]) -> RuntimeError:
+def error(
+    known: Mapping[int, Description],
+    what: str = "their penalties",
+    remedy: str = "give every process the same rules, strengths, factors and requires_grad, and "
+    "replicas the same weights",
+) -> RuntimeError:
     """Build the error of processes that disagree, which says what differs.
 
     Examples
@@ -102,9 +107,8 @@ def error(known: Mapping[int, Description]) -> RuntimeError:
     if len(differences) > 4:
         text += f"; and {len(differences) - 4} more"
     return RuntimeError(
-        f"the processes disagree about their penalties: "
-        f"{text or 'they have the parameters in different orders'}; give every process the same "
-        "rules, strengths, factors and requires_grad, and replicas the same weights"
+        f"the processes disagree about {what}: "
+        f"{text or 'they have them in different orders'}; {remedy}"
     )
 
 

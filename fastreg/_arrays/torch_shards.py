@@ -255,7 +255,7 @@ def is_pending(tensor: torch.Tensor) -> bool:
 
 def _require_elements(tensor: Any, label: _Label, place: int) -> None:
     for placement in tensor.placements:
-        if not placement.is_replicate() and not _shards(placement):
+        if not placement.is_replicate() and not is_shard(placement):
             raise errors.special_array_error(
                 label(place),
                 f"a DTensor with the placements {tensor.placements}, which is no tensor of "
@@ -267,10 +267,11 @@ def _require_elements(tensor: Any, label: _Label, place: int) -> None:
 
 
 def _is_sharded(tensor: torch.Tensor) -> bool:
-    return is_dtensor(tensor) and any(map(_shards, cast(Any, tensor).placements))
+    return is_dtensor(tensor) and any(map(is_shard, cast(Any, tensor).placements))
 
 
-def _shards(placement: Any) -> bool:
+def is_shard(placement: Any) -> bool:
+    """Return whether a placement leaves each process a part of the elements."""
     # _StridedShard (tensor parallel under FSDP2) is no Shard, and its is_shard() is False.
     return bool(placement.is_shard()) or type(placement).__name__ == "_StridedShard"
 
@@ -342,7 +343,7 @@ def _groups_of(mesh: Any, placements: Any, groups: dict[Any, _Group]) -> list[_G
         return []
     found = []
     for dimension, placement in enumerate(placements):
-        if _shards(placement) and mesh.size(dimension) > 1:
+        if is_shard(placement) and mesh.size(dimension) > 1:
             # A dimension of a mesh and the mesh sliced to it have the same process group: tensors
             # of both share an all-reduce.
             group = mesh.get_group(dimension)

@@ -51,20 +51,21 @@ def total_of(
     `squares_at` gives the sums of squares of the tensors' elements times 2**exponent, and
     `gathered` those of all processes, given those of this one.
     """
-    together = _together(sums)
+    total = together(sums)
     if gathered is not None:
-        together = _together(gathered(together))
-    exponent = exponent_for(together.maximum)
+        total = together(gathered(total))
+    exponent = exponent_for(total.maximum)
     if exponent:
         squares = backend.canonical_sum(squares_at(exponent))
         if gathered is not None:
-            rows = gathered(together._replace(squares=squares))
+            rows = gathered(total._replace(squares=squares))
             squares = backend.canonical_sum([row.squares for row in rows])
-        together = together._replace(squares=squares)
-    return Total(together, exponent)
+        total = total._replace(squares=squares)
+    return Total(total, exponent)
 
 
-def _together(sums: Sequence[Sums]) -> Sums:
+def together(sums: Sequence[Sums]) -> Sums:
+    """Return the sums of several tensors, or processes, as those of one."""
     magnitudes = [one.maximum for one in sums]
     return Sums(
         backend.canonical_sum([one.l1 for one in sums]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .clipping import clip_by_global_norm
-from .measured import norms
+from .measuring import norms
 from .records import Norm, Norms
 
 __all__ = ["Norm", "Norms", "clip_by_global_norm", "norms"]

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
+import numpy
+
 from .._arrays.libraries import library_of, owner
+from .._arrays.library import loaded
 from .._arrays.results import all_written, check_targets
 from .._base import arguments, dtypes, errors, memory
 from .._base.float_environment import Default
 from .._engine import backend
-from .._engine.totals import clip_factor, first_nonfinite, nonfinite_message
-from .measured import Measured, Selected, is_module, selected
+from .._engine.totals import clip_factor, nonfinite_message
+from .measured import Measured, Selected, is_module, parameters_of, selected
+from .measuring import measure
 
 _CHOICES = ("raise", "ignore")
+_FOR_PARAMETERS = (
+    "for the parameters of a module the module itself, or [p.grad for p in module.parameters()]"
+)
 
 
 def clip_by_global_norm(tensors: Any, max_norm: float, *, on_nonfinite: str = "raise") -> float:
@@ -27,8 +36,10 @@ def clip_by_global_norm(tensors: Any, max_norm: float, *, on_nonfinite: str = "r
     tensors
         A mapping of names to arrays, or a sequence of them, usually gradients: writable, in host
         memory, of floats; dtypes may be mixed.  None stands for a gradient that is missing.  A
-        module of torch stands for the gradients of its parameters.  An array that is there under
-        two names is counted and scaled once.
+        module of torch stands for the gradients of its parameters; parameters themselves are
+        refused, for their weights would be scaled.  An array that is there under two names is
+        counted and scaled once.  DTensors (a module of FSDP2) are clipped by the norm of the whole
+        tensors; every process of their mesh has to call this.
     max_norm
         At least 0; infinity scales nothing.
     on_nonfinite
@@ -46,8 +57,13 @@ def clip_by_global_norm(tensors: Any, max_norm: float, *, on_nonfinite: str = "r
         For an element that is not finite, with the name of the first such array; for a `max_norm`
         that is negative or NaN; for arrays that overlap without being the same.
     TypeError, BufferError
-        For an array that cannot be written: of integers, of JAX, read-only, on a device, or a
-        tensor of torch that autograd follows.  After any error all arrays are as they were.
+        For an array that cannot be written: of integers, of JAX, read-only, on a device, a
+        parameter of torch, or a tensor that autograd follows.
+    RuntimeError
+        In every process that shares DTensors, where they have different tensors, or one of them has
+        refused its arrays.
+
+    After any error all arrays are as they were.
 
     Examples
     --------
@@ -60,15 +76,19 @@ def clip_by_global_norm(tensors: Any, max_norm: float, *, on_nonfinite: str = "r
     """
     most = arguments.bound(max_norm, "max_norm")
     arguments.choice(on_nonfinite, "on_nonfinite", _CHOICES)
+    if isinstance(tensors, Iterator):
+        raise TypeError(
+            f"tensors must be a mapping or sequence of gradients, not {errors.described(tensors)}, "
+            f"which can be read only once; pass a list of gradients, or {_FOR_PARAMETERS}"
+        )
     chosen = selected(_gradients(tensors) if is_module(tensors) else tensors)
     _require_mutable(chosen)
-    measured = Measured(chosen, True)
-    if measured.is_checked:
-        _require_apart(chosen, measured)
-    place = first_nonfinite(measured.sums)
-    if place is not None and on_nonfinite == "raise":
+    question = f"a clip to {most} with on_nonfinite={on_nonfinite!r}"
+    measured = measure(chosen, True, question, partial(_require_apart, chosen))
+    first = measured.first_nonfinite()
+    if first is not None and on_nonfinite == "raise":
+        place, count = first
         remedy = 'clipped; skip this step, or pass on_nonfinite="ignore"'
-        count = measured.sums[place].nonfinite
         raise ValueError(nonfinite_message(chosen.label(place), count, remedy))
     with Default():
         total = measured.total()
@@ -77,15 +97,16 @@ def clip_by_global_norm(tensors: Any, max_norm: float, *, on_nonfinite: str = "r
         written = backend.scale_tensors(measured.targets, factor, measured.is_checked)
         if written is NotImplemented:  # another thread has changed an array since
             raise errors.changed_error()
-        all_written([owner(chosen.arrays[place])[1] for place in measured.counted])
+        all_written([owner(array)[1] for array in measured.written(chosen.arrays)])
     return norm
 
 
 def _gradients(module: Any) -> dict[str, Any]:
-    return {name: parameter.grad for name, parameter in module.named_parameters()}
+    return {name: parameter.grad for name, parameter in parameters_of(module).items()}
 
 
 def _require_mutable(chosen: Selected) -> None:
+    _require_no_parameters(chosen)
     check_targets(chosen.arrays, chosen.names, "tensors")
     for kind in set(map(type, chosen.arrays)):
         if library_of(kind).name == "jax":
@@ -95,6 +116,21 @@ def _require_mutable(chosen: Selected) -> None:
                 "a JAX array, which is immutable",
                 "multiply by min(1, max_norm / (fastreg.norms(tensors).total.l2 + 1e-6)), or use "
                 "optax.clip_by_global_norm",
+            )
+
+
+def _require_no_parameters(chosen: Selected) -> None:
+    """Refuse parameters of torch, whose gradients ``clip_grad_norm_`` would clip."""
+    torch = loaded("torch")
+    if torch is None:
+        return
+    others = set(map(type, chosen.arrays)) - {numpy.ndarray, torch.Tensor}
+    for place, array in enumerate(chosen.arrays if others else ()):
+        if type(array) in others and isinstance(array, torch.nn.Parameter):
+            raise errors.special_array_error(
+                chosen.label(place),
+                "a parameter of torch, whose weights would be scaled",
+                f"pass its gradient, and {_FOR_PARAMETERS}",
             )
 
 

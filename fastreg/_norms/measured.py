@@ -1,4 +1,4 @@
-"""Norms of the tensors of a mapping, sequence or module: docs/numerics.md, 10.
+"""The sums that norms are made of, of the arrays of one process: docs/numerics.md, 10.
 
 Contract
 --------
@@ -9,19 +9,24 @@ Contract
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 from .._arrays import cuda, host, torch_memory
-from .._arrays.libraries import is_dtensor, is_tracer
+from .._arrays.libraries import is_tracer
 from .._arrays.library import loaded
 from .._base import errors, memory
 from .._base.core import core
-from .._base.float_environment import Default
 from .._engine import backend, checks
-from .._engine.totals import Sums, Total, exponent_for, total_of
+from .._engine.totals import Sums, Total, exponent_for, first_nonfinite, total_of
 from ..penalties.names import is_mapping, names_of, require_strings
-from .records import Norm, Norms
+from .records import Norm
+
+Judge: TypeAlias = "Callable[[Measured], None]"
+
+
+def no_judge(measured: Measured) -> None:
+    """Refuse nothing."""
 
 
 class Selected(NamedTuple):
@@ -41,6 +46,16 @@ def is_module(source: Any) -> bool:
     return torch is not None and isinstance(source, getattr(torch.nn, "Module", ()))
 
 
+def parameters_of(module: Any) -> dict[str, Any]:
+    """Return the parameters of a module of torch, unless FSDP1 has parts of them."""
+    parameters = dict(module.named_parameters())
+    if loaded("torch.distributed.fsdp._flat_param") is not None:
+        from .._arrays import torch_shards  # imports torch
+
+        torch_shards.local_tensors(tuple(parameters.values()), tuple(parameters))
+    return parameters
+
+
 def selected(source: Any) -> Selected:
     """Return the arrays of a mapping or sequence by name, in order."""
     names = names_of(source, "tensors")
@@ -50,56 +65,16 @@ def selected(source: Any) -> Selected:
     return Selected(tuple(name for name, _ in pairs), tuple(x for _, x in pairs))
 
 
-def norms(tensors: Any) -> Norms:
-    """Return the norms of many tensors: L1, L2, the largest magnitude, zeros and non-finite ones.
-
-    All of it comes from one pass over the elements, in float64, and is right at every magnitude:
-    squares neither overflow nor vanish.  The bits are the same on every instruction set, with any
-    number of threads and in the NumPy fallback.
-
-    Parameters
-    ----------
-    tensors
-        A mapping of names to arrays, a sequence of arrays (their names are "0", "1", ...), or a
-        module of torch, which stands for its parameters.  Arrays in host memory of any kind that
-        the regularizers take, of any shapes; dtypes may be mixed, integers and bool among them.
-        None stands for no array (a gradient that is missing) and is left out.
-
-    Returns
-    -------
-    Norms
-        A dict of :class:`Norm` by name.  Its ``total`` is of all tensors together; an array that is
-        there under two names counts once.  ``str`` of it is a table.
-
-    Raises
-    ------
-    TypeError
-        For what is no array of real numbers in host memory, with its name.
-
-    Examples
-    --------
-    >>> import numpy, fastreg
-    >>> found = fastreg.norms({"kernel": numpy.array([3.0, -4.0]), "bias": numpy.zeros(2)})
-    >>> found["kernel"]
-    Norm(l1=7.0, l2=5.0, maximum=4.0, zeros=0, nonfinite=0)
-    >>> print(found)
-    tensor  l1  l2  maximum  zeros  nonfinite
-    kernel   7   5        4      0          0
-    bias     0   0        0      2          0
-    total    7   5        4      2          0
-    >>> float(fastreg.norms([numpy.full(1_000_000, 300, numpy.float16)]).total.l2)
-    300000.0
-    """
-    chosen = selected(dict(tensors.named_parameters()) if is_module(tensors) else tensors)
-    measured = Measured(chosen, False)
-    with Default():
-        return Norms(measured.each(), _norm(*measured.total()))
-
-
 class Measured:
-    """The sums of the arrays of a call, and what can be made of them, inside ``Default``."""
+    """The sums of the arrays of a call, and what can be made of them, inside ``Default``.
 
-    def __init__(self, chosen: Selected, written: bool) -> None:
+    `judge` may refuse arrays that the core does not find plainly right, before they are read.
+    """
+
+    _may_be_plain = True
+    """Whether the core may look at the arrays first."""
+
+    def __init__(self, chosen: Selected, written: bool, judge: Judge = no_judge) -> None:
         self._chosen = chosen
         self._tensors: tuple[Any, ...] = chosen.arrays
         self.is_checked = False
@@ -107,10 +82,11 @@ class Measured:
         self.counted: Sequence[int] = range(len(chosen.arrays))
         """The places of the arrays that are no other one's memory."""
         found = NotImplemented
-        if written or not _share(self._tensors):
+        if self._may_be_plain and (written or not _share(self._tensors)):
             found = _plainly(self._tensors, written)
         if found is NotImplemented:
             self._describe(written)
+            judge(self)
             found = backend.norm_sums(self._tensors, 0, False)
             if found is NotImplemented:  # another thread has changed an array since
                 raise errors.changed_error()
@@ -120,6 +96,10 @@ class Measured:
     def targets(self) -> tuple[Any, ...]:
         """The arrays to be written, each once, as the core takes them."""
         return tuple(self._tensors[place] for place in self.counted)
+
+    def written(self, arrays: Sequence[Any]) -> list[Any]:
+        """Return those of the call's arrays that were written with the targets."""
+        return [arrays[place] for place in self.counted]
 
     def view(self, place: int) -> Any:
         """Return the view of an array, once it has been looked at here."""
@@ -133,13 +113,18 @@ class Measured:
             exponent = exponent_for(sums.maximum)
             if exponent:
                 sums = sums._replace(squares=self._squares([place], exponent)[0])
-            rows[name] = _norm(sums, exponent)
+            rows[name] = norm_of(sums, exponent)
         return rows
 
     def total(self) -> Total:
         """Return the sums of all arrays together."""
         sums = [self.sums[place] for place in self.counted]
         return total_of(sums, lambda exponent: self._squares(self.counted, exponent))
+
+    def first_nonfinite(self) -> tuple[int, int] | None:
+        """Return the place of the first array that is not finite, and of how many elements."""
+        place = first_nonfinite(self.sums)
+        return None if place is None else (place, self.sums[place].nonfinite)
 
     def _squares(self, places: Sequence[int], exponent: int) -> list[float]:
         """Sum the squares of the elements times 2**exponent."""
@@ -159,13 +144,19 @@ class Measured:
             seen.append(checks.Seen(label, host.host_view(array, label, written), written))
         checks.require_current(seen)
         self._tensors = tuple(one.view for one in seen)
-        firsts: dict[Any, int] = {}
+        firsts: dict[Hashable, int] = {}
         counted = []
         for place, (view, dtype) in enumerate(self._tensors):
-            key = (dtype, memory.elements(view)) if view.size else place
+            key = self._identity(place)
+            if key is None:
+                key = (dtype, memory.elements(view)) if view.size else place
             if firsts.setdefault(key, place) == place:
                 counted.append(place)
         self.counted = counted
+
+    def _identity(self, place: int) -> Hashable:
+        """Return what tells an array from others; None: its dtype and its memory."""
+        return None
 
 
 def _require_host(array: Any, label: str) -> None:
@@ -173,13 +164,6 @@ def _require_host(array: Any, label: str) -> None:
     if is_tracer(array):
         raise errors.special_array_error(
             label, "a JAX tracer, which has no elements yet", "call this outside of jax.jit"
-        )
-    if is_dtensor(array):
-        raise errors.special_array_error(
-            label,
-            "a DTensor, and norms are not taken over several processes",
-            f"pass {label}.to_local() for what this process has; to clip, use "
-            "torch.nn.utils.clip_grad_norm_",
         )
     if cuda.is_on_cuda(array):
         raise errors.special_array_error(
@@ -207,6 +191,7 @@ def _plainly(tensors: tuple[Any, ...], written: bool) -> Any:
     return found
 
 
-def _norm(sums: Sums, exponent: int) -> Norm:
+def norm_of(sums: Sums, exponent: int) -> Norm:
+    """Return the norms that sums make, of squares times ``2**exponent`` each."""
     l2 = Total(sums, exponent).l2
     return Norm(sums.l1, l2, sums.maximum, sums.zeros, sums.nonfinite)

@@ -125,22 +125,21 @@ def test_mixed_with_numpy(backend):
     assert array[0] == pytest.approx(4 / norm, rel=1e-6)
 
 
-def test_sharded_tensors_are_refused(backend):
-    distributed = pytest.importorskip("torch.distributed")
-    if not distributed.is_available() or distributed.is_initialized():
-        pytest.skip("this needs a process group of its own")
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import Replicate, distribute_tensor
-
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    try:
-        sharded = distribute_tensor(torch.ones(4), init_device_mesh("cpu", (1,)), [Replicate()])
-        good = torch.full((3,), 9.0)
-        for call in (fastreg.norms, lambda tensors: fastreg.clip_by_global_norm(tensors, 1.0)):
-            with pytest.raises(
-                TypeError, match=r"tensors\['bad'\] is a DTensor, and norms are not"
-            ):
-                call({"good": good, "bad": sharded})
-        assert (good == 9.0).all()
-    finally:
-        distributed.destroy_process_group()
+def test_parameters_are_not_clipped(backend):
+    """Their weights would be scaled, where torch's function clips their gradients."""
+    module = model()
+    before = [p.detach().clone() for p in module.parameters()]
+    words = r"pass its gradient, and for the parameters of a module the module itself"
+    for given in (list(module.parameters()), dict(module.named_parameters())):
+        for grad_mode in (torch.enable_grad, torch.no_grad):
+            with grad_mode(), pytest.raises(TypeError, match=rf"is a parameter of torch.*{words}"):
+                fastreg.clip_by_global_norm(given, 1e-3)
+    frozen = {"good": torch.ones(2), "bad": module[2].bias}
+    with pytest.raises(TypeError, match=r"tensors\['bad'\] is a parameter of torch"):
+        fastreg.clip_by_global_norm(frozen, 1e-3)
+    with pytest.raises(TypeError, match=r"can be read only once.*the module itself, or \[p.grad"):
+        fastreg.clip_by_global_norm(module.parameters(), 1e-3)
+    for one, other in zip(before, module.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert fastreg.norms(list(module.parameters())).total == fastreg.norms(module).total
+    assert fastreg.clip_by_global_norm([p.grad for p in module.parameters()], 1e-3) > 1e-3
