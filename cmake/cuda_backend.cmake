@@ -48,10 +48,10 @@ add_library(fastreg_cuda_objects OBJECT csrc/cuda/backend.cu)
 target_include_directories(fastreg_cuda_objects PRIVATE csrc)
 set_target_properties(fastreg_cuda_objects PROPERTIES
   CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_VISIBILITY_PRESET hidden POSITION_INDEPENDENT_CODE ON)
-# The contract rounds every operation: no contraction, on the device or on the host. ptxas warns of spills and the like,
+# The contract rounds every operation: no contraction, on the device or on the host; divisions are IEEE's. ptxas warns of spills and the like,
 # whose absence is promised (tests/cuda/static_evidence.py).
 target_compile_options(fastreg_cuda_objects PRIVATE
-  -fmad=false --threads=2 "-Xcompiler=-Wall,-Wextra,-ffp-contract=off"
+  -fmad=false -prec-div=true -prec-sqrt=true -ftz=false --threads=2 "-Xcompiler=-Wall,-Wextra,-ffp-contract=off"
   -Xptxas=--warn-on-spills,--warn-on-local-memory-usage
   $<$<BOOL:${FASTREG_WERROR}>:-Werror=all-warnings -Xcompiler=-Werror -Xptxas=--warning-as-error>)
 

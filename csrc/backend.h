@@ -17,7 +17,7 @@
 namespace fastreg {
 
 // Changes whenever anything below does: library and core may come from different builds.
-constexpr std::uint32_t backend_version = 3;
+constexpr std::uint32_t backend_version = 4;
 
 enum class BackendStatus : std::int32_t {
   ok,
@@ -35,7 +35,7 @@ struct BackendError {
 // size.
 struct DeviceItem {
   const void* weights;
-  void* gradients;  // null where the outputs need none
+  void* gradients;  // null where the outputs need none; proximal steps are written here, and this may be `weights`
   std::int64_t count;
   std::uint32_t strengths;  // index into DeviceCall::strengths
   DType dtype;              // floating where the outputs need gradients
@@ -53,6 +53,9 @@ struct DeviceCall {
   // Device memory, written if the outputs include the value; either may be null.
   double* values;  // one per item
   double* total;   // their canonical sum
+  // The same of the zeros that proximal steps with the value leave.
+  std::int64_t* zeros = nullptr;
+  std::int64_t* total_zeros = nullptr;  // null where `total` is
 };
 
 // A call that was queued while its stream was being captured into a graph. Its strengths stay in device memory, and a

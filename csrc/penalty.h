@@ -21,7 +21,9 @@ constexpr unsigned output_masks = 8;
 
 // A proximal step is written where a gradient would be; with the value come that of what is written, and its zeros.
 constexpr unsigned output_prox = 8;
-[[maybe_unused]] static constexpr bool is_prox(unsigned outputs) { return (outputs & output_prox) != 0; }
+[[maybe_unused]] static constexpr FASTREG_HOST_DEVICE bool is_prox(unsigned outputs) {
+  return (outputs & output_prox) != 0;
+}
 [[maybe_unused]] static constexpr bool is_prox_cell(unsigned outputs) {
   return (outputs & ~unsigned{output_value}) == (output_gradient | output_prox);
 }

@@ -1,4 +1,4 @@
-// The proximal step of one element, written once; the CPU kernels include it, and CUDA kernels can.
+// The proximal step of one element, written once; the CPU kernels and the CUDA kernels both include it.
 //
 // `Ops::Real` is a float, a double, or a native-width vector of them. `Ops` also gives
 //   shrink(u, t1)      a = |u| - t1 with the sign of u where a > 0; +0 where a <= 0; NaN where a is NaN

@@ -388,6 +388,9 @@ class DeviceMemory:
     def read(self) -> float:
         """Copy the first number to the host, and wait for it."""
 
+    def read_integer(self) -> int:
+        """Do the same with an int64."""
+
     def export(
         self, shape: Sequence[int], code: int, bits: int, versioned: bool, device_type: int = 2
     ) -> Any:
@@ -422,6 +425,10 @@ class DeviceTensors:
     @property
     def stream(self) -> int: ...
     @property
+    def sizes(self) -> list[int]:
+        """The number of elements of each tensor."""
+
+    @property
     def coefficient_types(self) -> list[tuple[int, int]]:
         """For each tensor the index into the strengths, and the dtype's number."""
 
@@ -435,8 +442,10 @@ def cuda_evaluate(
     grad_scale: float,
     values: int,
     total: int,
+    zeros: int,
+    total_zeros: int,
 ) -> int:
-    """Queue a call; `values` and `total` are addresses, or 0.
+    """Queue a call; `values` and what follows are addresses, or 0: of float64, of zeros int64.
 
     Returns
     -------
@@ -451,6 +460,7 @@ def cuda_evaluate(
 
 def cuda_set_strengths(
     recording: int,
+    outputs: int,
     strengths: Sequence[tuple[float, float]],
     scale: float,
     grad_scale: float,

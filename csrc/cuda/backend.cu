@@ -45,7 +45,7 @@ bool fits(const Layout& layout, const DeviceItem& item) {
 }
 
 void check_items(const DeviceCall& call) {
-  if (!is_output_cell(call.outputs) || call.outputs >= output_masks || chunk_kernels<F32>[call.outputs] == nullptr) {
+  if (call.outputs >= kernel_cells || chunk_kernels<F32>[call.outputs] == nullptr) {
     fail(BackendStatus::bad_argument, "no such outputs: " + std::to_string(call.outputs));
   }
   const bool writes = (call.outputs & output_gradient) != 0;
@@ -76,7 +76,7 @@ BackendStatus evaluate(const DeviceCall* call, Recording** recording, BackendErr
     check_items(*call);
     const bool wants_value = (call->outputs & output_value) != 0;
     const Table table = make_table(call->items, call->item_count, wants_value);
-    const Places places(table, call->strength_count, wants_value);
+    const Places places(table, call->strength_count, call->outputs);
     const Sequence sequence(*call, table, places);
     std::vector<char> image = make_image(table, places, call->strengths, call->strength_count);
     if (is_capturing(stream)) {

@@ -31,9 +31,12 @@ struct Places {
   static constexpr std::size_t strengths = alignment;  // the counter is at 0
 
   std::size_t rows, first_chunks, groups, large_rows, strided_rows, axes, sent_end;
-  std::size_t l1_sums, l2_sums, l1_group_sums, l2_group_sums, values, total_sums, end;
+  std::size_t l1_sums, l2_sums, l1_group_sums, l2_group_sums, values, total_sums;
+  std::size_t chunk_zeros, group_zeros, zeros, end;  // of proximal steps
 
-  Places(const Table& table, std::size_t strength_count, bool wants_value) {
+  Places(const Table& table, std::size_t strength_count, unsigned outputs) {
+    const bool wants_value = (outputs & output_value) != 0;
+    const bool counts = wants_value && is_prox(outputs);
     std::size_t next = strengths;
     const auto place = [&](std::size_t& offset, std::size_t count, std::size_t size) {
       offset = next;
@@ -56,6 +59,9 @@ struct Places {
     place(values, wants_value ? table.rows.size() : 0, sizeof(double));
     place(total_sums, static_cast<std::size_t>(chunk_count(static_cast<std::int64_t>(table.rows.size()))),
           sizeof(double));
+    place(chunk_zeros, counts ? chunks : 0, sizeof(std::int32_t));
+    place(group_zeros, counts ? table.groups.size() : 0, sizeof(double));
+    place(zeros, counts ? table.rows.size() : 0, sizeof(std::int64_t));
     end = next;
   }
 };

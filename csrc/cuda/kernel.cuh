@@ -13,7 +13,7 @@
 #include <cstdint>
 
 #include "../canonical_sum.h"
-#include "../penalty.inl"
+#include "../prox.inl"
 #include "language.h"
 #include "table.h"
 
@@ -53,7 +53,7 @@ struct Element<BF16> {
   FASTREG_DEVICE std::uint16_t narrow(float x) { return __bfloat16_as_ushort(__float2bfloat16_rn(x)); }
 };
 
-// What penalty.inl asks for.
+// What penalty.inl and prox.inl ask for.
 template <class Scalar>
 struct ScalarOps {
   using Real = Scalar;
@@ -63,6 +63,10 @@ struct ScalarOps {
     return magnitude > Real{0} ? copysign(Real{1}, x) : magnitude;
   }
   FASTREG_DEVICE Real add_exact(Real s, Real l, Real x) { return s * l + x; }
+  FASTREG_DEVICE Real shrink(Real x, Real threshold) {
+    const Real left = fabs(x) - threshold;
+    return left <= Real{0} ? Real{0} : copysign(left, x);  // NaN where that is
+  }
 };
 
 // Rows whose loads a thread has under way at once, of each array: a warp of float32 has 2 KiB of each on their way.
@@ -90,14 +94,21 @@ FASTREG_DEVICE double add_square(double x, double sum) {
   }
 }
 
+// Of one lane of a chunk.
+struct LaneSums {
+  double l1 = 0.0;
+  double l2 = 0.0;
+  int zeros = 0;
+};
+
 // An element's terms to the sums of its lane.
 template <class E, unsigned terms, unsigned outputs>
-FASTREG_DEVICE void add_terms(typename E::Real x, double& l1_sum, double& l2_sum) {
+FASTREG_DEVICE void add_terms(typename E::Real x, LaneSums& sums) {
   if constexpr ((outputs & output_value) != 0 && (terms & term_l1) != 0) {
-    l1_sum += fabs(static_cast<double>(x));
+    sums.l1 += fabs(static_cast<double>(x));
   }
   if constexpr ((outputs & output_value) != 0 && (terms & term_l2) != 0) {
-    l2_sum = add_square<E>(static_cast<double>(x), l2_sum);
+    sums.l2 = add_square<E>(static_cast<double>(x), sums.l2);
   }
 }
 
@@ -115,6 +126,28 @@ FASTREG_DEVICE Real new_gradient(Real x, typename E::Storage old, Real gradient_
   return gradient;
 }
 
+// ---- proximal steps
+
+// What an element becomes. Without a term it stays as it is, whatever the bits of a NaN.
+template <class E, unsigned terms, class Real = typename E::Real>
+FASTREG_DEVICE typename E::Storage stored_step(typename E::Storage w, Real t1, Real t2) {
+  if constexpr (terms == 0) {
+    return w;
+  } else {
+    return Element<E>::narrow(proximal_step<ScalarOps<Real>, terms>(Element<E>::widen(w), t1, t2));
+  }
+}
+
+// Penalty and zeros of a proximal step are of what is stored. What `is_there` denies is +0, but no zero of the
+// tensor's.
+template <class E, unsigned terms, unsigned outputs>
+FASTREG_DEVICE void add_stored(typename E::Real stored, bool is_there, LaneSums& sums) {
+  add_terms<E, terms, outputs>(stored, sums);
+  if constexpr ((outputs & output_value) != 0) {
+    sums.zeros += is_there && stored == 0 ? 1 : 0;
+  }
+}
+
 // ---- chunks
 
 struct ChunkWork {
@@ -124,6 +157,7 @@ struct ChunkWork {
   Launch launch;
   double* l1_sums;  // one per chunk; null without value
   double* l2_sums;
+  std::int32_t* zeros = nullptr;  // one per chunk, of proximal steps with the value
 };
 
 // The last row from `low` on, of those before `high`, that starts at `chunk` or before it; `low` does. All lanes look
@@ -167,8 +201,10 @@ FASTREG_DEVICE void for_each_chunk(const ChunkWork& work, Run run) {
         run.template operator()<term_l1 | term_l2, outputs>(r, strengths, chunk, lane);
         break;
       default:
-        // Without a term a new gradient is +0, and an accumulated one is left alone.
-        if constexpr ((outputs & output_gradient) != 0 && (outputs & output_add) == 0) {
+        // Without a term a new gradient is +0, and an accumulated one is left alone; a proximal step is a copy.
+        if constexpr (is_prox(outputs)) {
+          run.template operator()<0, outputs>(r, strengths, chunk, lane);
+        } else if constexpr ((outputs & output_gradient) != 0 && (outputs & output_add) == 0) {
           run.template operator()<0, output_gradient>(r, strengths, chunk, lane);
         }
     }
@@ -177,18 +213,24 @@ FASTREG_DEVICE void for_each_chunk(const ChunkWork& work, Run run) {
 
 // The sums of a chunk from those of its lanes.
 template <unsigned terms, unsigned outputs>
-FASTREG_DEVICE void write_sums(const ChunkWork& work, std::int64_t chunk, int lane, double l1_sum, double l2_sum) {
+FASTREG_DEVICE void write_sums(const ChunkWork& work, std::int64_t chunk, int lane, const LaneSums& sums) {
   constexpr bool wants_value = (outputs & output_value) != 0;
   if constexpr (wants_value && (terms & term_l1) != 0) {
-    l1_sum = halve_warp(l1_sum);
+    const double l1_sum = halve_warp(sums.l1);
     if (lane == 0) {
       work.l1_sums[chunk] = l1_sum;
     }
   }
   if constexpr (wants_value && (terms & term_l2) != 0) {
-    l2_sum = halve_warp(l2_sum);
+    const double l2_sum = halve_warp(sums.l2);
     if (lane == 0) {
       work.l2_sums[chunk] = l2_sum;
+    }
+  }
+  if constexpr (wants_value && is_prox(outputs)) {
+    const double zeros = halve_warp(sums.zeros);
+    if (lane == 0) {
+      work.zeros[chunk] = static_cast<std::int32_t>(zeros);
     }
   }
 }
@@ -200,7 +242,7 @@ struct LaneOfChunk {
   using Real = typename E::Real;
   static constexpr bool wants_gradient = (outputs & output_gradient) != 0;
   static constexpr bool adds = (outputs & output_add) != 0;
-  static constexpr bool reads_weights = terms != 0;
+  static constexpr bool reads_weights = terms != 0 || is_prox(outputs);
   // The conditions want registers too.
   static constexpr int batch = whole ? rows_in_flight<E> : 4;
   static_assert(rows_per_chunk % batch == 0);
@@ -208,7 +250,7 @@ struct LaneOfChunk {
   // Pointers to the lane's first element, from which `first` and `left` are counted: where to begin, and the chunk's
   // end, or that of its whole batches.
   FASTREG_DEVICE void run(const Storage* weights, Storage* gradients, int first, int left, Real gradient_l1,
-                          Real gradient_l2, double& l1_sum, double& l2_sum) {
+                          Real gradient_l2, LaneSums& sums) {
     FASTREG_NO_UNROLL  // or all loads of a chunk want registers at once
         for (int begin = first; begin < left; begin += batch * lanes) {
       Storage w[batch];
@@ -224,12 +266,21 @@ struct LaneOfChunk {
       FASTREG_UNROLL
       for (int k = 0; k < batch; ++k) {
         const int i = begin + k * lanes;
-        const Real x = Element<E>::widen(w[k]);
-        add_terms<E, terms, outputs>(x, l1_sum, l2_sum);
-        if constexpr (wants_gradient) {
-          const Real gradient = new_gradient<E, terms, outputs>(x, old[k], gradient_l1, gradient_l2);
-          if (whole || i < left) {
-            gradients[i] = Element<E>::narrow(gradient);
+        if constexpr (is_prox(outputs)) {
+          const bool is_there = whole || i < left;
+          const Storage step = stored_step<E, terms>(w[k], gradient_l1, gradient_l2);
+          if (is_there) {
+            gradients[i] = step;
+          }
+          add_stored<E, terms, outputs>(Element<E>::widen(step), is_there, sums);
+        } else {
+          const Real x = Element<E>::widen(w[k]);
+          add_terms<E, terms, outputs>(x, sums);
+          if constexpr (wants_gradient) {
+            const Real gradient = new_gradient<E, terms, outputs>(x, old[k], gradient_l1, gradient_l2);
+            if (whole || i < left) {
+              gradients[i] = Element<E>::narrow(gradient);
+            }
           }
         }
       }
@@ -252,15 +303,13 @@ FASTREG_DEVICE void run_chunk(const ChunkWork& work, const Row& row, const Coeff
   Storage* gradients = (outputs & output_gradient) != 0 ? static_cast<Storage*>(row.gradients) + first + lane : nullptr;
   const Real gradient_l1 = static_cast<Real>(strengths.gradient_l1);
   const Real gradient_l2 = static_cast<Real>(strengths.gradient_l2);
-  double l1_sum = 0.0;
-  double l2_sum = 0.0;
+  LaneSums sums;
   // A short chunk has whole batches as well: each of its loads would wait for a branch of its own otherwise.
   const int count = rest < chunk_size ? static_cast<int>(rest) : chunk_size;
   const int whole = count - count % (rows_in_flight<E> * lanes);
-  LaneOfChunk<E, terms, outputs, true>::run(weights, gradients, 0, whole, gradient_l1, gradient_l2, l1_sum, l2_sum);
-  LaneOfChunk<E, terms, outputs, false>::run(weights, gradients, whole, count - lane, gradient_l1, gradient_l2, l1_sum,
-                                             l2_sum);
-  write_sums<terms, outputs>(work, chunk, lane, l1_sum, l2_sum);
+  LaneOfChunk<E, terms, outputs, true>::run(weights, gradients, 0, whole, gradient_l1, gradient_l2, sums);
+  LaneOfChunk<E, terms, outputs, false>::run(weights, gradients, whole, count - lane, gradient_l1, gradient_l2, sums);
+  write_sums<terms, outputs>(work, chunk, lane, sums);
 }
 
 // All chunks of the rows of one dtype.
@@ -291,6 +340,11 @@ struct SumWork {
   double* total;           // null: not asked for
   double* total_sums;      // one per 4096 items
   unsigned int* finished;  // blocks; 0 before and after
+  // Of proximal steps, else null: per chunk, per group and per item, and their total if one is asked for.
+  const std::int32_t* chunk_zeros = nullptr;
+  double* group_zeros = nullptr;
+  std::int64_t* zeros = nullptr;
+  std::int64_t* total_zeros = nullptr;
 };
 
 // Both sums of a penalty, or a single one.
@@ -304,7 +358,10 @@ constexpr int tile_size = 2048;
 constexpr int fetches = tile_size / threads_per_block;
 
 // What another block may have written: past L1, which does not see it.
-FASTREG_DEVICE double load_written(const double* place) { return __ldcg(place); }
+template <class Number>
+FASTREG_DEVICE Number load_written(const Number* place) {
+  return __ldcg(place);
+}
 
 struct SumMemory {
   double* tiles;    // 2 * tile_size, shared by the block
@@ -378,6 +435,59 @@ FASTREG_DEVICE SumPair of_terms(const Coefficients& strengths, const double* l1,
   return {(strengths.terms & term_l1) != 0 ? l1 : nullptr, (strengths.terms & term_l2) != 0 ? l2 : nullptr};
 }
 
+// ---- zeros: whole numbers, exact in float64 whatever the order
+
+// The sum of what the threads of a block have, to thread 0. `of_warps` is shared, a number for each warp; the block
+// meets at another barrier before the next call.
+FASTREG_DEVICE double sum_of_block(double number, double* of_warps) {
+  number = halve_warp(number);
+  if (threadIdx.x % lanes == 0) {
+    of_warps[threadIdx.x / lanes] = number;
+  }
+  __syncthreads();  // the sums of the warps are there
+  double sum = 0.0;
+  if (threadIdx.x == 0) {
+    for (int warp = 0; warp < warps_per_block; ++warp) {
+      sum += of_warps[warp];
+    }
+  }
+  return sum;
+}
+
+// The zeros of a group of chunks, to thread 0.
+FASTREG_DEVICE double zeros_of_group(const std::int32_t* chunk_zeros, const SumGroup& group, double* of_warps) {
+  constexpr int batch = 4;
+  int zeros = 0;
+  FASTREG_NO_UNROLL
+  for (int begin = static_cast<int>(threadIdx.x); begin < group.count; begin += batch * threads_per_block) {
+    std::int32_t fetched[batch];
+    FASTREG_UNROLL
+    for (int k = 0; k < batch; ++k) {
+      const int i = begin + k * threads_per_block;
+      fetched[k] = i < group.count ? load_written(chunk_zeros + group.first_sum + i) : 0;
+    }
+    FASTREG_UNROLL
+    for (const std::int32_t one : fetched) {
+      zeros += one;
+    }
+  }
+  return sum_of_block(zeros, of_warps);
+}
+
+// The zeros of all items, by the whole block.
+FASTREG_DEVICE void finish_zeros(const SumWork& work, double* of_warps) {
+  std::int64_t zeros = 0;
+  for (std::int64_t i = threadIdx.x; i < work.item_count; i += threads_per_block) {
+    zeros += load_written(work.zeros + i);
+  }
+  const double all = sum_of_block(static_cast<double>(zeros), of_warps);
+  if (threadIdx.x == 0) {
+    *work.total_zeros = static_cast<std::int64_t>(all);
+  }
+}
+
+// ---- sums of groups
+
 // The canonical sum of `count` terms by one warp, which leaves the sums of its groups in the places of the terms. For
 // few terms: a row of 2^36 elements has 4096. All lanes get a number, lane 0 the sum.
 FASTREG_DEVICE double sum_by_warp(double* terms, std::int64_t count, int lane) {
@@ -415,6 +525,7 @@ FASTREG_DEVICE double sum_by_warp(double* terms, std::int64_t count, int lane) {
 }
 
 // The values of rows of several groups, a warp for each: a large model has hundreds of them, of few groups.
+template <bool counts>
 FASTREG_DEVICE void finish_large_rows(const SumWork& work) {
   const int lane = static_cast<int>(threadIdx.x) % lanes;
   for (std::int64_t i = threadIdx.x / lanes; i < work.large_row_count; i += warps_per_block) {
@@ -428,14 +539,24 @@ FASTREG_DEVICE void finish_large_rows(const SumWork& work) {
     if (lane == 0) {
       work.values[row.item] = penalty_value(strengths, l1, l2);
     }
+    if constexpr (counts) {
+      const double zeros = sum_by_warp(work.group_zeros + large.first_group, large.group_count, lane);
+      if (lane == 0) {
+        work.zeros[row.item] = static_cast<std::int64_t>(zeros);
+      }
+    }
   }
 }
 
 // What is left when all groups are summed: rows of several groups, and the total.
-FASTREG_DEVICE void finish_sums(const SumWork& work, SumMemory memory) {
-  finish_large_rows(work);
+template <bool counts>
+FASTREG_DEVICE void finish_sums(const SumWork& work, SumMemory memory, double* of_warps) {
+  finish_large_rows<counts>(work);
   if (work.total != nullptr) {
     __syncthreads();  // the values that the block has just written
+    if constexpr (counts) {
+      finish_zeros(work, of_warps);
+    }
     // A single value is a chunk too, so that -0.0 gives +0.0.
     std::int64_t count = sum_groups({work.values, nullptr}, work.item_count, work.total_sums, nullptr, memory);
     while (count > 1) {
@@ -447,12 +568,13 @@ FASTREG_DEVICE void finish_sums(const SumWork& work, SumMemory memory) {
   }
 }
 
-// The values from the chunk sums, and their total.
-[[maybe_unused]] static __global__ void FASTREG_BOUNDS(threads_per_block,
-                                                       blocks_per_processor(output_value, sizeof(double)))
+// The values from the chunk sums, and their total. `counts`: with the zeros of proximal steps.
+template <bool counts>
+__global__ void FASTREG_BOUNDS(threads_per_block, blocks_per_processor(output_value, sizeof(double)))
     penalty_values(SumWork work) {
   FASTREG_SHARED(double, tiles, 2 * tile_size);
   FASTREG_SHARED(double, results, 2);
+  FASTREG_SHARED(double, of_warps, counts ? warps_per_block : 1);
   FASTREG_SHARED(int, is_last, 1);
   const SumMemory memory{tiles, results};
   for (std::int64_t g = blockIdx.x; g < work.group_count; g += gridDim.x) {
@@ -468,6 +590,16 @@ FASTREG_DEVICE void finish_sums(const SumWork& work, SumMemory memory) {
         work.l2_group_sums[g] = results[1];
       }
     }
+    if constexpr (counts) {
+      const double zeros = zeros_of_group(work.chunk_zeros, group, of_warps);
+      if (threadIdx.x == 0) {
+        if (group.is_all != 0) {
+          work.zeros[row.item] = static_cast<std::int64_t>(zeros);
+        } else {
+          work.group_zeros[g] = zeros;
+        }
+      }
+    }
   }
   if (work.large_row_count == 0 && work.total == nullptr) {
     return;
@@ -480,7 +612,7 @@ FASTREG_DEVICE void finish_sums(const SumWork& work, SumMemory memory) {
   }
   __syncthreads();
   if (is_last[0] != 0) {
-    finish_sums(work, memory);
+    finish_sums<counts>(work, memory, of_warps);
     if (threadIdx.x == 0) {
       atomicExch(work.finished, 0u);  // for the next launch, or the next replay of this one
     }

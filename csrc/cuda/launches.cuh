@@ -20,10 +20,23 @@ namespace fastreg::cuda {
 
 using ChunkKernel = void (*)(ChunkWork);
 
+// By outputs; null where they are no cell.
+constexpr unsigned kernel_cells = (output_value | output_gradient | output_prox) + 1;
+
 template <class E>
-constexpr ChunkKernel chunk_kernels[output_masks] = {
-    nullptr, penalty_chunks<E, 1>, penalty_chunks<E, 2>, penalty_chunks<E, 3>, nullptr,
-    nullptr, penalty_chunks<E, 6>, penalty_chunks<E, 7>,
+constexpr ChunkKernel chunk_kernels[kernel_cells] = {
+    nullptr,
+    penalty_chunks<E, 1>,
+    penalty_chunks<E, 2>,
+    penalty_chunks<E, 3>,
+    nullptr,
+    nullptr,
+    penalty_chunks<E, 6>,
+    penalty_chunks<E, 7>,
+    nullptr,
+    nullptr,
+    penalty_chunks<E, 10>,
+    penalty_chunks<E, 11>,
 };
 
 inline ChunkKernel chunk_kernel(DType dtype, unsigned outputs) {
@@ -40,9 +53,19 @@ inline ChunkKernel chunk_kernel(DType dtype, unsigned outputs) {
 }
 
 template <class E>
-constexpr void (*strided_kernels[output_masks])(StridedWork) = {
-    nullptr, strided_chunks<E, 1>, strided_chunks<E, 2>, strided_chunks<E, 3>, nullptr,
-    nullptr, strided_chunks<E, 6>, strided_chunks<E, 7>,
+constexpr void (*strided_kernels[kernel_cells])(StridedWork) = {
+    nullptr,
+    strided_chunks<E, 1>,
+    strided_chunks<E, 2>,
+    strided_chunks<E, 3>,
+    nullptr,
+    nullptr,
+    strided_chunks<E, 6>,
+    strided_chunks<E, 7>,
+    nullptr,
+    nullptr,
+    strided_chunks<E, 10>,
+    strided_chunks<E, 11>,
 };
 
 // How many blocks of a kernel the whole device runs at once. Fails where the library has no code for the device.
@@ -93,13 +116,17 @@ class Sequence {
       }
     }
     if (wants_value()) {
-      value_start_.emplace_back(penalty_values, static_cast<std::int64_t>(table.groups.size()), call.device);
+      value_start_.emplace_back(is_prox(call.outputs) ? penalty_values<true> : penalty_values<false>,
+                                static_cast<std::int64_t>(table.groups.size()), call.device);
     }
   }
 
   void run(char* block, cudaStream_t stream) const {
     const auto at = [&](std::size_t place, auto* type) { return reinterpret_cast<decltype(type)>(block + place); };
     double* const doubles = nullptr;
+    const bool counts = wants_value() && is_prox(call_.outputs);
+    std::int32_t* const chunk_zeros = counts ? at(places_.chunk_zeros, static_cast<std::int32_t*>(nullptr)) : nullptr;
+    std::int64_t* const zeros = at(places_.zeros, static_cast<std::int64_t*>(nullptr));
     const Row* const rows = at(places_.rows, static_cast<const Row*>(nullptr));
     const Coefficients* const strengths = at(Places::strengths, static_cast<const Coefficients*>(nullptr));
     for (std::size_t i = 0; i < table_.launches.size(); ++i) {
@@ -108,7 +135,8 @@ class Sequence {
                            strengths,
                            table_.launches[i],
                            at(places_.l1_sums, doubles),
-                           at(places_.l2_sums, doubles)};
+                           at(places_.l2_sums, doubles),
+                           chunk_zeros};
       if (i < strided_starts_.size()) {
         strided_starts_[i].run({work, at(places_.strided_rows, static_cast<const StridedRow*>(nullptr)),
                                 at(places_.axes, static_cast<const Axis*>(nullptr))},
@@ -125,7 +153,8 @@ class Sequence {
                  at(places_.l2_sums, doubles), at(places_.l1_group_sums, doubles), at(places_.l2_group_sums, doubles),
                  call_.values != nullptr ? call_.values : at(places_.values, doubles),
                  static_cast<std::int64_t>(table_.rows.size()), call_.total, at(places_.total_sums, doubles),
-                 at(0, static_cast<unsigned*>(nullptr))},
+                 at(0, static_cast<unsigned*>(nullptr)), chunk_zeros, at(places_.group_zeros, doubles),
+                 call_.zeros != nullptr ? call_.zeros : zeros, call_.total_zeros},
                 stream);
     }
   }

@@ -123,8 +123,7 @@ FASTREG_DEVICE void run_strided_chunk(const StridedWork& work, std::int64_t r, c
 
   const Real gradient_l1 = static_cast<Real>(strengths.gradient_l1);
   const Real gradient_l2 = static_cast<Real>(strengths.gradient_l2);
-  double l1_sum = 0.0;
-  double l2_sum = 0.0;
+  LaneSums sums;
   FASTREG_NO_UNROLL
   for (int begin = lane; begin < count; begin += batch * lanes) {
     std::uint32_t carry[batch];
@@ -167,7 +166,7 @@ FASTREG_DEVICE void run_strided_chunk(const StridedWork& work, std::int64_t r, c
     };
     Real x[batch] = {};
     Real old[batch] = {};
-    if constexpr (terms != 0) {
+    if constexpr (terms != 0 || is_prox(outputs)) {
       fetch(weights, weight_offset, x);
     }
     if constexpr (adds) {
@@ -176,9 +175,13 @@ FASTREG_DEVICE void run_strided_chunk(const StridedWork& work, std::int64_t r, c
     Real gradient[batch];
     FASTREG_UNROLL
     for (int k = 0; k < batch; ++k) {
-      add_terms<E, terms, outputs>(x[k], l1_sum, l2_sum);
-      if constexpr (writes) {
-        gradient[k] = new_gradient<E, terms, outputs>(x[k], old[k], gradient_l1, gradient_l2);
+      if constexpr (is_prox(outputs)) {
+        gradient[k] = stored_step<E, terms>(x[k], gradient_l1, gradient_l2);
+      } else {
+        add_terms<E, terms, outputs>(x[k], sums);
+        if constexpr (writes) {
+          gradient[k] = new_gradient<E, terms, outputs>(x[k], old[k], gradient_l1, gradient_l2);
+        }
       }
     }
     if constexpr (writes) {
@@ -186,15 +189,19 @@ FASTREG_DEVICE void run_strided_chunk(const StridedWork& work, std::int64_t r, c
         using Stored = decltype(element);
         FASTREG_UNROLL
         for (int k = 0; k < batch; ++k) {
-          if (begin + k * lanes < count) {
-            *reinterpret_cast<typename Stored::Storage*>(gradients + gradient_offset[k]) =
-                Element<Stored>::narrow(gradient[k]);
+          const auto element_to_store = Element<Stored>::narrow(gradient[k]);
+          const bool is_there = begin + k * lanes < count;
+          if (is_there) {
+            *reinterpret_cast<typename Stored::Storage*>(gradients + gradient_offset[k]) = element_to_store;
+          }
+          if constexpr (is_prox(outputs)) {
+            add_stored<E, terms, outputs>(Element<Stored>::widen(element_to_store), is_there, sums);
           }
         }
       });
     }
   }
-  write_sums<terms, outputs>(work.chunks, chunk, lane, l1_sum, l2_sum);
+  write_sums<terms, outputs>(work.chunks, chunk, lane, sums);
 }
 
 // All chunks of the strided rows that compute as E does.

@@ -113,10 +113,11 @@ class DeviceMemory {
   }
 
   // Copies a number to the host. The stream may be gone by now, so the copy is on a stream that never is.
-  double read() const {
+  template <class Number>
+  Number read() const {
     const Address thread_stream = 2;
     const Address on = written_ != nullptr ? thread_stream : stream_;
-    double number = 0.0;
+    Number number{};
     BackendError error;
     BackendStatus status = BackendStatus::ok;
     without_lock([&] {
@@ -305,6 +306,14 @@ class DeviceTensors {
   int device() const { return device_; }
   Address stream() const { return stream_; }
   std::size_t size() const { return items_.size(); }
+  std::vector<std::int64_t> sizes() const {
+    std::vector<std::int64_t> sizes;
+    sizes.reserve(items_.size());
+    for (const DeviceItem& item : items_) {
+      sizes.push_back(item.count);
+    }
+    return sizes;
+  }
   std::vector<std::pair<std::uint32_t, int>> coefficient_types() const {
     std::vector<std::pair<std::uint32_t, int>> types;
     types.reserve(items_.size());
@@ -314,8 +323,16 @@ class DeviceTensors {
     return types;
   }
 
+  // Where results go, in device memory: for each tensor, or of all together; 0 where they are not wanted.
+  struct Results {
+    Address values;
+    Address total;
+    Address zeros;
+    Address total_zeros;
+  };
+
   // Returns what set_strengths takes, or 0 where the stream is not being captured.
-  Address evaluate(unsigned outputs, const std::vector<Coefficients>& strengths, Address values, Address total) const {
+  Address evaluate(unsigned outputs, const std::vector<Coefficients>& strengths, const Results& results) const {
     const DeviceCall call{device_,
                           pointer(stream_),
                           items_.data(),
@@ -323,8 +340,10 @@ class DeviceTensors {
                           strengths.data(),
                           strengths.size(),
                           outputs,
-                          static_cast<double*>(pointer(values)),
-                          static_cast<double*>(pointer(total))};
+                          static_cast<double*>(pointer(results.values)),
+                          static_cast<double*>(pointer(results.total)),
+                          static_cast<std::int64_t*>(pointer(results.zeros)),
+                          static_cast<std::int64_t*>(pointer(results.total_zeros))};
     Recording* recording = nullptr;
     BackendError error;
     BackendStatus status = BackendStatus::ok;
@@ -340,13 +359,15 @@ class DeviceTensors {
   std::vector<std::unique_ptr<Layout>> layouts_;
 };
 
-std::vector<Coefficients> coefficients_of(const std::vector<std::pair<double, double>>& strengths, double scale,
-                                          double grad_scale) {
+// With proximal steps `grad_scale` is the step.
+std::vector<Coefficients> coefficients_of(unsigned outputs, const std::vector<std::pair<double, double>>& strengths,
+                                          double scale, double grad_scale) {
   const FloatEnvironment environment;
   std::vector<Coefficients> coefficients;
   coefficients.reserve(strengths.size());
   for (const auto& [l1, l2] : strengths) {
-    coefficients.push_back(make_coefficients(l1, l2, scale, grad_scale));
+    coefficients.push_back(is_prox(outputs) ? make_prox_coefficients(l1, l2, scale, grad_scale)
+                                            : make_coefficients(l1, l2, scale, grad_scale));
   }
   return coefficients;
 }
@@ -408,7 +429,8 @@ void add_device_functions(py::module_& m) {
       .def_property_readonly("address", &DeviceMemory::address)
       .def("mark_written", &DeviceMemory::mark_written)
       .def("make_wait", &DeviceMemory::make_wait)
-      .def("read", &DeviceMemory::read)
+      .def("read", &DeviceMemory::read<double>)
+      .def("read_integer", &DeviceMemory::read<std::int64_t>)
       .def("export", export_memory, py::arg("shape"), py::arg("code"), py::arg("bits"), py::arg("versioned"),
            py::arg("device_type") = static_cast<int>(dlpack::device_cuda));
   py::class_<DeviceTensors>(m, "DeviceTensors")
@@ -416,28 +438,31 @@ void add_device_functions(py::module_& m) {
            py::arg("tensors"))
       .def_property_readonly("device", &DeviceTensors::device)
       .def_property_readonly("stream", &DeviceTensors::stream)
+      .def_property_readonly("sizes", &DeviceTensors::sizes)
       .def_property_readonly("coefficient_types", &DeviceTensors::coefficient_types)
       .def("__len__", &DeviceTensors::size);
 
   m.def(
       "cuda_evaluate",
       [](const DeviceTensors& tensors, unsigned outputs, const std::vector<std::pair<double, double>>& strengths,
-         double scale, double grad_scale, Address values, Address total) {
-        return tensors.evaluate(outputs, coefficients_of(strengths, scale, grad_scale), values, total);
+         double scale, double grad_scale, Address values, Address total, Address zeros, Address total_zeros) {
+        return tensors.evaluate(outputs, coefficients_of(outputs, strengths, scale, grad_scale),
+                                {values, total, zeros, total_zeros});
       },
       py::arg("tensors"), py::arg("outputs"), py::arg("strengths"), py::arg("scale"), py::arg("grad_scale"),
-      py::arg("values"), py::arg("total"));
+      py::arg("values"), py::arg("total"), py::arg("zeros"), py::arg("total_zeros"));
   m.def(
       "cuda_set_strengths",
-      [](Address recording, const std::vector<std::pair<double, double>>& strengths, double scale, double grad_scale,
-         Address stream) {
-        const std::vector<Coefficients> coefficients = coefficients_of(strengths, scale, grad_scale);
+      [](Address recording, unsigned outputs, const std::vector<std::pair<double, double>>& strengths, double scale,
+         double grad_scale, Address stream) {
+        const std::vector<Coefficients> coefficients = coefficients_of(outputs, strengths, scale, grad_scale);
         BackendError error;
         require(backend().set_strengths(static_cast<Recording*>(pointer(recording)), coefficients.data(),
                                         coefficients.size(), pointer(stream), &error),
                 error);
       },
-      py::arg("recording"), py::arg("strengths"), py::arg("scale"), py::arg("grad_scale"), py::arg("stream"));
+      py::arg("recording"), py::arg("outputs"), py::arg("strengths"), py::arg("scale"), py::arg("grad_scale"),
+      py::arg("stream"));
   m.def("cuda_forget", [](Address recording) {
     without_lock([&] { backend().forget(static_cast<Recording*>(pointer(recording))); });
   });

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .._base import dtypes
 from .cuda_memory import View
 from .cuda_results import Total
 from .library import Library
@@ -25,9 +26,9 @@ class CuPy(Library):
         with self._cupy.cuda.Device(view.device or 0):
             return self._cupy.empty_like(x)
 
-    def cuda_total(self, x: Any, device: int, stream: int) -> Total:
+    def cuda_total(self, x: Any, device: int, stream: int, dtype: str) -> Total:
         with self._cupy.cuda.Device(device):
-            made = self._cupy.empty((), "float64")
+            made = self._cupy.empty((), dtypes.spoken(dtype))
         return Total(made.data.ptr, made, lambda _: made)
 
 

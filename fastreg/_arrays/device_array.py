@@ -99,3 +99,23 @@ class DeviceValue(DeviceArray):
 
     def __repr__(self) -> str:
         return f"<a penalty on CUDA device {self.memory.device}; float(...) copies it>"
+
+
+class DeviceCount(DeviceArray):
+    """A whole number in device memory: int64, 0-d, with the two interfaces of :class:`DeviceArray`.
+
+    ``int(count)`` and ``count.item()`` copy it to the host, and wait for it.
+    """
+
+    def __init__(self, memory: Any) -> None:
+        super().__init__(memory, (), "i64")
+
+    def item(self) -> int:
+        """Copy the number to the host."""
+        count: int = self.memory.read_integer()
+        return count
+
+    __int__ = item
+
+    def __repr__(self) -> str:
+        return f"<a number on CUDA device {self.memory.device}; int(...) copies it>"

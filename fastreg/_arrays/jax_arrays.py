@@ -85,7 +85,7 @@ class JAX(Library):
             return _handed_over(gradient)
         return self._jax.device_put(gradient, x.sharding)
 
-    def cuda_total(self, x: Any, device: int, stream: int) -> Total:
+    def cuda_total(self, x: Any, device: int, stream: int, dtype: str) -> Total:
         made = DeviceValue(self._memory(x, 8, stream))
         return Total(made.memory.address, made.memory, lambda _: _handed_over(made))
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from . import cupy_arrays, jax_arrays, keras_arrays, numpy_arrays, torch_arrays
-from .device_array import DeviceArray, DeviceValue
+from .device_array import DeviceArray, DeviceCount, DeviceValue
 from .library import DeviceArrays, Library, loaded
 
 ALL_NUMPY = frozenset((np.ndarray,)).issuperset
@@ -37,7 +37,7 @@ MANY = 512
 
 _OTHER = Library()
 
-TABLE: dict[type, Library] = {DeviceArray: DeviceArrays(), DeviceValue: DeviceArrays()}
+TABLE: dict[type, Library] = dict.fromkeys((DeviceArray, DeviceValue, DeviceCount), DeviceArrays())
 """The rows of classes that were seen.  A plain dict: to read it takes no lock, and to add a row is
 one step."""
 

@@ -16,7 +16,7 @@ from .._base.core import core
 from . import cuda_memory, host_memory
 from .cuda_memory import View
 from .cuda_results import Total
-from .device_array import DeviceValue
+from .device_array import DeviceCount, DeviceValue
 from .host_memory import HostView
 
 
@@ -109,9 +109,10 @@ class Library:
         """Return a gradient that was written into new memory as an array like `x`."""
         return gradient
 
-    def cuda_total(self, x: Any, device: int, stream: int) -> Total:
-        """Return memory on the device for the penalty of `x`."""
-        made = DeviceValue(core().DeviceMemory(device, stream, 8))
+    def cuda_total(self, x: Any, device: int, stream: int, dtype: str) -> Total:
+        """Return memory on the device for a number of `x`: "f64", its penalty, or "i64"."""
+        kind: type[DeviceValue | DeviceCount] = DeviceValue if dtype == "f64" else DeviceCount
+        made = kind(core().DeviceMemory(device, stream, 8))
 
         def finish(captured: bool) -> Any:
             if not captured:  # what a replay writes is not written yet

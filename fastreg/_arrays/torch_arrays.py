@@ -149,8 +149,10 @@ class Torch(Library):
     def cuda_empty_like(self, x: Any, name: str, view: View) -> Any:
         return self._torch.empty_like(x.detach())
 
-    def cuda_total(self, x: Any, device: int, stream: int) -> Total:
-        made = self._torch.empty((), dtype=self._torch.float64, device=x.device)
+    def cuda_total(self, x: Any, device: int, stream: int, dtype: str) -> Total:
+        torch = self._torch
+        kind = torch.float64 if dtype == "f64" else torch.int64
+        made = torch.empty((), dtype=kind, device=x.device)
         return Total(made.data_ptr(), made, lambda _: made)
 
     def check_target(self, target: Any, name: str) -> None:

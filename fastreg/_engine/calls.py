@@ -20,7 +20,7 @@ from .._arrays import host, torch_memory
 from .._arrays.results import plain_written
 from .._base import errors
 from .._base.core import core
-from .._base.penalty import GRADIENT, PROX, VALUE, Call, Strengths, call_of_one
+from .._base.penalty import GRADIENT, VALUE, Call, Strengths, call_of_one
 from . import backend, checks, cuda
 
 
@@ -84,8 +84,6 @@ def complete(*arguments: Any) -> Any:
     call = given._replace(scale=scale, grad_scale=grad_scale)
     learned = torch_memory.teach(core())
     if any(map(cuda_arrays.is_on_cuda, (*call.weights, *(call.gradients or ())))):
-        if call.outputs & PROX:
-            raise _no_prox_on_cuda(call)
         described = core().describe_tensors(
             call.outputs, call.weights, call.gradients, *call.numbers
         )
@@ -151,16 +149,6 @@ def _of_views(call: Call) -> Any:
     if found is NotImplemented:  # another thread has changed an array since
         raise errors.changed_error()
     return found
-
-
-def _no_prox_on_cuda(call: Call) -> TypeError:
-    place = next((i for i, w in enumerate(call.weights) if cuda_arrays.is_on_cuda(w)), None)
-    label = call.gradient_label(0) if place is None else call.weight_label(place)
-    return TypeError(
-        f"{label} is on CUDA, for which there is no kernel of the proximal step yet; take the step "
-        "on a copy in host memory and copy the result back, or compute sign(w) * max(abs(w) - "
-        "step * l1, 0) / (1 + 2 * step * l2) there"
-    )
 
 
 def _seen(x: Any, label: str, writable: bool) -> checks.Seen:

@@ -13,15 +13,15 @@ from .._arrays.host_memory import Array
 from .._arrays.libraries import owner
 from .._base import dtypes, memory
 from .._base.core import DEFAULT_STREAM, core
-from .._base.penalty import GRADIENT, VALUE, Call
+from .._base.penalty import GRADIENT, PROX, VALUE, Call
 from . import checks, recording
 
 
 def evaluate_many(call: Call, *, into: Any = None) -> Any:
     """Do on the device what the entry point of the same name does on the host.
 
-    The total stays on the device.  With `per_tensor` the values are copied to the host, or stay on
-    the device in `into`, a torch tensor of float64.
+    The total stays on the device, as do the zeros of all proximal steps.  With `per_tensor` they
+    are copied to the host, or stay on the device in `into`, a torch tensor of float64.
     """
     operands = _Operands(call)
     views, targets = checks.checked_views(call, operands.view)
@@ -62,34 +62,39 @@ def evaluate_described(
     outputs, scale, grad_scale = call.outputs, float(call.scale), float(call.grad_scale)
     strengths = call.strengths  # alone: what is captured keeps no more of the call
     device, stream = tensors.device, tensors.stream
-    values = total = None
+    values = total = zeros = all_zeros = None
+    counts = outputs & PROX
     if into is not None:
         values = core().DeviceMemory(device, stream, into.data_ptr(), into)
     elif outputs & VALUE and call.per_tensor:
-        values = core().DeviceMemory(device, stream, 8 * max(len(tensors), 1))
+        size = 8 * max(len(tensors), 1)
+        values = core().DeviceMemory(device, stream, size)
+        zeros = core().DeviceMemory(device, stream, size) if counts else None
     elif outputs & VALUE:
         library, weight = owner(call.weights[0])
-        total = library.cuda_total(weight, device, stream)
+        total = library.cuda_total(weight, device, stream, "f64")
+        all_zeros = library.cuda_total(weight, device, stream, "i64") if counts else None
+    written = values, total, zeros, all_zeros
     captured = core().cuda_evaluate(
         tensors,
         outputs,
         strengths,
         scale,
         grad_scale,
-        0 if values is None else values.address,
-        0 if total is None else total.address,
+        *(0 if one is None else one.address for one in written),
     )
     if captured:
         recording.captured(
             recording.CapturedCall(
                 captured,
+                outputs,
                 device,
                 lambda: strengths,
                 scale,
                 grad_scale,
                 tensors.coefficient_types if outputs & GRADIENT else [],
                 call.weights[0],
-                [call.weights, call.gradients, capsules, values, total and total.memory],
+                [call.weights, call.gradients, capsules, *written],
             )
         )
     elif capsules:
@@ -97,9 +102,22 @@ def evaluate_described(
     if into is not None:
         return into
     if values is not None:
-        copied = core().cuda_copy(device, stream, values.address, 8 * len(tensors))
-        return np.frombuffer(copied).tolist()
-    return None if total is None else total.finish(bool(captured))
+        per_tensor = _copied(values, len(tensors), np.float64)
+        if zeros is None:
+            return per_tensor
+        return per_tensor, _copied(zeros, len(tensors), np.int64), tensors.sizes
+    if total is None:
+        return None
+    value = total.finish(bool(captured))
+    if all_zeros is None:
+        return value
+    return value, all_zeros.finish(bool(captured)), sum(tensors.sizes)
+
+
+def _copied(memory: Any, count: int, dtype: Any) -> list[Any]:
+    copied = core().cuda_copy(memory.device, memory.stream, memory.address, 8 * count)
+    numbers: list[Any] = np.frombuffer(copied, dtype).tolist()
+    return numbers
 
 
 def shares_address(weights: Sequence[Any]) -> bool:

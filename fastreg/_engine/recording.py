@@ -20,7 +20,7 @@ from typing import Any
 from .._arrays import cuda
 from .._base import arguments, dtypes, errors
 from .._base.core import DEFAULT_STREAM, core, stream_number
-from .._base.penalty import Strengths
+from .._base.penalty import PROX, Strengths
 from . import checks
 
 
@@ -29,10 +29,12 @@ class CapturedCall:
     """One call in a graph."""
 
     handle: int
+    outputs: int
     device: int
     strengths: Callable[[], Strengths]
     scale: float
     grad_scale: float
+    """Of a proximal step the step."""
     coefficient_types: Sequence[tuple[int, int]]
     """The index into the strengths and the dtype's number of each gradient."""
     weight: Any
@@ -107,7 +109,12 @@ class Recording:
         return f"<a recording of {len(self)} calls, {self._state}>"
 
     def update(
-        self, *, scale: float | None = None, grad_scale: float | None = None, stream: Any = None
+        self,
+        *,
+        scale: float | None = None,
+        grad_scale: float | None = None,
+        step: float | None = None,
+        stream: Any = None,
     ) -> None:
         """Read the strengths again, for the replays that are queued on the stream after this.
 
@@ -115,6 +122,8 @@ class Recording:
         ----------
         scale, grad_scale : float, optional
             Factors for all calls of the recording; None for those that each was captured with.
+        step : float, optional
+            That of all proximal steps, which know no `grad_scale`; None likewise.
         stream : int or stream object, optional
             Where the graph will be replayed; None for the current stream of each call's first
             array, which is torch's or CuPy's current stream.
@@ -122,7 +131,8 @@ class Recording:
         Raises
         ------
         RuntimeError
-            When the recording is open or closed, or when nothing was captured in it.
+            When the recording is open or closed, or when nothing was captured in it, or no proximal
+            step where `step` is given.
         TypeError, ValueError
             For a scale that is no finite number, a strength that is not finite with it, and on a
             stream that is being captured.
@@ -138,22 +148,19 @@ class Recording:
             )
         wanted_scale = None if scale is None else arguments.multiplier(scale, "scale")
         wanted_grad = None if grad_scale is None else arguments.multiplier(grad_scale, "grad_scale")
+        wanted_step = None if step is None else arguments.strength(step, "step")
         wanted_stream = None if stream is None else _number_of(stream)
+        if wanted_step is not None and not any(call.outputs & PROX for call in self._calls):
+            raise RuntimeError("step was given, but no proximal step was captured; leave it out")
         orders = []
         for call in self._calls:
             factor = call.scale if wanted_scale is None else wanted_scale
-            grad_factor = call.grad_scale if wanted_grad is None else wanted_grad
+            wanted = wanted_step if call.outputs & PROX else wanted_grad
+            other = call.grad_scale if wanted is None else wanted
             strengths = call.strengths()
-            checks.check_coefficients(
-                strengths,
-                [which for which, _ in call.coefficient_types],
-                [dtypes.BY_NUMBER[number] for _, number in call.coefficient_types],
-                factor,
-                grad_factor,
-                bool(call.coefficient_types),
-            )
+            _check(call, strengths, factor, other)
             on = _current_stream(call) if wanted_stream is None else wanted_stream
-            orders.append((call.handle, strengths, factor, grad_factor, on))
+            orders.append((call.handle, call.outputs, strengths, factor, other, on))
         for order in orders:
             core().cuda_set_strengths(*order)
 
@@ -169,6 +176,17 @@ class Recording:
         _not_closed[:] = [calls for calls in _not_closed if calls is not self._calls]
         while self._calls:
             core().cuda_forget(self._calls.pop().handle)
+
+
+def _check(call: CapturedCall, strengths: Strengths, scale: float, other: float) -> None:
+    """Refuse numbers that the call would have refused; `other` is the grad_scale or the step."""
+    which = [rule for rule, _ in call.coefficient_types]
+    names = [dtypes.BY_NUMBER[number] for _, number in call.coefficient_types]
+    if call.outputs & PROX:
+        scale = arguments.strength(scale, "scale")
+        checks.check_thresholds(strengths, which, names, scale, other)
+    else:
+        checks.check_coefficients(strengths, which, names, scale, other, bool(names))
 
 
 def _current_stream(call: CapturedCall) -> int:

@@ -186,9 +186,10 @@ class Penalties:
         -------
         ProxRecord
             The penalty of the tensors as they are now, and how many of their elements are 0, of the
-            same pass.  BufferError for a tensor that may not be written; TypeError for integers,
-            for tensors on a CUDA device, and for a callable without a ``prox(w, step)`` of its own
-            penalty, which gives an array of the shape of `w`.  Then nothing has been written.
+            same pass; on a CUDA device both stay there.  BufferError for a tensor that may not be
+            written; TypeError for integers, and for a callable without a ``prox(w, step)`` of its
+            own penalty, which gives an array of the shape of `w`; on a device for any callable.
+            Then nothing has been written.
 
         Examples
         --------

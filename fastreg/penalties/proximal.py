@@ -10,10 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .._arrays import cuda, host, results
+from .._arrays.device_array import DeviceCount
 from .._base import arguments, dtypes
 from .._base.float_environment import Default, product
 from .._base.penalty import VALUE_AND_PROXIMAL, Call
 from .._engine import backend, calls, checks
+from .._engine.recording import claim, unclaimed
 from . import callables
 from .plan import Arrays, Plan
 from .rules import called, rule_name
@@ -22,21 +24,28 @@ from .rules import called, rule_name
 class ProxRecord(NamedTuple):
     """What the tensors that have a penalty are after a proximal step.
 
+    Of tensors on a CUDA device `penalty` and `zeros` stay there, 0-d in the kind of the first, and
+    nothing waits for them.
+
     >>> ProxRecord(penalty=0.5, zeros=3, size=4).sparsity
     0.75
     """
 
-    penalty: float
-    """The canonical sum of their penalties."""
-    zeros: int
-    """How many of their elements are 0, of either sign."""
+    penalty: Any
+    """The canonical sum of their penalties: a float; on a device float64."""
+    zeros: Any
+    """How many of their elements are 0, of either sign: an int; on a device int64."""
     size: int
     """How many elements they have."""
 
     @property
-    def sparsity(self) -> float:
-        """The share of zeros, from 0 to 1; 0.0 without elements."""
-        return self.zeros / self.size if self.size else 0.0
+    def sparsity(self) -> Any:
+        """The share of zeros, from 0 to 1; 0.0 without elements.
+
+        On a device 0-d there; of arrays of no framework it is a float, and waited for.
+        """
+        zeros = int(self.zeros) if isinstance(self.zeros, DeviceCount) else self.zeros
+        return zeros / self.size if self.size else 0.0
 
 
 class Each(NamedTuple):
@@ -87,6 +96,8 @@ def _fused(plan: Plan, weights: Arrays, step: Any, scale: Any, per_tensor: bool)
         step,
         per_tensor,
     )
+    if unclaimed:
+        claim(plan.strengths)
     results.all_written(weights)
     return found
 

@@ -194,7 +194,7 @@ class Elementwise(Configured):
         Parameters
         ----------
         w : array
-            As for :meth:`gradient`, in host memory.
+            As for :meth:`gradient`.
         step : float
             Finite and >= 0: the learning rate, where the step follows one of gradient descent.
         out : array, optional

@@ -326,12 +326,15 @@ def fake_cupy(runtime: Runtime) -> types.ModuleType:
         def __float__(self) -> float:
             return float(self.host())
 
+        def __int__(self) -> int:
+            return int(self.host())
+
     ndarray.__module__ = "cupy"
     cupy.ndarray = ndarray
     cupy.state = state
     cupy.array = ndarray
     cupy.cuda = types.SimpleNamespace(Device=Device)
-    cupy.empty = lambda shape, dtype: ndarray(np.full(shape, np.nan, dtype))
+    cupy.empty = lambda shape, dtype: ndarray(np.full(shape, 77, dtype))
     cupy.empty_like = lambda x: ndarray(np.full_like(x.numbers, 77))
     return cupy
 

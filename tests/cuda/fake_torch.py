@@ -140,6 +140,9 @@ def install(*, has_table: bool) -> Any:
         def __float__(self) -> float:
             return float(self.host())
 
+        def __int__(self) -> int:
+            return int(self.host())
+
     Tensor.__torch_dispatch__ = fake.Tensor.__init__  # the same for all but classes with their own
 
     class Parameter(Tensor):
@@ -170,7 +173,7 @@ def install(*, has_table: bool) -> Any:
             tensor._version += 1
 
     def empty(shape: Any, *, dtype: Dtype, device: Device) -> Tensor:
-        return Tensor(np.full(shape, np.nan, dtype.name), device.index)
+        return Tensor(np.full(shape, 77, dtype.name), device.index)
 
     def empty_like(x: Tensor) -> Tensor:
         return Tensor(np.full_like(x.numbers, 77), x.device.index)

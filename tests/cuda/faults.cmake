@@ -117,7 +117,8 @@ fastreg_plant(barrier_divergent kernel.cuh
   plain "divergent __syncthreads" bits_tiny)
 
 fastreg_plant(shuffle_divergent kernel.cuh
-  "    l1_sum = halve_warp(l1_sum);" "    if (!PLANTED(shuffle_divergent) || lane < 16) l1_sum = halve_warp(l1_sum);"
+  "const double l1_sum = halve_warp(sums.l1);"
+  "const double l1_sum = !PLANTED(shuffle_divergent) || lane < 16 ? halve_warp(sums.l1) : 0.0;"
   plain "divergent shuffle" bits_tiny)
 
 # ---- what the hardware does not do
@@ -138,9 +139,9 @@ fastreg_plant(context_made_where_none_was devices.h
 # ---- what streams must order
 
 fastreg_plant(values_on_another_stream launches.cuh
-  "at(0, static_cast<unsigned*>(nullptr))},
+  "call_.total_zeros},
                 stream)"
-  "at(0, static_cast<unsigned*>(nullptr))},
+  "call_.total_zeros},
                 PLANTED(values_on_another_stream) ? nullptr : stream)"
   plain "illegal address in a kernel|wrong (value|total): six calls" calls_follow_each_other_on_a_stream)
 
@@ -163,6 +164,53 @@ fastreg_plant(memory_given_back_too_early result_memory.h
   "check(cudaStreamWaitEvent(stream, event_of(marks[i]), 0)"
   "check(PLANTED(memory_given_back_too_early) ? cudaSuccess : cudaStreamWaitEvent(stream, event_of(marks[i]), 0)"
   plain "memory was given back too early" memory_for_results)
+
+# ---- proximal steps
+
+fastreg_plant(zeros_read_too_early kernel.cuh
+  "__syncthreads();  // the sums of the warps are there"
+  "if (!PLANTED(zeros_read_too_early)) __syncthreads();  // the sums of the warps are there"
+  tsan "data race.*in sum_of_block" steps_tiny)
+
+fastreg_plant(step_divided_by_reciprocal kernel.cuh
+  "Element<E>::narrow(proximal_step<ScalarOps<Real>, terms>(Element<E>::widen(w), t1, t2))"
+  "Element<E>::narrow(PLANTED(step_divided_by_reciprocal)
+                                   ? proximal_step<ScalarOps<Real>, terms & term_l1>(Element<E>::widen(w), t1, t2) *
+                                         (Real{1} / t2)
+                                   : proximal_step<ScalarOps<Real>, terms>(Element<E>::widen(w), t1, t2))"
+  plain "wrong gradient: step, f32 terms 2" steps_around_a_chunk)
+
+fastreg_plant(step_past_zero kernel.cuh
+  "return left <= Real{0} ? Real{0} : copysign(left, x);"
+  "return left <= Real{0} && !PLANTED(step_past_zero) ? Real{0} : copysign(left, x);"
+  plain "wrong gradient: step, f16 terms 1" steps_around_a_chunk)
+
+fastreg_plant(missing_elements_are_zeros kernel.cuh
+  "is_there && stored == 0 ? 1 : 0" "(is_there || PLANTED(missing_elements_are_zeros)) && stored == 0 ? 1 : 0"
+  plain "wrong zeros: step, f16 terms 0 outputs 11 size 1," steps_of_small_sizes)
+
+fastreg_plant(penalty_of_what_was kernel.cuh
+  "add_stored<E, terms, outputs>(Element<E>::widen(step), is_there, sums);"
+  "add_stored<E, terms, outputs>(Element<E>::widen(PLANTED(penalty_of_what_was) ? w[k] : step), is_there, sums);"
+  plain "wrong value: step, f16 terms 1 outputs 11" steps_around_a_chunk)
+
+fastreg_plant(nothing_is_copied kernel.cuh
+  "if constexpr (is_prox(outputs)) {
+          run.template"
+  "if (PLANTED(nothing_is_copied)) break;
+        if constexpr (is_prox(outputs)) {
+          run.template"
+  plain "wrong gradient: step, f16 terms 0" steps_around_a_chunk)
+
+fastreg_plant(zeros_of_the_first_groups kernel.cuh
+  "zeros = sum_by_warp(work.group_zeros + large.first_group, large.group_count, lane)"
+  "zeros = sum_by_warp(work.group_zeros + large.first_group, PLANTED(zeros_of_the_first_groups) ? 1 : large.group_count,
+                                       lane)"
+  plain "wrong zeros: step, two levels" steps_of_two_levels)
+
+fastreg_plant(zeros_of_few_items kernel.cuh
+  "i < work.item_count; i += threads_per_block" "i < work.item_count && !PLANTED(zeros_of_few_items); i += threads_per_block"
+  plain "wrong total of zeros" steps_tiny)
 
 # ---- what the contract fixes
 

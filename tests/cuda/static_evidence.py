@@ -33,7 +33,11 @@ ELEMENTS = {
     "F32": (4, "LDG.E", 16),
     "F64": (8, "LDG.E.64", 8),
 }
-OUTPUTS = {1: "V", 2: "G", 3: "VG", 6: "GA", 7: "VGA"}
+# P: a proximal step.
+OUTPUTS = {1: "V", 2: "G", 3: "VG", 6: "GA", 7: "VGA", 10: "P", 11: "VP"}
+# Fused operations that a correctly rounded division takes: of each, and in the one function that
+# all call where numbers are very large or small.
+DIVISION = {"F32": {"FFMA": (5, 12)}, "F64": {"DFMA": (7, 10), "FFMA": (1, 0)}}
 # What strided tensors and integers compute as.
 STRIDED = ("F32", "F64")
 
@@ -54,7 +58,7 @@ class Kernel:
     @property
     def cell(self) -> tuple[str, int] | None:
         """Element type and outputs of a chunk kernel; None for the kernel of the values."""
-        found = re.search(r"_chunksINS_\d+(B?F\d+)ELj(\d)E", self.name)
+        found = re.search(r"_chunksINS_\d+(B?F\d+)ELj(\d+)E", self.name)
         return (found[1], int(found[2])) if found else None
 
     @property
@@ -74,9 +78,25 @@ class Kernel:
         return 3 if self.is_strided or (outputs & 2 and not adds_alone) else 4
 
     @property
+    def is_proximal(self) -> bool:
+        return self.cell is not None and bool(self.cell[1] & 8)
+
+    def divides(self) -> dict[str, int]:
+        """Return how many fused operations its divisions may have, by name.
+
+        Two of the four combinations of terms divide: each element of a whole batch, and of a rest.
+        """
+        if self.cell is None or not self.is_proximal:
+            return {}
+        dtype = self.cell[0]
+        elements = 4 if self.is_strided else ELEMENTS[dtype][2] + 4
+        allowed = DIVISION["F64" if dtype == "F64" else "F32"]
+        return {name: 2 * elements * each + once for name, (each, once) in allowed.items()}
+
+    @property
     def label(self) -> str:
         if self.cell is None:
-            return "values"
+            return "values and zeros" if "Lb1E" in self.name else "values"
         return f"{'strided ' * self.is_strided}{self.cell[0]} {OUTPUTS[self.cell[1]]}"
 
 
@@ -150,9 +170,12 @@ def faults(kernel: Kernel) -> list[str]:
     for name in kernel.instructions:
         if name.split(".")[0] in ("LD", "ST", "LDL", "STL"):
             found.append(f"{name}: a thread's own memory, or memory of unknown kind")
+    fused: Counter[str] = Counter()
     for name, count in kernel.fused.items():
+        fused[name.split(".")[0]] += count
+    for name, count in fused.items():
         is_exact_square = name == "DFMA" and dtype in ("F16", "BF16", "F32") and outputs & 1
-        if not is_exact_square:
+        if not is_exact_square and count > kernel.divides().get(name, 0):
             found.append(f"{count} {name}: fused where the contract rounds twice")
     if kernel.cell is None and kernel.first_loads != CHUNK_SUM_LOADS:
         found.append(
@@ -161,8 +184,9 @@ def faults(kernel: Kernel) -> list[str]:
         )
     if dtype and not kernel.is_strided:
         size, load, in_flight = ELEMENTS[dtype]
-        # For each of the three combinations of terms: a whole batch's, and those of a remainder.
-        wanted = 3 * in_flight * (2 if outputs & 4 else 1)
+        # For each of the combinations of terms, of which a copy is one to a proximal step: a whole
+        # batch's, and those of a remainder.
+        wanted = (4 if kernel.is_proximal else 3) * in_flight * (2 if outputs & 4 else 1)
         have = sum(n for name, n in kernel.instructions.items() if matches(name, load))
         if have < wanted:
             found.append(f"{have} loads of {size} bytes, not the {wanted} planned")
@@ -189,7 +213,7 @@ def main() -> int:
     compiled = read_library(options.library)
     for architecture in options.architectures:
         kernels = compiled.get(architecture, [])
-        if len(kernels) != (len(ELEMENTS) + len(STRIDED)) * len(OUTPUTS) + 1:
+        if len(kernels) != (len(ELEMENTS) + len(STRIDED)) * len(OUTPUTS) + 2:
             print(f"sm_{architecture}: {len(kernels)} kernels were found", file=sys.stderr)
             wrong += 1
         for kernel in kernels:
@@ -207,7 +231,7 @@ def main() -> int:
     for label, counts in sorted(registers.items()):
         dtype, _, outputs = label.partition(" ")
         # Each array once: the weights, the old gradient, the new one. That is the floor.
-        arrays = {"V": 1, "G": 2, "VG": 2, "GA": 3, "VGA": 3}.get(outputs)
+        arrays = {"V": 1, "G": 2, "VG": 2, "GA": 3, "VGA": 3, "P": 2, "VP": 2}.get(outputs)
         moved = str(ELEMENTS[dtype][0] * arrays) if arrays else ""
         row = " | ".join(str(counts.get(a, "")) for a in options.architectures)
         print(f"| {label} | {moved} | {row} |")

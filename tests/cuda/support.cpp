@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <numeric>
 
 #include "canonical_sum.h"
 
@@ -158,6 +159,8 @@ Problem::Problem(std::vector<Shape> shapes, std::vector<Coefficients> strengths,
       device_(device),
       values_(shapes_.size() * sizeof(double), device),
       total_(sizeof(double), device),
+      zeros_(shapes_.size() * sizeof(std::int64_t), device),
+      total_zeros_(sizeof(std::int64_t), device),
       in_place_(in_place) {
   for (const Shape& shape : shapes_) {
     const std::size_t size = item_size(shape.dtype);
@@ -193,7 +196,9 @@ DeviceCall Problem::call(cudaStream_t stream) {
           strengths_.size(),
           outputs_,
           reinterpret_cast<double*>(values_.data),
-          reinterpret_cast<double*>(total_.data)};
+          reinterpret_cast<double*>(total_.data),
+          reinterpret_cast<std::int64_t*>(zeros_.data),
+          reinterpret_cast<std::int64_t*>(total_zeros_.data)};
 }
 
 std::vector<Item> Problem::items() const {
@@ -222,15 +227,20 @@ double Problem::device_value(std::size_t tensor) const {
   return value;
 }
 
-std::vector<double> Problem::step() {
+std::vector<double> Problem::step(std::vector<std::int64_t>* zeros) {
   std::vector<double> values(shapes_.size());
+  std::vector<std::int64_t> counted(shapes_.size());
   const std::vector<Item> all = items();
-  evaluate(all.data(), all.size(), outputs_, values.data());
+  evaluate(all.data(), all.size(), outputs_, values.data(), Owner::other, counted.data());
+  if (zeros != nullptr) {
+    *zeros = std::move(counted);
+  }
   return values;
 }
 
 void Problem::compare(const std::string& what) {
-  std::vector<double> values = step();
+  std::vector<std::int64_t> zeros;
+  std::vector<double> values = step(&zeros);
   if ((outputs_ & output_gradient) != 0) {
     for (std::size_t i = 0; i < shapes_.size(); ++i) {
       // With what lies between the elements.
@@ -251,6 +261,19 @@ void Problem::compare(const std::string& what) {
     CHECK(first_difference(DType::f64, reinterpret_cast<const char*>(&total), total_.data, 1) < 0,
           "wrong total:", what);
   }
+  if ((outputs_ & output_value) != 0 && is_prox(outputs_)) {
+    const auto found_at = [](const Memory& memory, std::size_t i) {
+      std::int64_t found;
+      std::memcpy(&found, memory.data + i * sizeof found, sizeof found);
+      return found;
+    };
+    for (std::size_t i = 0; i < shapes_.size(); ++i) {
+      CHECK(found_at(zeros_, i) == zeros[i], "wrong zeros:", what, "tensor", i, "of", shapes_[i].count,
+            found_at(zeros_, i), "are not", zeros[i]);
+    }
+    const std::int64_t all = std::accumulate(zeros.begin(), zeros.end(), std::int64_t{0});
+    CHECK(found_at(total_zeros_, 0) == all, "wrong total of zeros:", what);
+  }
 }
 
 void Problem::again(std::vector<Coefficients> strengths) { strengths_ = std::move(strengths); }
@@ -266,12 +289,19 @@ bool Problem::device_is_untouched() const {
   const auto is_fresh = [](const char* data, std::size_t bytes) {
     return std::all_of(data, data + bytes, [](char byte) { return static_cast<unsigned char>(byte) == 0xa5; });
   };
-  return is_fresh(values_.data, shapes_.size() * sizeof(double)) && is_fresh(total_.data, sizeof(double));
+  return is_fresh(values_.data, shapes_.size() * sizeof(double)) && is_fresh(total_.data, sizeof(double)) &&
+         is_fresh(zeros_.data, shapes_.size() * sizeof(std::int64_t)) &&
+         is_fresh(total_zeros_.data, sizeof(std::int64_t));
 }
 
 Coefficients strengths_for(unsigned terms, double scale) {
   return make_coefficients((terms & term_l1) != 0 ? 0.0123456789 : 0.0, (terms & term_l2) != 0 ? 0.3141592653 : 0.0,
                            scale, 1.7);
+}
+
+Coefficients thresholds_for(unsigned terms) {
+  return make_prox_coefficients((terms & term_l1) != 0 ? 0.0623456789 : 0.0,
+                                (terms & term_l2) != 0 ? 0.3141592653 : 0.0, 1.3, 0.7);
 }
 
 void evaluate_on_device(const DeviceCall& call, const std::string& what, Recording** recording) {

@@ -17,6 +17,7 @@ namespace fastreg::test {
 
 constexpr DType floating_dtypes[] = {DType::f16, DType::bf16, DType::f32, DType::f64};
 constexpr unsigned output_cells[] = {1, 2, 3, 6, 7};
+constexpr unsigned prox_cells[] = {10, 11};
 
 using Numbers = std::vector<std::int64_t>;
 
@@ -54,7 +55,7 @@ class Problem {
   // These strengths from now on.
   void again(std::vector<Coefficients> strengths);
   // The CPU's side of a call, without comparing; gives the values.
-  std::vector<double> step();
+  std::vector<double> step(std::vector<std::int64_t>* zeros = nullptr);
   bool device_is_untouched() const;
   // The CPU's weights, from the element of index 0 on.
   const char* weights(std::size_t tensor) const { return weights_[tensor].data() + weight_origins_[tensor]; }
@@ -80,11 +81,16 @@ class Problem {
   std::vector<std::unique_ptr<Layout>> layouts_;
   Memory values_;
   Memory total_;
+  Memory zeros_;
+  Memory total_zeros_;
   bool in_place_;
 };
 
 // Strengths for the terms of a mask, of both signs and odd enough for every rounding to matter.
 Coefficients strengths_for(unsigned terms, double scale = 1.0);
+
+// The same for proximal steps, which make about one element in four of what `fill` makes 0.
+Coefficients thresholds_for(unsigned terms);
 
 // Calls the backend, which must succeed.
 void evaluate_on_device(const DeviceCall& call, const std::string& what, Recording** recording = nullptr);

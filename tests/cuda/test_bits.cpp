@@ -118,4 +118,64 @@ TEST(bits_tiny) {
   }
 }
 
+// ---- proximal steps
+
+const std::vector<Coefficients> all_thresholds = {thresholds_for(0), thresholds_for(term_l1), thresholds_for(term_l2),
+                                                  thresholds_for(term_l1 | term_l2)};
+
+// Each size by itself, for every dtype and terms: with the value and without, elsewhere and in place.
+void each_step(const std::vector<std::int64_t>& sizes, int offset) {
+  int cell = 0;
+  for (const DType dtype : floating_dtypes) {
+    for (std::uint32_t terms = 0; terms <= 3; ++terms) {
+      for (const std::int64_t size : sizes) {
+        for (const unsigned outputs : prox_cells) {
+          for (const bool in_place : {false, true}) {
+            ++cell;
+            stand_in::reset(static_cast<std::uint64_t>(cell));
+            stand_in::set_processors(1 + cell % 3, 1);
+            Problem problem({{dtype, size, offset, terms}}, all_thresholds, outputs, static_cast<std::uint64_t>(cell),
+                            0, in_place);
+            run(problem, "step, " + name_of(dtype, terms, outputs) + " size " + std::to_string(size) +
+                             (in_place ? ", in place," : ","));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(steps_of_small_sizes) { each_step({0, 1, 31, 32, 33}, 0); }
+TEST(steps_around_a_chunk) { each_step({4095, 4096, 4097}, 0); }
+TEST(steps_of_unaligned_tensors) { each_step({33, 8192, 20003}, 1); }
+
+TEST(steps_of_many_tensors) {
+  for (const unsigned outputs : prox_cells) {
+    for (const int count : {7, 300}) {
+      stand_in::reset(outputs);
+      Problem problem(mixed(count, count == 7 ? 9000 : 300), all_thresholds, outputs, outputs, 0, true);
+      run(problem, "step, many tensors");
+    }
+  }
+}
+
+TEST(steps_of_two_levels) {
+  stand_in::reset(1);
+  Problem problem({{DType::f16, std::int64_t{4096} * 4096 + 70000, 0, 3}, {DType::f16, 5, 0, 1}}, all_thresholds, 11, 3,
+                  0, true);
+  run(problem, "step, two levels");
+}
+
+TEST(steps_tiny) {
+  stand_in::reset(1);
+  stand_in::set_processors(1, 2);
+  Problem problem({{DType::f32, 9000, 0, 3},
+                   {DType::f64, 40, 0, 2},
+                   {DType::bf16, 4100, 1, 1},
+                   {DType::f32, 0, 0, 3},
+                   {DType::f16, 70, 0, 0}},
+                  all_thresholds, 11, 11, 0, true);
+  run(problem, "step, tiny");
+}
+
 }  // namespace fastreg::test

@@ -8,7 +8,6 @@ import importlib
 import sys
 import types
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import ml_dtypes
@@ -20,8 +19,6 @@ from device_fakes import (
     Producer,
     Runtime,
     Taken,
-    fake_cupy,
-    fake_jax,
     numbers,
 )
 from stand_in_arrays import LIBRARY
@@ -36,32 +33,6 @@ from fastreg.regularizers import L1, L1L2, L2, OrthogonalRegularizer
 pytestmark = pytest.mark.skipif(not LIBRARY, reason="FASTREG_CUDA_LIBRARY names no stand-in")
 
 RULE = L1L2(0.01, 0.3)
-
-
-@pytest.fixture
-def runtime() -> Iterator[Runtime]:
-    runtime = Runtime()
-    yield runtime
-    runtime.drain()
-    cuda_results.held.clear()
-    gc.collect()
-    runtime.drain()
-    runtime.free_dropped()
-
-
-@pytest.fixture
-def cupy(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    module = fake_cupy(runtime)
-    monkeypatch.setitem(sys.modules, "cupy", module)
-    return module
-
-
-@pytest.fixture
-def jax(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    modules = fake_jax(runtime)
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    return modules["jax"]
 
 
 def test_info_finds_the_device() -> None:

@@ -162,7 +162,7 @@ TEST(values_of_large_rows) {
       {rows.data(), strengths, nullptr, 0, large_rows.data(), static_cast<std::int64_t>(large_rows.size()), nullptr,
        nullptr, l1_sums.data(), l2_sums.data(), values.data(), static_cast<std::int64_t>(rows.size()), &total,
        total_sums.data(), &finished},
-      cuda::penalty_values);
+      cuda::penalty_values<false>);
   for (std::size_t i = 0; i < wanted.size(); ++i) {
     CHECK(values[i] == wanted[i], "row", i, "of", large_rows[i].group_count, values[i], "is not", wanted[i]);
   }

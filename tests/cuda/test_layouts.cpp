@@ -12,6 +12,9 @@ namespace {
 const std::vector<Coefficients> all_strengths = {strengths_for(0), strengths_for(term_l1), strengths_for(term_l2),
                                                  strengths_for(term_l1 | term_l2)};
 
+const std::vector<Coefficients> all_thresholds = {thresholds_for(0), thresholds_for(term_l1), thresholds_for(term_l2),
+                                                  thresholds_for(term_l1 | term_l2)};
+
 constexpr DType integer_dtypes[] = {DType::boolean, DType::i8,  DType::i16, DType::i32, DType::i64,
                                     DType::u8,      DType::u16, DType::u32, DType::u64};
 
@@ -102,11 +105,22 @@ Shape line(DType dtype, std::int64_t count, std::int64_t weight_stride, std::int
   return {dtype, count, 0, terms, {count}, {weight_stride}, {gradient_stride}};
 }
 
+// Where no two elements share memory.
+bool may_be_written(const Arrangement& arrangement) {
+  return arrangement.weight_strides[0] != 0 && arrangement.weight_strides.back() != 0 &&
+         std::strcmp(arrangement.name, "windows that overlap") != 0;
+}
+
+Arrangement in_place(Arrangement arrangement) {
+  arrangement.gradient_strides = arrangement.weight_strides;
+  return arrangement;
+}
+
 void run(std::vector<Shape> shapes, unsigned outputs, const std::string& what, bool in_place = false) {
   static std::uint64_t seed = 0;
   stand_in::reset(++seed);
   stand_in::set_processors(1 + static_cast<int>(seed % 3), 1);
-  Problem problem(std::move(shapes), all_strengths, outputs, seed, 0, in_place);
+  Problem problem(std::move(shapes), is_prox(outputs) ? all_thresholds : all_strengths, outputs, seed, 0, in_place);
   run(problem, what);
 }
 
@@ -188,15 +202,28 @@ TEST(layouts_of_many_chunks) { each_length({100003}); }
 
 TEST(layouts_in_place) {
   for (const Arrangement& arrangement : arrangements()) {
-    if (arrangement.weight_strides[0] == 0 || arrangement.weight_strides.back() == 0 ||
-        std::strcmp(arrangement.name, "windows that overlap") == 0) {
-      continue;  // no output may lie so
+    if (!may_be_written(arrangement)) {
+      continue;
     }
-    Arrangement alike = arrangement;
-    alike.gradient_strides = alike.weight_strides;
+    const Arrangement alike = in_place(arrangement);
     for (const unsigned outputs : {2u, 3u, 6u, 7u}) {
       run({shape_of(alike, DType::f32, 3), shape_of(alike, DType::bf16, 0)}, outputs,
           std::string(arrangement.name) + " in place, " + name_of(DType::f32, 3, outputs), true);
+    }
+  }
+}
+
+TEST(steps_in_any_layout) {
+  for (const Arrangement& arrangement : arrangements()) {
+    for (const DType dtype : floating_dtypes) {
+      for (std::uint32_t terms = 0; terms <= 3; ++terms) {
+        const std::string what = std::string(arrangement.name) + ", " + name_of(dtype, terms, 11);
+        run({shape_of(arrangement, dtype, terms)}, 11, "step, " + what);
+        if (may_be_written(arrangement)) {
+          run({shape_of(in_place(arrangement), dtype, terms)}, 11, "step in place, " + what, true);
+        }
+      }
+      run({shape_of(arrangement, dtype, 3)}, 10, std::string("step without value, ") + arrangement.name);
     }
   }
 }

@@ -43,6 +43,21 @@ def test_gradients_that_are_added_alone_leave_room_for_a_fourth_block() -> None:
     assert fault == "65 registers, of at most 64"
 
 
+@pytest.mark.parametrize(
+    ("dtype", "outputs", "allowed"),
+    [("3F32", 10, {"FFMA": 209, "FFMA.RZ": 3}), ("3F64", 11, {"DFMA": 178, "FFMA": 24})],
+)
+def test_divisions_of_proximal_steps_are_fused_inside(
+    dtype: str, outputs: int, allowed: dict[str, int]
+) -> None:
+    name = f"_ZN7fastreg4cuda14penalty_chunksINS_{dtype}ELj{outputs}EEEvNS0_9ChunkWorkE"
+    loads = Counter({"LDG.E": 81, "LDG.E.64": 71})
+    assert evidence.faults(kernel(name=name, instructions=loads, fused=Counter(allowed))) == []
+    more = Counter(allowed) + Counter([next(iter(allowed))])
+    (fault,) = evidence.faults(kernel(name=name, instructions=loads, fused=more))
+    assert "fused where the contract rounds twice" in fault
+
+
 LOAD = "        /*0470*/              @!P4 LDG.E.64.STRONG.GPU R26, desc[UR14][R10.64] ;"
 STORE = "        /*0e00*/                   STS.64 [R57], R26 ;"
 

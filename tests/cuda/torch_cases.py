@@ -349,3 +349,29 @@ def test_a_graph(runtime: Runtime) -> None:
         assert float(value) == rule.accumulate(w, g)
         assert grad.host().tobytes() == g.tobytes()
     recording.close()
+
+
+def test_proximal_steps(runtime: Runtime, judged: list[int]) -> None:
+    host = {f"{i}": numbers(7 * i + 2, DTYPES[i % 4], i) for i in range(40)}
+    tensors = {name: torch.nn.Parameter(w) for name, w in host.items()}
+    rules = {"*1": L2(0.5), "*2": None, "*": RULE}
+    penalties, expected = fastreg.attach(tensors, rules), fastreg.attach(host, rules)
+    with pytest.raises(TypeError, match=r"^tensors\['0'\] is a torch tensor that requires a grad"):
+        penalties.prox(0.5)
+    with torch.no_grad():
+        penalties.prox(0.0)  # makes room
+        waits = runtime.waits
+        record = penalties.prox(0.5)
+        assert runtime.waits == waits
+    expected.prox(0.0)
+    found = expected.prox(0.5)
+    assert (record.penalty.dtype, record.zeros.dtype) == (torch.float64, torch.int64)
+    assert (record.penalty.shape, record.zeros.shape) == ((), ())
+    assert (float(record.penalty), int(record.zeros), record.size) == found
+    for name, weight in tensors.items():
+        assert weight.host().tobytes() == host[name].tobytes()
+        assert weight._version == (0 if name.endswith("2") else 2)
+    made = RULE.prox(tensors["3"], 0.5)
+    assert (type(made), made.requires_grad) == (torch.Tensor, False)
+    assert made.host().tobytes() == RULE.prox(host["3"], 0.5).tobytes()
+    assert_calls(judged, plain=3)

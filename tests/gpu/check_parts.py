@@ -36,6 +36,7 @@ MAKERS = {"bare": "stand_in", "torch": "torch_on_host", "cupy": "", "jax": "jax_
 #: What is tested with each maker, in this order.
 TESTS = (
     "test_gpu_bits.py",
+    "test_gpu_prox.py",
     "test_gpu_errors.py",
     "test_gpu_streams.py",
     "test_gpu_layouts.py",

@@ -42,6 +42,8 @@ void add_chunk_kernels(Kernels& kernels) {
   add(kernels, cuda::penalty_chunks<E, 3>);
   add(kernels, cuda::penalty_chunks<E, 6>);
   add(kernels, cuda::penalty_chunks<E, 7>);
+  add(kernels, cuda::penalty_chunks<E, 10>);
+  add(kernels, cuda::penalty_chunks<E, 11>);
 }
 
 template <class E>
@@ -51,6 +53,8 @@ void add_strided_kernels(Kernels& kernels) {
   add(kernels, cuda::strided_chunks<E, 3>);
   add(kernels, cuda::strided_chunks<E, 6>);
   add(kernels, cuda::strided_chunks<E, 7>);
+  add(kernels, cuda::strided_chunks<E, 10>);
+  add(kernels, cuda::strided_chunks<E, 11>);
 }
 
 const Launcher* find_kernel(const std::string& name) {
@@ -62,8 +66,8 @@ const Launcher* find_kernel(const std::string& name) {
     add_chunk_kernels<F64>(kernels);
     add_strided_kernels<F32>(kernels);
     add_strided_kernels<F64>(kernels);
-    // A static function is no symbol here; nvcc registers it as if it were not static.
-    add(kernels, "_ZN7fastreg4cuda14penalty_valuesENS0_7SumWorkE", cuda::penalty_values);
+    add(kernels, cuda::penalty_values<false>);
+    add(kernels, cuda::penalty_values<true>);
     return kernels;
   }();
   const auto found = known.find(name);
