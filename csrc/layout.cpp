@@ -167,11 +167,10 @@ Layout make_layout(const ArrayView& weights, const ArrayView* gradients) {
   Layout layout;
   int order[max_axes];
   int count = 0;
-  const auto size = static_cast<std::int64_t>(item_size(weights.dtype));
   // A view without strides is in C order without gaps: its strides follow from the shape.
   std::int64_t implied[2][max_axes];
   const auto strides_of = [&](const ArrayView& view, std::int64_t* memory) {
-    std::int64_t step = size;
+    auto step = static_cast<std::int64_t>(item_size(view.dtype));
     for (int axis = view.axes - 1; axis >= 0; --axis) {
       memory[axis] = view.strides != nullptr ? view.stride(axis) : step;
       step *= view.shape[axis];
@@ -203,7 +202,7 @@ Layout make_layout(const ArrayView& weights, const ArrayView* gradients) {
     }
     layout.axes[layout.axis_count++] = axis;
   }
-  std::int64_t expected = size;
+  auto expected = static_cast<std::int64_t>(item_size((gradients != nullptr ? *gradients : weights).dtype));
   layout.gradients_consecutive = true;
   for (int k = layout.axis_count - 1; k >= 0; --k) {
     layout.gradients_consecutive &= layout.axes[k].gradient_stride == expected;

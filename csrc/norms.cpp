@@ -19,7 +19,9 @@ namespace {
 constexpr std::int64_t piece_size = 512;
 static_assert(piece_size % lanes_per_chunk == 0);
 
-bool lies_right(const NormItem& item) { return item.layout == nullptr || item.layout->weights_consecutive; }
+bool lies_right(const NormItem& item) {
+  return item.computed == nullptr && (item.layout == nullptr || item.layout->weights_consecutive);
+}
 
 char* address_of(const NormItem& item, std::int64_t element) {
   return static_cast<char*>(item.data) + element * static_cast<std::int64_t>(item_size(item.dtype));
@@ -32,10 +34,13 @@ void read_pieces(const NormItem& item, std::int64_t begin, std::int64_t count, P
   alignas(64) double converted[piece_size];
   for (std::int64_t done = 0; done < count; done += piece_size) {
     const std::int64_t some = std::min(count - done, piece_size);
-    const void* elements = address_of(item, begin + done);
-    if (!lies_right(item)) {
+    const void* elements = gathered;
+    if (lies_right(item)) {
+      elements = address_of(item, begin + done);
+    } else if (item.computed != nullptr) {
+      item.computed->read(begin + done, some, gathered);
+    } else {
       gather(*item.layout, Operand::weights, item.data, item_size(item.dtype), begin + done, some, gathered);
-      elements = gathered;
     }
     if (is_floating(item.dtype)) {
       piece(item.dtype, elements, some);
@@ -46,8 +51,9 @@ void read_pieces(const NormItem& item, std::int64_t begin, std::int64_t count, P
   }
 }
 
-void add_scaled(const NormLoops& loops, DType dtype, const void* elements, std::int64_t count, int exponent,
-                NormLanes& lanes) {
+// Not inlined: its numbers would be on the stack of all others.
+[[gnu::noinline]] void add_scaled(const NormLoops& loops, DType dtype, const void* elements, std::int64_t count,
+                                  int exponent, NormLanes& lanes) {
   double numbers[piece_size];
   loops.widen[static_cast<std::size_t>(dtype)](elements, count, numbers);
   for (std::int64_t i = 0; i < count; ++i) {

@@ -235,6 +235,94 @@ def scale_tensors(tensors: tuple[Any, ...], factor: float, checked: bool) -> Any
         NotImplemented with nothing written.
     """
 
+def measure_step(
+    parameters: tuple[Any, ...],
+    gradients: tuple[Any, ...],
+    settings: tuple[tuple[float, ...], ...],
+    which: tuple[int, ...],
+    loss_scale: float,
+    clip: int,
+    exponent: int,
+) -> Any:
+    """Return what `norm_sums` does, of d at the line of the clip (docs/numerics.md, 12).
+
+    Parameters
+    ----------
+    parameters
+        As `take_step` takes them.  Read where the clip is 2 and a tensor's mode is 1.
+    gradients, settings, which, loss_scale, clip
+        As for `take_step`.
+    exponent
+        As for `norm_sums`.
+
+    Returns
+    -------
+    list of tuple, or NotImplemented
+
+    Raises
+    ------
+    TypeError
+        When there is not one of each for each parameter, or the settings are not 13 numbers.
+    MemoryError
+        As for `norm_sums`.
+    """
+
+def take_step(
+    parameters: tuple[Any, ...],
+    gradients: tuple[Any, ...],
+    first: tuple[Any, ...] | None,
+    second: tuple[Any, ...] | None,
+    largest: tuple[Any, ...] | None,
+    steps: tuple[int, ...],
+    settings: tuple[tuple[float, ...], ...],
+    which: tuple[int, ...],
+    loss_scale: float,
+    clip: int,
+    factor: float,
+    checked: bool,
+) -> Any:
+    """Take the next step of an optimizer in place, all tensors in one pass.
+
+    Parameters
+    ----------
+    parameters
+        Arrays of floating types, or pairs (numpy.ndarray, name of the dtype) as of
+        `evaluate_views`.
+    gradients
+        Of the same shapes; of the parameters' dtypes, or of the type of the arithmetic: float64 for
+        float64, else float32.
+    first, second, largest
+        Momentum or first moment, second moment, and the largest of those, in the type of the
+        arithmetic; None where the settings need none.
+    steps
+        How many steps each tensor took.  After none, there is no momentum yet.
+    settings
+        Rows of 13 numbers: those of ``fastreg/_base/steps.py``.
+    which
+        The row of each tensor.
+    loss_scale
+        What the gradients are divided by; 1.0 for nothing.
+    clip
+        0 for none, 1 for the data's gradient, 2 with the penalty's gradient in it.
+    factor
+        The c of the clip.
+    checked
+        Whether it is known that no two elements share memory.
+
+    Returns
+    -------
+    (list of float, list of int), or NotImplemented
+        The penalty and the number of zeros of each tensor, both 0 for those without a mode.
+        NotImplemented with nothing written where anything is not plainly right.
+
+    Raises
+    ------
+    TypeError
+        As for `measure_step`; nothing has been written.
+    MemoryError
+        When there is no memory for 20 bytes for 4,096 elements; nothing has been written.
+    """
+
 def get_num_threads() -> int:
     """Return how many threads a call may use, the caller's included.
 

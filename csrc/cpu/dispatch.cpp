@@ -8,6 +8,7 @@
 
 #include "floors.h"
 #include "norm_loops.h"
+#include "step_loops.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -20,6 +21,7 @@ struct Candidate {
   const KernelTable* table;
   const FloorLoops* floor_loops;
   const NormLoops* norm_loops;  // by variant
+  const StepLoops* step_loops;
   bool (*usable)();
 };
 
@@ -46,18 +48,19 @@ bool has_f16c() {
 // The best first; each with the processor features that its flags in CMakeLists.txt let the compiler use.
 const Candidate candidates[] = {
 #if defined(FASTREG_HAVE_AVX512)
-    {&avx512::table, &avx512::floor_loops, avx512::norm_loops, has_avx512},
+    {&avx512::table, &avx512::floor_loops, avx512::norm_loops, &avx512::step_loops, has_avx512},
 #endif
 #if defined(FASTREG_HAVE_AVX2)
-    {&avx2::table, &avx2::floor_loops, avx2::norm_loops, has_avx2},
+    {&avx2::table, &avx2::floor_loops, avx2::norm_loops, &avx2::step_loops, has_avx2},
 #endif
 #if defined(FASTREG_HAVE_AVX512_ON_AVX2)
-    {&avx512_on_avx2::table, &avx512_on_avx2::floor_loops, avx512_on_avx2::norm_loops, has_avx2},
+    {&avx512_on_avx2::table, &avx512_on_avx2::floor_loops, avx512_on_avx2::norm_loops, &avx512_on_avx2::step_loops,
+     has_avx2},
 #endif
 #if defined(FASTREG_HAVE_NEON)
-    {&neon::table, &neon::floor_loops, neon::norm_loops, [] { return true; }},
+    {&neon::table, &neon::floor_loops, neon::norm_loops, &neon::step_loops, [] { return true; }},
 #endif
-    {&portable::table, &portable::floor_loops, portable::norm_loops, [] { return true; }},
+    {&portable::table, &portable::floor_loops, portable::norm_loops, &portable::step_loops, [] { return true; }},
 };
 
 const KernelTable* find(const std::string& name, const std::string& source) {
@@ -107,6 +110,8 @@ const FloorLoops& floor_loops() { return *candidate_in_use().floor_loops; }
 const NormLoops& norm_loops(Variant variant) {
   return candidate_in_use().norm_loops[static_cast<std::size_t>(variant)];
 }
+
+const StepLoops& step_loops() { return *candidate_in_use().step_loops; }
 
 void choose_instruction_set(const std::string& name, const std::string& source) {
   active().store(find(name, source), std::memory_order_relaxed);

@@ -196,7 +196,7 @@ class ZeroCount {
 #endif
 };
 
-// What penalty.inl and prox.inl ask for.
+// What penalty.inl, prox.inl and step.inl ask for.
 template <class Scalar>
 struct VectorOps {
   using Real = Vector<Scalar>;
@@ -228,6 +228,40 @@ struct VectorOps {
     const Bits<Scalar> sign_bit = bit_cast<Bits<Scalar>>(x) & BitsOf<Scalar>::sign;
     const Bits<Scalar> is_gone = bit_cast<Bits<Scalar>>(left <= Real{});  // not where it is NaN
     return bit_cast<Real>((bit_cast<Bits<Scalar>>(left) | sign_bit) & ~is_gone);
+  }
+  FASTREG_INLINE Real sqrt(Real x) {
+    [[maybe_unused]] constexpr bool single = sizeof(Scalar) == sizeof(float);
+#if defined(FASTREG_VEC_AVX512)
+    if constexpr (single) {
+      return _mm512_sqrt_ps(x);
+    } else {
+      return _mm512_sqrt_pd(x);
+    }
+#elif defined(FASTREG_VEC_AVX2)
+    if constexpr (single) {
+      return _mm256_sqrt_ps(x);
+    } else {
+      return _mm256_sqrt_pd(x);
+    }
+#elif defined(FASTREG_VEC_SSE2)
+    if constexpr (single) {
+      return _mm_sqrt_ps(x);
+    } else {
+      return _mm_sqrt_pd(x);
+    }
+#elif defined(FASTREG_VEC_NEON)
+    if constexpr (single) {
+      return vsqrtq_f32(x);
+    } else {
+      return vsqrtq_f64(x);
+    }
+#else
+    Real roots;
+    for (int k = 0; k < real_lanes<Scalar>; ++k) {
+      roots[k] = single ? __builtin_sqrtf(static_cast<float>(x[k])) : static_cast<Scalar>(__builtin_sqrt(x[k]));
+    }
+    return roots;
+#endif
   }
 };
 

@@ -1,23 +1,18 @@
 // Norms, and the scaling of a clip. Their arguments are positional, and documented in fastreg/_core.pyi.
 #include <pybind11/pybind11.h>
 
-#include <algorithm>
 #include <memory>
 #include <vector>
 
 #include "../norms.h"
 #include "arguments.h"
 #include "bindings.h"
-#include "interpreter_lock.h"
-#include "tensor.h"
+#include "operands.h"
 
 namespace py = pybind11;
 
 namespace fastreg::python {
 namespace {
-
-// Giving the interpreter up and taking it back costs about 100 ns.
-constexpr std::int64_t bytes_worth_releasing = std::int64_t{1} << 18;
 
 // The tensors of a call in host memory: NumPy arrays, torch tensors, and pairs (numpy.ndarray, name of the dtype), as
 // Python has described others. It borrows from them.
@@ -38,7 +33,8 @@ class Tensors {
         return;
       }
     }
-    is_plain_ = use != Use::written || are_disjoint();
+    static thread_local std::vector<Span> known;
+    is_plain_ = use != Use::written || spans_.are_disjoint(known);
   }
 
   bool is_plain() const { return is_plain_; }
@@ -47,19 +43,13 @@ class Tensors {
 
   template <class Body>
   void run(Body body) const {
-    if (bytes_ >= bytes_worth_releasing) {
-      without_lock(body);
-    } else {
-      body();
-    }
+    without_lock_if_long(bytes_, body);
   }
 
  private:
   bool add(PyObject* object, Use use) {
     ArrayView view;
-    int device = on_host;
-    if (!(PyTuple_CheckExact(object) ? describe_view(object, view) : describe(object, view, device)) ||
-        device != on_host) {
+    if (!describe_on_host(object, view)) {
       return false;
     }
     if (use != Use::read && !(view.writable && is_floating(view.dtype))) {
@@ -70,7 +60,7 @@ class Tensors {
         return false;
       }
       if (view.count != 0) {
-        extents_.push_back(extent_of(view));
+        spans_.add(extent_of(view), true);
       }
     }
     if (items_.empty() && is_plain_torch(object)) {
@@ -85,15 +75,9 @@ class Tensors {
     return true;
   }
 
-  bool are_disjoint() {
-    std::sort(extents_.begin(), extents_.end(), [](const Extent& a, const Extent& b) { return a.low < b.low; });
-    return std::adjacent_find(extents_.begin(), extents_.end(),
-                              [](const Extent& a, const Extent& b) { return b.low < a.high; }) == extents_.end();
-  }
-
   std::vector<NormItem> items_;
   std::vector<std::unique_ptr<Layout>> layouts_;
-  std::vector<Extent> extents_;
+  Spans spans_;
   std::int64_t bytes_ = 0;
   Owner owner_ = Owner::other;  // of the first
   bool is_plain_ = false;

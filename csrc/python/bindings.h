@@ -10,5 +10,6 @@ void add_device_functions(pybind11::module_& m);
 void add_floor_functions(pybind11::module_& m);
 void add_norm_functions(pybind11::module_& m);
 void add_setting_functions(pybind11::module_& m);
+void add_step_functions(pybind11::module_& m);
 
 }  // namespace fastreg::python

@@ -12,9 +12,6 @@
 namespace fastreg::python {
 namespace {
 
-// Giving the interpreter up and taking it back costs about 100 ns.
-constexpr std::int64_t bytes_worth_releasing = std::int64_t{1} << 18;
-
 bool same_memory(const ArrayView& a, const ArrayView& b) {
   if (a.data != b.data || a.dtype != b.dtype || !same_shape(a, b)) {
     return false;
@@ -31,10 +28,6 @@ bool same_memory(const ArrayView& a, const ArrayView& b) {
     }
   }
   return true;
-}
-
-bool same_order(const ArrayView& a, const ArrayView& b) {
-  return (a.c_contiguous && b.c_contiguous) || (a.f_contiguous && b.f_contiguous);
 }
 
 bool fits_f32(double x) { return std::isfinite(static_cast<float>(x)); }
@@ -146,9 +139,9 @@ void Call::judge_gradients(const ArrayView& weights, const ArrayView& gradients,
   is_plain_ &= in_place || read.high <= written.low || written.high <= read.low;
   if (slots_.count > 1) {
     if (!in_place) {
-      spans_.push_back({read, false});
+      spans_.add(read, false);
     }
-    spans_.push_back({written, true});
+    spans_.add(written, true);
   }
 }
 
@@ -163,29 +156,10 @@ const Layout* Call::layout_of(const ArrayView& weights, const ArrayView& gradien
   return layouts_.emplace_back(std::move(layout)).get();
 }
 
-// No two spans of which one is written overlap. Whether they do depends on nothing but the spans, and training loops
-// bring the same ones at every step: comparing them is five times cheaper than sorting them.
-bool Call::spans_are_disjoint() const {
+bool Call::is_plainly_right() const {
   static thread_local std::vector<Span> known;
-  if (spans_ == known) {
-    return true;
-  }
-  std::vector<Span> sorted = spans_;
-  std::sort(sorted.begin(), sorted.end(), [](const Span& a, const Span& b) { return a.extent.low < b.extent.low; });
-  std::uintptr_t read_end = 0;
-  std::uintptr_t written_end = 0;
-  for (const Span& span : sorted) {
-    if (span.extent.low < written_end || (span.written && span.extent.low < read_end)) {
-      return false;
-    }
-    std::uintptr_t& end = span.written ? written_end : read_end;
-    end = std::max(end, span.extent.high);
-  }
-  known = spans_;
-  return true;
+  return is_safe_ && is_plain_ && spans_.are_disjoint(known);
 }
-
-bool Call::is_plainly_right() const { return is_safe_ && is_plain_ && (spans_.empty() || spans_are_disjoint()); }
 
 void Call::add_addresses(std::vector<std::uintptr_t>& addresses) const {
   for (std::size_t i = 0; i < added_; ++i) {
@@ -201,11 +175,7 @@ std::int64_t Call::elements() const {
 }
 
 void Call::run() {
-  if (bytes_ >= bytes_worth_releasing) {
-    without_lock([&] { evaluate(slots_.items, added_, outputs_, slots_.values, owner_, slots_.zeros); });
-  } else {
-    evaluate(slots_.items, added_, outputs_, slots_.values, owner_, slots_.zeros);
-  }
+  without_lock_if_long(bytes_, [&] { evaluate(slots_.items, added_, outputs_, slots_.values, owner_, slots_.zeros); });
   for (const Copy& one : copies_) {
     copy(one);
   }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../plan.h"
+#include "operands.h"
 #include "tensor.h"
 
 namespace fastreg::python {
@@ -74,15 +75,6 @@ class Call {
   void run();
 
  private:
-  // Memory that a call reads or writes.
-  struct Span {
-    Extent extent;
-    bool written;
-    bool operator==(const Span& other) const {
-      return extent.low == other.extent.low && extent.high == other.extent.high && written == other.written;
-    }
-  };
-
   struct Copy {
     const void* source;
     void* target;
@@ -96,7 +88,6 @@ class Call {
   void judge_gradients(const ArrayView& weights, const ArrayView& gradients, const Rule& rule);
   const Layout* layout_of(const ArrayView& weights, const ArrayView& gradients);
   bool writes_gradients() const { return (outputs_ & output_gradient) != 0; }
-  bool spans_are_disjoint() const;
 
   unsigned outputs_;
   Slots slots_;
@@ -107,7 +98,7 @@ class Call {
   std::int64_t bytes_ = 0;
   bool is_safe_ = true;   // dtypes, shapes and permission to write
   bool is_plain_ = true;  // the rest, each tensor by itself
-  std::vector<Span> spans_;
+  Spans spans_;
   std::vector<Copy> copies_;
   std::vector<std::unique_ptr<Layout>> layouts_;
 };

@@ -62,6 +62,7 @@ PYBIND11_MODULE_EXEC(_core, m) {
 
   add_call_functions(m);
   add_setting_functions(m);
+  add_step_functions(m);
   add_norm_functions(m);
   add_floor_functions(m);
   add_device_functions(m);

@@ -1,0 +1,532 @@
+// Every kernel of optimizers' steps, of every table that this processor can run, against scalar code that follows the
+// contract line by line: algorithms, modes, flags, dtypes of parameters and gradients, at sizes where something ends,
+// at every alignment, over special numbers. Then whole calls: layouts, threads, norms of what is clipped.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "arrays.h"
+#include "check.h"
+#include "cpu/dispatch.h"
+#include "cpu/policy.h"
+#include "cpu/pool.h"
+#include "cpu/step_loops.h"
+#include "steps.h"
+
+namespace fastreg::test {
+namespace {
+
+struct Step {
+  StepSettings settings{};
+  std::int64_t taken = 0;
+  double loss_scale = 1.0;
+  Clip clip = Clip::none;
+  double factor = 1.0;
+};
+
+struct Element {
+  double w, g, m, v, h;
+};
+
+double power_of(double base, std::int64_t exponent) {
+  double result = 1.0;
+  for (double p = base; exponent != 0; exponent /= 2, p = p * p) {
+    result = exponent % 2 != 0 ? result * p : result;
+  }
+  return result;
+}
+
+// One element in the words of the contract, every number rounded to Real and every operation as well.
+template <class Real>
+struct Scalar {
+  const Step& step;
+  const StepSettings& s = step.settings;
+
+  static Real round(double x) { return static_cast<Real>(x); }
+  static Real sign(Real w) { return w > 0 ? Real{1} : w < 0 ? Real{-1} : std::isnan(w) ? w : Real{0}; }
+  bool has(unsigned flag) const { return (s.flags & flag) != 0; }
+
+  Real first_line(double g) const {
+    Real d = round(g);
+    if (step.loss_scale != 1.0) {
+      d = d * round(1.0 / step.loss_scale);
+    }
+    return has(flag_maximize) ? -d : d;
+  }
+
+  Real penalized(Real d, Real w) const {
+    if (s.mode != Mode::gradient || (s.l1 == 0.0 && s.l2 == 0.0)) {
+      return d;
+    }
+    const Real of_l1 = sign(w) * round(s.l1);
+    const Real of_l2 = round(2.0 * s.l2) * w;
+    if (s.l1 != 0.0 && s.l2 != 0.0) {
+      const Real both = of_l1 + of_l2;
+      return d + both;
+    }
+    return d + (s.l1 != 0.0 ? of_l1 : of_l2);
+  }
+
+  Real prox(Real u, Real t1, Real t2, bool has_l1, bool has_l2) const {
+    if (has_l1) {
+      const Real a = std::fabs(u) - t1;
+      u = a > 0 ? std::copysign(a, u) : std::isnan(a) ? a : Real{0};
+    }
+    return has_l2 ? u / t2 : u;
+  }
+
+  Real left(Real w, Real kept, Real move, Real q) const {
+    const bool has_l1 = s.l1 != 0.0;
+    const bool has_l2 = s.l2 != 0.0;
+    if (s.mode == Mode::proximal) {
+      return prox(kept - move, round(s.lr * s.l1), round(1.0 + s.lr * (2.0 * s.l2)), has_l1, has_l2);
+    }
+    if (s.mode == Mode::scaled) {
+      const Real quotient = round(s.lr * (2.0 * s.l2)) / q;
+      return prox(kept - move, round(s.lr * s.l1) / q, Real{1} + quotient, has_l1, has_l2);
+    }
+    if (s.mode == Mode::decoupled) {
+      const bool opposed = (move > 0 && w < 0) || (move < 0 && w > 0);
+      if (has(flag_cautious) && opposed) {
+        return kept - move;
+      }
+      const Real decayed = has_l2 ? kept * round(1.0 - s.factor * (2.0 * s.l2)) : kept;
+      return prox(decayed - move, round(s.factor * s.l1), Real{1}, has_l1, false);
+    }
+    return kept - move;
+  }
+
+  void take(Element& e) const {
+    const Real w = round(e.w);
+    Real d = first_line(e.g);
+    if (step.clip == Clip::data) {
+      d = d * round(step.factor);
+    }
+    d = penalized(d, w);
+    if (step.clip == Clip::total) {
+      d = d * round(step.factor);
+    }
+    if (s.algorithm == Algorithm::sgd) {
+      if (s.weight_decay != 0.0) {
+        const Real decay = round(s.weight_decay) * w;
+        d = d + decay;
+      }
+      if (s.momentum != 0.0) {
+        const Real old = round(s.momentum) * round(e.m);
+        const Real added = round(1.0 - s.dampening) * d;
+        const Real m = step.taken == 0 ? d : old + added;
+        const Real ahead = round(s.momentum) * m;
+        d = has(flag_nesterov) ? d + ahead : m;
+        e.m = m;
+      }
+      e.w = left(w, w, round(s.lr) * d, Real{0});
+      return;
+    }
+    const std::int64_t t = step.taken + 1;
+    const Real old_m = round(s.beta1) * round(e.m);
+    const Real new_m = round(1.0 - s.beta1) * d;
+    const Real m = old_m + new_m;
+    const Real old_v = round(s.beta2) * round(e.v);
+    const Real new_v = round(1.0 - s.beta2) * d;
+    const Real square = new_v * d;
+    const Real v = old_v + square;
+    Real second = v;
+    e.m = m;
+    e.v = v;
+    if (has(flag_amsgrad)) {
+      const Real h = round(e.h);
+      second = std::isnan(h) || h > v ? h : v;
+      e.h = second;
+    }
+    const Real root = std::sqrt(second);
+    const Real corrected = root / round(std::sqrt(1.0 - power_of(s.beta2, t)));
+    const Real q = corrected + round(s.eps);
+    const Real ratio = m / q;
+    const Real move = round(s.lr / (1.0 - power_of(s.beta1, t))) * ratio;
+    const Real kept = s.weight_decay != 0.0 ? w * round(1.0 - s.lr * s.weight_decay) : w;
+    e.w = left(w, kept, move, q);
+  }
+
+  double measured(double w, double g) const {
+    const Real d = first_line(g);
+    return static_cast<double>(step.clip == Clip::total ? penalized(d, round(w)) : d);
+  }
+};
+
+StepRule rule_for(const Step& step) {
+  return rule_of(step.settings, step.taken, step.loss_scale, step.clip, step.factor);
+}
+
+bool uses_first(const StepSettings& settings) { return has_first(settings); }
+
+// The arrays of a tensor, before and as they have to be after.
+struct Case {
+  Case(const Step& asked, DType parameters, bool converted, std::size_t elements, Fill kind)
+      : step(asked),
+        dtype(parameters),
+        arithmetic(arithmetic_of(parameters)),
+        gradient_dtype(converted ? arithmetic : parameters),
+        count(elements),
+        w(make(dtype, kind, 1)),
+        g(make(gradient_dtype, kind, 2)),
+        m(make(arithmetic, kind, 3)),
+        v(make(arithmetic, kind, 4)),
+        h(make(arithmetic, kind, 5)),
+        new_w(w),
+        new_m(m),
+        new_v(v),
+        new_h(h) {
+    for (std::size_t i = 0; i < count; ++i) {
+      positive(v, i);
+      positive(h, i);
+    }
+    new_v = v;
+    new_h = h;
+    for (std::size_t i = 0; i < count; ++i) {
+      Element e{at(dtype, w, i), at(gradient_dtype, g, i), at(arithmetic, m, i), at(arithmetic, v, i),
+                at(arithmetic, h, i)};
+      dtype == DType::f64 ? Scalar<double>{step}.take(e) : Scalar<float>{step}.take(e);
+      put(dtype, new_w, i, e.w);
+      put(arithmetic, new_m, i, e.m);
+      put(arithmetic, new_v, i, e.v);
+      put(arithmetic, new_h, i, e.h);
+    }
+    const bool counts = step.settings.mode != Mode::none;
+    const std::vector<double> summed =
+        elements_of((step.settings.mode == Mode::gradient ? w : new_w).data(), dtype, count);
+    l1 = oracle::chunk_sums(oracle::magnitudes(summed));
+    l2 = oracle::chunk_sums(oracle::squares(summed));
+    for (const double x : elements_of(new_w.data(), dtype, count)) {
+      zeros += counts && x == 0.0 ? 1 : 0;
+    }
+    if (counts) {
+      penalty = oracle::penalty(summed, {step.settings.l1, step.settings.l2});
+    }
+  }
+
+  using Array = std::vector<unsigned char>;
+  Array make(DType type, Fill kind, std::uint64_t seed) const {
+    Array array(count * item_size(type) + 1);
+    fill(array.data(), type, count, kind, seed * 1000 + count);
+    return array;
+  }
+  static double at(DType type, const Array& array, std::size_t i) {
+    return oracle::element(type, array.data() + i * item_size(type));
+  }
+  static void put(DType type, Array& array, std::size_t i, double number) {
+    oracle::store(type, number, array.data() + i * item_size(type));
+  }
+  // Second moments are not negative, but for the sign of a NaN.
+  void positive(Array& array, std::size_t i) const { array[(i + 1) * item_size(arithmetic) - 1] &= 0x7f; }
+
+  Step step;
+  DType dtype;
+  DType arithmetic;
+  DType gradient_dtype;
+  std::size_t count;
+  Array w, g, m, v, h;
+  Array new_w, new_m, new_v, new_h;
+  std::vector<double> l1;  // the sums of the chunks
+  std::vector<double> l2;
+  double penalty = 0.0;
+  std::int64_t zeros = 0;
+};
+
+// Memory for one array of a case: at a distance from a line, and watched.
+struct Held {
+  Held(const Case::Array& from, DType dtype, std::size_t count, std::size_t offset)
+      : bytes(count * item_size(dtype), offset), type(dtype), elements(count) {
+    std::copy_n(from.begin(), bytes.size(), bytes.data());
+  }
+  void check(const Case::Array& expected, const std::string& what) const {
+    CHECK(bytes.untouched(), what, "wrote beside an array");
+    const std::size_t at = first_difference(bytes.data(), expected.data(), type, elements);
+    CHECK(at == elements, what, "at", at);
+  }
+  Bytes bytes;
+  DType type;
+  std::size_t elements;
+};
+
+void run_case(const Case& cell, std::size_t offset, Variant variant, const std::string& what) {
+  Held w(cell.w, cell.dtype, cell.count, offset);
+  Held g(cell.g, cell.gradient_dtype, cell.count, 2 * offset);
+  Held m(cell.m, cell.arithmetic, cell.count, 3 * offset);
+  Held v(cell.v, cell.arithmetic, cell.count, 16 * offset);
+  Held h(cell.h, cell.arithmetic, cell.count, offset);
+  const StepSettings& settings = cell.step.settings;
+  const StepRule rule = rule_for(cell.step);
+  const bool is_adamw = settings.algorithm == Algorithm::adamw;
+  const auto take = step_loops().take[static_cast<int>(settings.algorithm)][static_cast<int>(cell.dtype)]
+                                     [cell.gradient_dtype == cell.dtype ? 0 : 1];
+  std::int64_t zeros = 0;
+  for (std::size_t begin = 0, chunk = 0; begin < cell.count; begin += chunk_size, ++chunk) {
+    const auto place = [&](Held& array) { return array.bytes.data() + begin * item_size(array.type); };
+    StepLanes lanes;
+    take(rule,
+         {place(w), place(g), uses_first(settings) ? place(m) : nullptr, is_adamw ? place(v) : nullptr,
+          has_largest(settings) ? place(h) : nullptr,
+          static_cast<std::int64_t>(std::min<std::size_t>(cell.count - begin, chunk_size))},
+         variant, lanes);
+    halve_lanes(lanes.l1, lanes_per_chunk);
+    halve_lanes(lanes.l2, lanes_per_chunk);
+    zeros += lanes.zeros;
+    if ((rule.coefficients.terms & term_l1) != 0) {
+      CHECK(oracle::same_value(lanes.l1[0], cell.l1[chunk]), what, "l1 sum", chunk, lanes.l1[0], cell.l1[chunk]);
+    }
+    if ((rule.coefficients.terms & term_l2) != 0) {
+      CHECK(oracle::same_value(lanes.l2[0], cell.l2[chunk]), what, "l2 sum", chunk, lanes.l2[0], cell.l2[chunk]);
+    }
+  }
+  CHECK(zeros == cell.zeros, what, "zeros", zeros, cell.zeros);
+  w.check(cell.new_w, what + " parameters");
+  g.check(cell.g, what + " gradients");
+  m.check(cell.new_m, what + " first");
+  v.check(cell.new_v, what + " second");
+  h.check(cell.new_h, what + " largest");
+}
+
+// Options at random, so that a run of some hundreds meets all pairs of them.
+Step random_step(Random& random) {
+  const auto of = [&](std::initializer_list<double> numbers) {
+    return *(numbers.begin() + random.below(static_cast<int>(numbers.size())));
+  };
+  Step step;
+  StepSettings& s = step.settings;
+  s.algorithm = random.below(2) != 0 ? Algorithm::adamw : Algorithm::sgd;
+  const bool is_adamw = s.algorithm == Algorithm::adamw;
+  do {
+    s.mode = static_cast<Mode>(random.below(mode_count));
+  } while (!is_adamw && s.mode == Mode::scaled);
+  s.flags = static_cast<unsigned>(random.below(16));
+  s.lr = of({0.0, 1e-3, 0.1, 0.5});
+  s.weight_decay = of({0.0, 0.01, 0.3});
+  if (is_adamw) {
+    s.beta1 = of({0.0, 0.9});
+    s.beta2 = of({0.99, 0.999});
+    s.eps = of({0.0, 1e-8, 1e-3});
+  } else {
+    s.momentum = of({0.0, 0.9});
+    s.dampening = of({0.0, 0.3});
+  }
+  s.l1 = of({0.0, 0.02, 1.5});
+  s.l2 = of({0.0, 0.03, 2.0});
+  s.factor = of({0.1, 1.0});
+  step.taken = static_cast<std::int64_t>(of({0, 0, 1, 5, 1000, 123456}));
+  step.loss_scale = of({1.0, 1.0, 1024.0, 3.0});
+  step.clip = static_cast<Clip>(random.below(clip_count));
+  step.factor = of({0.3, 1.0, 0.0});
+  return step;
+}
+
+std::string description(const Step& step) {
+  const StepSettings& s = step.settings;
+  return text("algorithm", static_cast<int>(s.algorithm), "mode", static_cast<int>(s.mode), "flags", s.flags, "lr",
+              s.lr, "momentum", s.momentum, s.dampening, "decay", s.weight_decay, "betas", s.beta1, s.beta2, "eps",
+              s.eps, "l1", s.l1, "l2", s.l2, "factor", s.factor, "taken", step.taken, "scale", step.loss_scale, "clip",
+              static_cast<int>(step.clip), step.factor);
+}
+
+void run_random(int rounds, std::initializer_list<std::size_t> counts, Fill kind, std::uint64_t seed) {
+  Random random(seed);
+  for (int round = 0; round < rounds; ++round) {
+    const Step step = random_step(random);
+    for (const DType dtype : floating_dtypes) {
+      for (const bool converted : {false, true}) {
+        const std::size_t count = *(counts.begin() + random.below(static_cast<int>(counts.size())));
+        const Case cell(step, dtype, converted, count, kind);
+        const auto variant = static_cast<Variant>(random.below(static_cast<int>(variant_count)));
+        for (const std::string& name : usable_instruction_sets()) {
+          choose_instruction_set(name, "the test");
+          const std::string what = text(name, name_of(variant), name_of(dtype), converted ? "converted" : "", "count",
+                                        count, description(step));
+          run_case(cell, 0, variant, what);
+          run_case(cell, 1, variant, what + " at any byte");
+        }
+      }
+    }
+  }
+}
+
+// ---- whole calls
+
+// An array of rows that are a number of elements longer than what counts of them.
+struct Strided {
+  Strided(const Case::Array& from, DType type, std::int64_t rows, std::int64_t columns, std::int64_t gap)
+      : dtype(type), shape{rows, columns}, strides{columns + gap, 1}, memory(bytes(rows * (columns + gap))) {
+    for (std::int64_t i = 0; i < rows * columns; ++i) {
+      std::copy_n(from.data() + bytes(i), item_size(dtype), memory.data() + place(i));
+    }
+    view.data = reinterpret_cast<char*>(memory.data());
+    view.shape = shape;
+    view.strides = strides;
+    view.stride_unit = static_cast<std::int64_t>(item_size(dtype));
+    view.axes = 2;
+    view.dtype = dtype;
+    view.writable = true;
+    measure(view);
+  }
+  Strided(const Strided&) = delete;
+  Strided& operator=(const Strided&) = delete;
+
+  std::size_t bytes(std::int64_t elements) const { return static_cast<std::size_t>(elements) * item_size(dtype); }
+  std::size_t place(std::int64_t i) const { return bytes(i / shape[1] * strides[0] + i % shape[1]); }
+  Case::Array elements() const {
+    Case::Array found(bytes(shape[0] * shape[1]));
+    for (std::int64_t i = 0; i < shape[0] * shape[1]; ++i) {
+      std::copy_n(memory.data() + place(i), item_size(dtype), found.data() + bytes(i));
+    }
+    return found;
+  }
+  StepOperand operand(const ArrayView& weights, Layout& layout) {
+    layout = make_layout(weights, &view == &weights ? nullptr : &view);
+    return {memory.data(),
+            (&view == &weights ? layout.weights_consecutive : layout.gradients_consecutive) ? nullptr : &layout};
+  }
+
+  DType dtype;
+  std::int64_t shape[2];
+  std::int64_t strides[2];
+  Case::Array memory;
+  ArrayView view;
+};
+
+struct Tensor {
+  Tensor(const Case& cell, std::int64_t rows, std::int64_t columns, Random& random)
+      : w(cell.w, cell.dtype, rows, columns, random.below(3)),
+        g(cell.g, cell.gradient_dtype, rows, columns, random.below(3)),
+        m(cell.m, cell.arithmetic, rows, columns, random.below(3)),
+        v(cell.v, cell.arithmetic, rows, columns, random.below(3)),
+        h(cell.h, cell.arithmetic, rows, columns, random.below(3)) {
+    const StepSettings& settings = cell.step.settings;
+    item.parameters = w.operand(w.view, layouts[0]);
+    item.gradients = g.operand(w.view, layouts[1]);
+    if (uses_first(settings)) {
+      item.first = m.operand(w.view, layouts[2]);
+    }
+    if (settings.algorithm == Algorithm::adamw) {
+      item.second = v.operand(w.view, layouts[3]);
+    }
+    if (has_largest(settings)) {
+      item.largest = h.operand(w.view, layouts[4]);
+    }
+    item.count = rows * columns;
+    item.dtype = cell.dtype;
+    item.gradient_dtype = cell.gradient_dtype;
+    item.rule = rule_for(cell.step);
+  }
+  Strided w, g, m, v, h;
+  Layout layouts[5];
+  StepItem item{};
+};
+
+void check_array(const Strided& array, const Case::Array& expected, const std::string& what) {
+  const auto count = static_cast<std::size_t>(array.shape[0] * array.shape[1]);
+  const Case::Array found = array.elements();
+  const std::size_t at = first_difference(found.data(), expected.data(), array.dtype, count);
+  CHECK(at == count, what, "at", at);
+}
+
+struct Norms {
+  explicit Norms(const Case& cell, int exponent) {
+    std::vector<double> d;
+    for (std::size_t i = 0; i < cell.count; ++i) {
+      const double w = Case::at(cell.dtype, cell.w, i);
+      const double g = Case::at(cell.gradient_dtype, cell.g, i);
+      d.push_back(std::ldexp(
+          cell.dtype == DType::f64 ? Scalar<double>{cell.step}.measured(w, g) : Scalar<float>{cell.step}.measured(w, g),
+          exponent));
+    }
+    l1 = oracle::canonical_sum(oracle::magnitudes(d));
+    l2 = oracle::canonical_sum(oracle::squares(d));
+    for (const double x : d) {
+      maximum = std::isnan(x) || std::isnan(maximum) ? std::numeric_limits<double>::quiet_NaN()
+                                                     : std::max(maximum, std::fabs(x));
+      zeros += x == 0.0 ? 1 : 0;
+      nonfinite += std::isfinite(x) ? 0 : 1;
+    }
+  }
+  double l1;
+  double l2;
+  double maximum = 0.0;
+  std::int64_t zeros = 0;
+  std::int64_t nonfinite = 0;
+};
+
+void check_call(const Step& step, Fill kind, Random& random) {
+  struct Shape {
+    std::int64_t rows;
+    std::int64_t columns;
+  };
+  const Shape shapes[] = {{0, 3}, {1, 1}, {5, 7}, {33, 129}, {64, 64}, {90, 100}};
+  std::vector<Case> cases;
+  std::vector<Shape> sizes;
+  for (const DType dtype : floating_dtypes) {
+    for (const bool converted : {false, true}) {
+      sizes.push_back(shapes[random.below(std::size(shapes))]);
+      cases.emplace_back(step, dtype, converted, static_cast<std::size_t>(sizes.back().rows * sizes.back().columns),
+                         kind);
+    }
+  }
+  for (const int threads : {1, 2}) {
+    set_num_threads(threads);
+    std::vector<std::unique_ptr<Tensor>> tensors;
+    std::vector<StepItem> items;
+    for (std::size_t i = 0; i < cases.size(); ++i) {
+      tensors.push_back(std::make_unique<Tensor>(cases[i], sizes[i].rows, sizes[i].columns, random));
+      items.push_back(tensors.back()->item);
+    }
+    for (const int exponent : {0, 3}) {
+      std::vector<Norm> norms(items.size());
+      measure_steps(items.data(), items.size(), step.clip, exponent, norms.data());
+      for (std::size_t i = 0; i < items.size(); ++i) {
+        const Norms expected(cases[i], exponent);
+        const std::string what = text("tensor", i, "norms", exponent, description(step));
+        CHECK(oracle::same_value(norms[i].l2, expected.l2), what, "l2", norms[i].l2, expected.l2);
+        if (exponent == 0) {
+          CHECK(oracle::same_value(norms[i].l1, expected.l1), what, "l1", norms[i].l1, expected.l1);
+          CHECK(oracle::same_value(norms[i].maximum, expected.maximum), what, "maximum");
+          CHECK(norms[i].zeros == expected.zeros && norms[i].nonfinite == expected.nonfinite, what, "counts");
+        }
+      }
+    }
+    std::vector<double> penalties(items.size());
+    std::vector<std::int64_t> zeros(items.size());
+    take_steps(items.data(), items.size(), penalties.data(), zeros.data());
+    for (std::size_t i = 0; i < items.size(); ++i) {
+      const std::string what = text("tensor", i, "threads", threads, description(step));
+      CHECK(oracle::same_value(penalties[i], cases[i].penalty), what, "penalty", penalties[i], cases[i].penalty);
+      CHECK(zeros[i] == cases[i].zeros, what, "zeros");
+      check_array(tensors[i]->w, cases[i].new_w, what + " parameters");
+      check_array(tensors[i]->g, cases[i].g, what + " gradients");
+      check_array(tensors[i]->m, cases[i].new_m, what + " first");
+      check_array(tensors[i]->v, cases[i].new_v, what + " second");
+      check_array(tensors[i]->h, cases[i].new_h, what + " largest");
+    }
+  }
+}
+
+void check_calls(int rounds, Fill kind, std::uint64_t seed) {
+  for (const std::string& name : usable_instruction_sets()) {
+    choose_instruction_set(name, "the test");
+    Random random(seed);
+    for (int round = 0; round < rounds; ++round) {
+      check_call(random_step(random), kind, random);
+    }
+  }
+}
+
+}  // namespace
+
+TEST(steps_of_every_kernel) {
+  run_random(120, {1, 2, 15, 16, 31, 32, 33, 64, 511, 512, 513, 1057, 4096, 4097}, Fill::ordinary, 1);
+}
+TEST(steps_of_special_numbers) { run_random(120, {7, 64, 600}, Fill::special, 2); }
+TEST(steps_of_many_tensors) {
+  check_calls(12, Fill::ordinary, 3);
+  check_calls(12, Fill::special, 4);
+}
+
+}  // namespace fastreg::test
