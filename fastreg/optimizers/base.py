@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import compress
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from itertools import compress, repeat
+from operator import attrgetter, is_
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from .._arrays import host
+from .._arrays.libraries import ALL_NUMPY
 from .._base import arguments, dtypes, errors, steps
 from .._base.float_environment import Default, products
 from .._base.steps import Settings
@@ -76,7 +78,7 @@ class Optimizer:
             arguments.choice(on_nonfinite, "on_nonfinite", _ON_NONFINITE)
         self._on_nonfinite = on_nonfinite
         self._tensors = Tensors(tensors, checked(rules, mode))
-        self._kept: tuple[saved.Arrays, ...] = tuple({} for _ in self._kinds)
+        self._kept = _Kept(tuple({} for _ in self._kinds))
         self._progress: tuple[int, dict[str, int]] = 0, {}
 
     def _checked_initial(self, independent: bool, initial_lr: float | None) -> float | None:
@@ -136,15 +138,14 @@ class Optimizer:
         count, taken = self._progress
         settings = self._settings(roster.rules, count)
         names, which, is_ruled = roster.names, roster.which, roster.is_ruled
-        if any(one is None for one in gradients):
+        if any(map(is_, gradients, repeat(None))):
             there = [one is not None for one in gradients]
             names, which = tuple(compress(names, there)), tuple(compress(which, there))
             parameters = tuple(compress(parameters, there))
             gradients = tuple(compress(gradients, there))
             is_ruled = tuple(compress(is_ruled, there))
         kept = self._kept_of(names, parameters)
-        states = [tuple(map(arrays.__getitem__, names)) for arrays in kept]
-        first, second, largest = [*states, None, None, None][:3]
+        first, second, largest = [*kept.picked, None, None, None][:3]
         before = tuple([taken.get(name, 0) for name in names])
         outcome = take(
             Step(
@@ -173,7 +174,7 @@ class Optimizer:
             outcome.norm,
             sum(outcome.zeros),
             outcome.skipped,
-            _size(compress(parameters, is_ruled)),
+            _size([*compress(parameters, is_ruled)]),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -198,12 +199,12 @@ class Optimizer:
             view, dtype = host.host_view(array, f"tensors[{name!r}]", False)
             like[name] = view.shape, dtypes.stored(compute_dtype(dtype))
         found = saved.read(state, self._name, self._kinds, like)
-        self._kept = tuple(found.arrays.values())
+        self._kept = _Kept(tuple(found.arrays.values()))
         self._progress = found.steps, found.taken
 
     def _state(self) -> saved.State:
         count, taken = self._progress
-        return saved.State(count, taken, dict(zip(self._kinds, self._kept, strict=True)))
+        return saved.State(count, taken, dict(zip(self._kinds, self._kept.arrays, strict=True)))
 
     def _loss_scale(self, loss_scale: Any) -> float:
         number = arguments.multiplier(loss_scale, "loss_scale")
@@ -246,27 +247,32 @@ class Optimizer:
         l1, l2 = products(STRENGTHS(one.rule), strength)
         return plain._replace(mode=self._mode(one.mode), l1=l1, l2=l2, factor=factor)
 
-    def _kept_of(self, names: tuple[str, ...], parameters: Arrays) -> tuple[saved.Arrays, ...]:
+    def _kept_of(self, names: tuple[str, ...], parameters: Arrays) -> _Kept:
         """Return the arrays that are kept, with zeros for tensors that have none yet."""
-        if all(arrays.keys() >= {*names} for arrays in self._kept):
+        if self._kept.names is names:
             return self._kept
-        kept = tuple(dict(arrays) for arrays in self._kept)
-        for name, parameter in zip(names, parameters, strict=True):
-            for arrays in kept:
+        kept = tuple(dict(arrays) for arrays in self._kept.arrays)
+        for arrays in kept:
+            for name, parameter in zip(names, parameters, strict=True):
                 if name not in arrays:
                     view, dtype = host.host_view(parameter, f"tensors[{name!r}]", False)
                     stored = dtypes.stored(compute_dtype(dtype))
                     arrays[name] = np.zeros_like(view, stored, subok=False)
-        return kept
+        return _Kept(kept, names, tuple(tuple(map(one.__getitem__, names)) for one in kept))
 
 
-def _size(arrays: Any) -> int:
-    return sum(
-        [
-            one.size if type(one) is np.ndarray else host.host_view(one, "tensors", False)[0].size
-            for one in arrays
-        ]
-    )
+class _Kept(NamedTuple):
+    """The arrays that are kept of tensors, and those of the last step as the engine takes them."""
+
+    arrays: tuple[saved.Arrays, ...]
+    names: tuple[str, ...] | None = None
+    picked: tuple[Arrays, ...] = ()
+
+
+def _size(arrays: Sequence[Any]) -> int:
+    if not ALL_NUMPY(map(type, arrays)):
+        arrays = [host.host_view(one, "tensors", False)[0] for one in arrays]
+    return sum(map(attrgetter("size"), arrays))
 
 
 def flags(**given: tuple[Any, int]) -> int:
