@@ -17,8 +17,8 @@ class Options:
     """What a step of a tensor is given; None stands for what was not asked for."""
 
     algorithm: str = "sgd"
-    mode: str | None = None  # "gradient", "proximal", "scaled", "decoupled"
     lr: float = 0.1
+    mode: str | None = None  # "gradient", "proximal", "scaled", "decoupled"
     momentum: float = 0.0
     dampening: float = 0.0
     nesterov: bool = False

@@ -4,10 +4,14 @@ The bits are a promise: a change of this file's output is a major version.
 """
 
 import hashlib
+import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import canonical
+import canonical_step
+from canonical_step import Options
 
 PATH = Path(__file__).with_name("golden.json")
 SIZES = (0, 1, 31, 33, 4097, 9001)
@@ -83,8 +87,76 @@ def norm_results():
             }
 
 
+STEPS = PATH.with_name("golden_steps.json")
+STEP_SIZES = (0, 1, 33, 4097)
+STEP_COUNT = 2
+STEP_LOSS_SCALE = 4.0
+STEP_BOUND = 8.0
+STEP_OPTIONS = {
+    "sgd": Options(lr=0.3, weight_decay=0.01),
+    "sgd momentum, proximal": Options(
+        lr=0.3, momentum=0.9, dampening=0.25, mode="proximal", l1=0.02, l2=0.125, clip="data"
+    ),
+    "sgd nesterov, gradient": Options(
+        lr=0.3, momentum=0.9, nesterov=True, mode="gradient", l1=0.02, l2=0.125, clip="total"
+    ),
+    "adamw, scaled": Options("adamw", lr=0.01, weight_decay=0.1, mode="scaled", l1=1e-3, l2=0.125),
+    "adamw amsgrad, decoupled": Options(
+        "adamw",
+        lr=0.01,
+        amsgrad=True,
+        mode="decoupled",
+        l1=0.5,
+        l2=0.125,
+        factor=0.01,
+        clip="total",
+    ),
+    "adamw, cautious": Options(
+        "adamw", maximize=True, mode="decoupled", l1=0.5, factor=0.01, cautious=True
+    ),
+}
+
+
+def step_options(name):
+    return replace(STEP_OPTIONS[name], loss_scale=STEP_LOSS_SCALE)
+
+
+def step_inputs(dtype, size):
+    """Return the parameter, and the gradient of each step, as floats."""
+    parameter, *gradients = (
+        canonical.numbers(size, dtype, seed) for seed in range(21, 22 + STEP_COUNT)
+    )
+    return parameter, gradients
+
+
+def step_results():
+    """Return what two steps make of a tensor, with its state, and the numbers of the last one."""
+    for dtype, size, name in itertools.product(canonical.DTYPES, STEP_SIZES, STEP_OPTIONS):
+        options = step_options(name)
+        parameter, gradients = step_inputs(dtype, size)
+        tensor = canonical_step.Tensor(parameter, dtype)
+        for gradient in gradients:
+            norm = canonical.norms([canonical_step.clip_line(tensor, gradient, options)])
+            factor = canonical.clip_factor(norm, STEP_BOUND) if options.clip else 1.0
+            canonical_step.take(tensor, gradient, options, factor)
+        compute = "f64" if dtype == "f64" else "f32"
+        states = [one for one in (tensor.m, tensor.v, tensor.h) if one is not None]
+        yield {
+            "dtype": dtype,
+            "size": size,
+            "options": name,
+            "parameter": digest(canonical.array(tensor.w, dtype)),
+            "state": [digest(canonical.array(one, compute)) for one in states],
+            "penalty": tensor.penalty.hex(),
+            "zeros": tensor.zeros,
+            "norm": norm[1].hex() if options.clip else None,
+        }
+
+
 if __name__ == "__main__":
     lines = ",\n".join(json.dumps(result) for result in results())
     PATH.write_text(f"[\n{lines}\n]\n", encoding="ascii")
     lines = ",\n".join(json.dumps(result) for result in norm_results())
     NORMS.write_text(f"[\n{lines}\n]\n", encoding="ascii")
+    lines = ",\n".join(json.dumps(result) for result in step_results())
+    STEPS.write_text(f"[\n{lines}\n]\n", encoding="ascii")
