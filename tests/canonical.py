@@ -222,7 +222,8 @@ def clip_factor(norm, most):
     """Return the factor of a clip of what has these norms, which float64 holds."""
     exponent = min(norm_exponent(norm[2]), 0)
     numbers = [shifted(x, exponent) for x in (most, norm[1], 1e-6)]
-    return min(1.0, numbers[0] / (numbers[1] + numbers[2]))
+    factor = numbers[0] / (numbers[1] + numbers[2])
+    return factor if factor != factor else min(1.0, factor)
 
 
 def clipped(elements, dtype, factor):

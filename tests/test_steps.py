@@ -1,17 +1,25 @@
 """Steps of optimizers below the public classes: bits against the oracle, and refusals."""
 
 import dataclasses
+import functools
+import importlib.util
 import itertools
 import math
+from typing import NamedTuple
 
 import canonical
 import canonical_step
+import hypothesis
 import numpy as np
 import pytest
 from canonical_step import Options, Tensor
+from hypothesis import strategies as st
 
 from fastreg._base import steps as numbers
+from fastreg._engine import backend as backend_module
 from fastreg._engine import steps
+
+AVAILABLE = ["numpy"] if importlib.util.find_spec("fastreg._core") is None else ["numpy", "native"]
 
 SGD = (
     Options(),
@@ -59,82 +67,94 @@ def settings(o):
     )
 
 
-class Model:
-    """Tensors with their state, as the oracle has them and as arrays."""
+class Wanted(NamedTuple):
+    """What the oracle says of a step of several tensors."""
 
-    def __init__(self, sizes, dtype, options, gradient_dtype=None):
-        self.dtype, self.options = dtype, options
-        self.gradient_dtype = gradient_dtype or dtype
-        self.tensors = [
-            Tensor(canonical.numbers(size, dtype, 3 + place), dtype)
-            for place, size in enumerate(sizes)
-        ]
-        self.parameters = tuple(canonical.array(one.w, dtype) for one in self.tensors)
-        has = settings(options)
-        compute = np.float64 if dtype == "f64" else np.float32
+    gradients: list
+    taken: tuple
+    factor: float
+    norm: float | None
+    penalties: list
+    zeros: list
+    bits: list  # of the parameter, and what is kept of it, of each tensor
 
-        def states(are_kept):
-            return tuple(np.zeros(size, compute) for size in sizes) if are_kept else None
 
-        self.first, self.second = states(has.has_first), states(has.has_second)
-        self.largest = states(has.has_largest)
-        self.count = 0
-
-    def step(self, seed, max_norm=None, **keywords):
-        o = self.options
-        gradients = [
-            canonical.numbers(len(one.w), self.gradient_dtype, seed + place)
-            for place, one in enumerate(self.tensors)
-        ]
-        step = steps.Step(
-            [str(place) for place in range(len(self.tensors))],
-            self.parameters,
-            tuple(canonical.array(one, self.gradient_dtype) for one in gradients),
-            self.first,
-            self.second,
-            self.largest,
-            tuple(one.t for one in self.tensors),
-            (settings(o),),
-            (0,) * len(self.tensors),
-            o.loss_scale or 1.0,
-            max_norm,
-            o.clip == "data",
-            **keywords,
+@functools.lru_cache(4096)
+def wanted(sizes, dtype, options, seeds, most, gradient_dtype, elements):
+    """Return the steps of the oracle; every backend is compared with the same."""
+    tensors = [Tensor(elements(size, dtype, 3 + i), dtype) for i, size in enumerate(sizes)]
+    found = []
+    for seed in seeds:
+        gradients = [elements(size, gradient_dtype, seed + i) for i, size in enumerate(sizes)]
+        taken = tuple(one.t for one in tensors)
+        pairs = [*zip(tensors, gradients, strict=True)]
+        factor, norm = 1.0, None
+        if options.clip is not None:
+            total = canonical.norms([canonical_step.clip_line(*pair, options) for pair in pairs])
+            factor, norm = canonical.clip_factor(total, most), canonical.value_bits(total[1])
+        for pair in pairs:
+            canonical_step.take(*pair, options, factor)
+        found.append(
+            Wanted(
+                [canonical.array(one, gradient_dtype) for one in gradients],
+                taken,
+                factor,
+                norm,
+                [canonical.value_bits(one.penalty) for one in tensors],
+                [one.zeros for one in tensors],
+                [bits_of(one) for one in tensors],
+            )
         )
-        factor = 1.0
-        if max_norm is not None:
-            lines = [
-                canonical_step.clip_line(one, gradient, o)
-                for one, gradient in zip(self.tensors, gradients, strict=True)
-            ]
-            norm = canonical.norms(lines)
-            factor = canonical.clip_factor(norm, max_norm)
-        found = steps.take(step)
-        for one, gradient in zip(self.tensors, gradients, strict=True):
-            canonical_step.take(one, gradient, o, factor)
-        assert found.norm == (None if max_norm is None else norm[1])
-        assert not found.skipped
-        assert [*map(canonical.value_bits, found.penalties)] == [
-            canonical.value_bits(one.penalty) for one in self.tensors
-        ]
-        assert found.zeros == [one.zeros for one in self.tensors]
-        self.check()
-        return factor
+    return found
 
-    def check(self):
-        compute = "f64" if self.dtype == "f64" else "f32"
-        rows = (
-            ("w", self.parameters, self.dtype),
-            ("m", self.first, compute),
-            ("v", self.second, compute),
-            ("h", self.largest, compute),
+
+def bits_of(tensor):
+    compute = "f64" if tensor.dtype == "f64" else "f32"
+    rows = ((tensor.w, tensor.dtype), *((x, compute) for x in (tensor.m, tensor.v, tensor.h)))
+    return [
+        None if one is None else canonical.bits(canonical.array(one, dtype)) for one, dtype in rows
+    ]
+
+
+def require_bits(
+    sizes, dtype, o, seeds, most=None, gradient_dtype=None, elements=canonical.numbers
+):
+    """Take steps and compare all that they write and return; return the factors of the clips."""
+    key = tuple(sizes), dtype, o, tuple(seeds), most, gradient_dtype or dtype, elements
+    one = settings(o)
+    compute = np.float64 if dtype == "f64" else np.float32
+    parameters = tuple(
+        canonical.array(elements(size, dtype, 3 + i), dtype) for i, size in enumerate(sizes)
+    )
+    states = [
+        tuple(np.zeros(size, compute) for size in sizes) if is_kept else None
+        for is_kept in (one.has_first, one.has_second, one.has_largest)
+    ]
+    for step in wanted(*key):
+        found = steps.take(
+            steps.Step(
+                [*map(str, range(len(sizes)))],
+                parameters,
+                tuple(step.gradients),
+                *states,
+                step.taken,
+                (one,),
+                (0,) * len(sizes),
+                o.loss_scale or 1.0,
+                None if o.clip is None else most,
+                o.clip == "data",
+            )
         )
-        for name, arrays, dtype in rows:
-            for one, array in zip(self.tensors, arrays or (), strict=False):
-                wanted = canonical.array(getattr(one, name), dtype)
-                np.testing.assert_array_equal(
-                    canonical.bits(array), canonical.bits(wanted), err_msg=name
-                )
+        assert (None if found.norm is None else canonical.value_bits(found.norm)) == step.norm
+        assert [*map(canonical.value_bits, found.penalties)] == step.penalties
+        assert found.zeros == step.zeros
+        for place, bits in enumerate(step.bits):
+            arrays = [parameters[place], *(kept and kept[place] for kept in states)]
+            for array, expected in zip(arrays, bits, strict=True):
+                assert (array is None) == (expected is None)
+                if array is not None:
+                    np.testing.assert_array_equal(canonical.bits(array), expected)
+    return [step.factor for step in wanted(*key)]
 
 
 def with_mode(o, keywords, terms, clip=None):
@@ -152,9 +172,7 @@ def test_bits(backend, dtype, options, mode):
         if not MODES[mode] and terms != canonical.TERMS[0]:
             continue
         o = with_mode((SGD + ADAMW)[options], MODES[mode], terms, clip)
-        model = Model((33, 5, 0, 70), dtype, o)
-        for seed in range(3):
-            model.step(10 * seed, None if clip is None else 2.5)
+        require_bits((33, 5, 0, 70), dtype, o, (0, 10, 20), 2.5)
 
 
 @pytest.mark.parametrize("size", canonical.SIZES)
@@ -165,9 +183,7 @@ def test_bits_of_every_size(backend, dtype, size):
         Options("adamw", mode="scaled", l1=1e-3, l2=0.7, weight_decay=0.1, amsgrad=True),
         Options("adamw", mode="gradient", l1=1e-3, l2=0.7, clip="total"),
     ):
-        model = Model((size,), dtype, o)
-        for seed in range(2):
-            model.step(seed, 1.5 if o.clip else None)
+        require_bits((size,), dtype, o, (0, 1), 1.5)
 
 
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
@@ -176,9 +192,63 @@ def test_gradients_in_float32(backend, dtype):
         Options(momentum=0.9, mode="gradient", l1=0.3, l2=0.7, clip="total"),
         Options("adamw", mode="scaled", l1=1e-3, clip="data"),
     ):
-        model = Model((4097, 3), dtype, o, "f32")
-        assert model.step(0, 0.5) < 1.0
-        model.step(5, 0.5)
+        assert require_bits((4097, 3), dtype, o, (0, 5), 0.5, "f32")[0] < 1.0
+
+
+def wild(count, dtype, seed):
+    """Return elements of which some are infinite, NaN, huge or the smallest there are."""
+    largest = {"f16": 65504.0, "bf16": 2.0**127, "f32": 2.0**127, "f64": 2.0**1023}[dtype]
+    smallest = {"f16": 2.0**-24, "bf16": 2.0**-133, "f32": 2.0**-149, "f64": 2.0**-1074}[dtype]
+    special = (math.inf, -math.inf, math.nan, largest, -largest, smallest, -smallest, -0.0)
+    found = canonical.numbers(count, dtype, seed)
+    for place in range(seed % 5, count, 5):
+        found[place] = special[(place + seed) % len(special)]
+    return found
+
+
+STRENGTHS = st.sampled_from([0.0, 1e-40, 1e-3, 0.3, 7.0])
+OPTIONS = st.builds(
+    Options,
+    algorithm=st.sampled_from(["sgd", "adamw"]),
+    lr=st.sampled_from([0.0, 1e-30, 1e-3, 0.3, 2.0]),
+    mode=st.sampled_from([None, "gradient", "proximal", "scaled", "decoupled"]),
+    momentum=st.sampled_from([0.0, 0.9, 1.0]),
+    dampening=st.sampled_from([0.0, 0.25]),
+    nesterov=st.booleans(),
+    weight_decay=st.sampled_from([0.0, 0.01, 3.0]),
+    betas=st.sampled_from([(0.9, 0.999), (0.0, 0.0), (0.5, 1 - 2**-53)]),
+    eps=st.sampled_from([0.0, 1e-8, 1e-3]),
+    amsgrad=st.booleans(),
+    maximize=st.booleans(),
+    cautious=st.booleans(),
+    l1=STRENGTHS,
+    l2=STRENGTHS,
+    factor=st.sampled_from([0.0, 0.1, 1.0]),
+    loss_scale=st.sampled_from([None, 3.0, 2.0**16]),
+    clip=st.sampled_from([None, "data", "total"]),
+)
+
+
+@hypothesis.settings(max_examples=150, deadline=None, derandomize=True)
+@hypothesis.given(
+    options=OPTIONS,
+    dtypes=st.sampled_from(
+        [*zip(canonical.DTYPES, canonical.DTYPES, strict=True), ("f16", "f32"), ("bf16", "f32")]
+    ),
+    sizes=st.lists(st.integers(0, 70), max_size=3),
+    elements=st.sampled_from([canonical.numbers, wild]),
+    most=st.sampled_from([0.0, 1e-3, 2.5, math.inf]),
+)
+def test_bits_of_all_options_together(options, dtypes, sizes, elements, most):
+    if options.algorithm == "sgd" and options.mode == "scaled":
+        options = dataclasses.replace(options, mode="proximal")
+    before = backend_module.name
+    try:
+        for name in AVAILABLE:
+            backend_module.select(name)
+            require_bits(sizes, dtypes[0], options, (0, 7), most, dtypes[1], elements)
+    finally:
+        backend_module.select(before)
 
 
 def test_a_power_is_by_squaring():
