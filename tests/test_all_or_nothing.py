@@ -20,6 +20,7 @@ import fastreg
 from fastreg import attach
 from fastreg._engine import backend as _backend
 from fastreg._engine import canonical
+from fastreg.optimizers import AdamW
 from fastreg.regularizers import L1L2, OrthogonalRegularizer
 
 BACKENDS = ["numpy", "native"] if importlib.util.find_spec("fastreg._core") else ["numpy"]
@@ -126,6 +127,16 @@ def one(act):
     return make
 
 
+def optimizer():
+    """The second step of an optimizer: its parameters and moments."""
+    weights = arrays("f4", "f8", "f2", "f4")
+    grads = {name: np.ones_like(w) for name, w in weights.items()}
+    made = AdamW(weights, 0.1, rules=REG, max_norm=1.0)
+    made.step(grads)
+    moments = [one for kept in made._kept.arrays for one in kept.values()]
+    return [*weights.values(), *moments], lambda: made.step(grads)
+
+
 CALLS = {
     "many": many(REG),
     "many with callables": many({"1": Rule(), "2": Rule(), "*": REG}),
@@ -133,6 +144,7 @@ CALLS = {
     "one": one(lambda w, grad: REG.accumulate(w, grad)),
     "one, not added": one(lambda w, grad: REG.gradient(w, out=grad)),
     "in place": one(lambda w, grad: REG.accumulate(grad, grad)),
+    "optimizer": optimizer,
     "orthogonal": one(lambda w, grad: OrthogonalRegularizer(0.5).accumulate(w[:40], grad[:40])),
 }
 
