@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 for package in ("sklearn", "matplotlib", "rich"):
@@ -17,6 +18,7 @@ for package in ("sklearn", "matplotlib", "rich"):
 EXAMPLES = Path(__file__).parents[1] / "examples"
 DIGITS = EXAMPLES / "digits.py"
 LARGE_NORMS = EXAMPLES / "large_norms.py"
+SPARSE_DIGITS = EXAMPLES / "sparse_digits.py"
 
 
 def run(*arguments: str, example: Path = DIGITS) -> subprocess.CompletedProcess[str]:
@@ -108,3 +110,75 @@ def test_inside_jit() -> None:
     assert len(lines) == len(steps)
     assert all(step in line for step, line in zip(steps, lines, strict=True))
     assert "1.00 (1.00-1.00)" in lines[0]
+
+
+def test_sparse_digits_reach_exact_zeros_at_the_same_accuracy(tmp_path: Path) -> None:
+    picture = tmp_path / "sparse_digits.png"
+    done = run("--epochs", "12", "--seeds", "1", "--output", str(picture), example=SPARSE_DIGITS)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert max(map(len, done.stdout.replace(str(picture), "").splitlines())) <= 80
+    rows = {
+        match[1].strip(): [float(number) for number in match.groups()[1:]]
+        for match in re.finditer(
+            r"^(\w+, [\w. ]+?) {2,}\S+ +([\d.]+)% \+-.*?% +([\d.]+)% +([\d.]+)%", done.stdout, re.M
+        )
+    }
+    zeros = {label: row[1] for label, row in rows.items()}
+    assert zeros["SGD, no penalty"] == zeros["SGD, gradient"] == zeros["AdamW, no penalty"] == 0
+    assert zeros["SGD, proximal"] > 8
+    assert zeros["SGD, prox. x 10"] > 75
+    assert zeros["AdamW, scaled"] > 3
+    assert zeros["AdamW, decoupled"] > 1
+    plain = min(rows["SGD, no penalty"][0], rows["AdamW, no penalty"][0])
+    assert min(row[0] for row in rows.values()) > plain - 2.5
+    assert "the same answers on the test digits" in done.stdout
+    sizes = re.findall(r"(\d+) kB \(", done.stdout)
+    assert int(sizes[-1]) < int(sizes[-2]) / 3
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_sparse_digits_remove_dead_units_and_keep_the_function() -> None:
+    example = runpy.run_path(str(SPARSE_DIGITS))
+    rng = np.random.default_rng(0)
+    params = example["initial_parameters"](rng)
+    for layer in (1, 2):
+        params[f"{layer}/bias"] += rng.normal(size=params[f"{layer}/bias"].shape).astype("f4")
+    params["1/kernel"][:, :200] = 0  # constant units
+    params["2/kernel"][220:, :] = 0  # units that are not heard
+    params["3/kernel"][:40] = 0
+    params["2/kernel"][200:220, :50] = 0  # constant once those before are gone
+    smaller = example["without_dead_units"](params)
+    assert [smaller[f"{layer}/kernel"].shape for layer in (1, 2, 3)] == [
+        (64, 20),
+        (20, 50),
+        (50, 10),
+    ]
+    x = rng.normal(size=(8, 64)).astype("f4")
+    before, after = (example["forward"](p, x)[-1] for p in (params, smaller))
+    np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "bound"), [("--seeds", "0", "1 or more"), ("--sgd-l1", "-1", ">= 0")]
+)
+def test_sparse_digits_refuse_nothing_to_do(option: str, value: str, bound: str) -> None:
+    done = run(option, value, example=SPARSE_DIGITS)
+    assert done.returncode == 2
+    assert f"{option} was" in done.stderr
+    assert f"must be {bound}" in done.stderr
+
+
+def test_one_weight_ends_at_zero_by_proximal_steps(tmp_path: Path) -> None:
+    picture = tmp_path / "one_weight.png"
+    done = run("--output", str(picture), example=EXAMPLES / "one_weight.py")
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if "L1" in line]
+    assert len(lines) == 7
+    at_zero = [" ".join(line.split("last")[0].split()) for line in lines if "exactly 0" in line]
+    assert at_zero == [
+        "SGD, momentum 0.9 proximal, L1 0.5",
+        "AdamW proximal, L1 0.05",
+        "AdamW decoupled, L1 1.5",
+    ]
+    assert picture.read_bytes().startswith(b"\x89PNG")

@@ -43,7 +43,7 @@ def texts():
     found = {}
     for name in listed.stdout.splitlines():
         suffix = PurePosixPath(name).suffix
-        if (ROOT / name).is_file() and suffix not in (".bin", ".json", ".keras", ".npz", ".pt2"):
+        if (ROOT / name).is_file() and suffix not in (".bin", ".json", ".keras", ".npz", ".png", ".pt2"):
             found[name] = (ROOT / name).read_text(encoding="utf-8")
     return found
 
