@@ -33,6 +33,9 @@ USERS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").gl
 USERS = [name for name in USERS if name != "docs/architecture.md"]
 
 
+OTHERS = (".bin", ".json", ".keras", ".npz", ".png", ".pt2")
+
+
 def texts():
     """Return the texts of the repository by name."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
@@ -43,7 +46,7 @@ def texts():
     found = {}
     for name in listed.stdout.splitlines():
         suffix = PurePosixPath(name).suffix
-        if (ROOT / name).is_file() and suffix not in (".bin", ".json", ".keras", ".npz", ".png", ".pt2"):
+        if (ROOT / name).is_file() and suffix not in OTHERS:
             found[name] = (ROOT / name).read_text(encoding="utf-8")
     return found
 

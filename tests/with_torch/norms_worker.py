@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.distributed.tensor.debug import CommDebugMode
 
 import fastreg
+from fastreg._norms import Norm
 
 
 def world():
@@ -39,7 +40,7 @@ def by_parts(parts):
     """Return the norms of a tensor from those of its shards, in rank order."""
     found = [fastreg.norms([part])["0"] for part in parts]
     squares = [fastreg.norms([part.double().square()])["0"].l1 for part in parts]
-    return fastreg._norms.Norm(
+    return Norm(
         canonical_sum([one.l1 for one in found]),
         math.sqrt(canonical_sum(squares)),
         max(one.maximum for one in found),
