@@ -13,6 +13,7 @@ from . import backend
 
 _MOST = 400
 """The largest exponent, of either sign, whose square and sums of it are safe in float64."""
+_LEAST, _BEYOND = math.ldexp(1.0, -_MOST), math.ldexp(1.0, _MOST + 1)
 
 _EPSILON = 1e-6
 """What torch adds to the norm."""
@@ -83,7 +84,7 @@ def first_nonfinite(sums: Sequence[Sums]) -> int | None:
 
 def exponent_for(maximum: float) -> int:
     """Return what elements are scaled by, as a power of 2, so that their squares are safe."""
-    if not math.isfinite(maximum) or maximum == 0.0:
+    if _LEAST <= maximum < _BEYOND or not math.isfinite(maximum) or maximum == 0.0:
         return 0
     exponent = math.frexp(maximum)[1] - 1
     return 0 if -_MOST <= exponent <= _MOST else -exponent

@@ -9,6 +9,7 @@ Contract
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -108,12 +109,14 @@ class Measured:
     def each(self) -> dict[str, Norm]:
         """Return the norms by name."""
         rows = {}
-        for place, name in enumerate(self._chosen.names):
-            sums = self.sums[place]
-            exponent = exponent_for(sums.maximum)
+        for place, (name, sums) in enumerate(zip(self._chosen.names, self.sums, strict=True)):
+            l1, squares, maximum, zeros, nonfinite = sums
+            exponent = exponent_for(maximum)
             if exponent:
                 sums = sums._replace(squares=self._squares([place], exponent)[0])
-            rows[name] = norm_of(sums, exponent)
+                rows[name] = norm_of(sums, exponent)
+            else:  # as norm_of, in half the time: there may be hundreds
+                rows[name] = Norm(l1, math.sqrt(squares), maximum, zeros, nonfinite)
         return rows
 
     def total(self) -> Total:

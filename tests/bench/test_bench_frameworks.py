@@ -17,7 +17,7 @@ import pytest
 
 from fastreg.__main__ import main
 from fastreg.bench.circumstances import Circumstances
-from fastreg.bench.frameworks import base, known, with_jax, with_keras, with_torch
+from fastreg.bench.frameworks import base, known, with_jax, with_keras, with_norms, with_torch
 from fastreg.bench.frameworks.base import Setting, Variant, measure
 from fastreg.bench.frameworks.known import FRAMEWORKS
 from fastreg.bench.frameworks.sizes import SIZES
@@ -57,6 +57,16 @@ def test_compiled_ways_of_torch_do_the_work(monkeypatch: pytest.MonkeyPatch) -> 
     row = measure(with_torch.one_tensor(torch, replace(TINY, compiled=True)), repeats=2)
     assert row.blanks == {}
     assert {"plain, compiled", "fastreg, compiled"} <= set(row.samples)
+
+
+def test_all_ways_of_norms_do_the_work() -> None:
+    pytest.importorskip("torch")
+    rows = rows_of(with_norms)
+    assert [row.blanks for row in rows] == [{}] * 4
+    for row in rows[::2]:
+        assert {"read", "torch, foreach", "numpy.linalg.norm", "fastreg.norms"} <= set(row.samples)
+    for row in rows[1::2]:
+        assert set(row.samples) == {"read, then mul_", "torch, foreach", "fastreg"}
 
 
 def test_all_ways_of_jax_do_the_work() -> None:
@@ -230,7 +240,9 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["bench", "frameworks", "--help"])
     assert stop.value.code == 0
-    assert "some of torch,jax,keras-torch,keras-jax" in capsys.readouterr().out.replace("\n", " ")
+    assert "some of torch,norms,jax,keras-torch,keras-jax" in capsys.readouterr().out.replace(
+        "\n", " "
+    )
 
 
 def test_the_distance_of_nothing_is_none() -> None:
