@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "fetch.h"
+#include "lane_sums.h"
 #include "vec.h"
 
 namespace fastreg {
@@ -98,53 +99,18 @@ struct Loops {
 
   // Zen 4 works 64-byte registers in halves, and widens into them at less than half the speed.
   static constexpr bool sums_in_halves = variant == Variant::cached && has_avx512 && sizeof(Real) == sizeof(float);
-  using Sum = typename VectorOf<double, FASTREG_VECTOR_BYTES / (sums_in_halves ? 2 : 1)>::type;
-  static constexpr int sum_lanes = static_cast<int>(sizeof(Sum) / sizeof(double));
-  static constexpr int registers = lanes_per_chunk / sum_lanes;
-  static constexpr int registers_per_group = has_avx512 ? registers : 4;
-  struct Sums {
-    Sum l1[registers];
-    Sum l2[registers];
-  };
-
-  FASTREG_INLINE void add_group(const Real* numbers, int rows, Sum* l1_sums, Sum* l2_sums) {
-    Sum l1[registers_per_group];
-    Sum l2[registers_per_group];
-    for (int k = 0; k < registers_per_group; ++k) {
-      l1[k] = l1_sums[k];
-      l2[k] = l2_sums[k];
-    }
-    constexpr bool by_product = has_fused_product && sizeof(Storage) == sizeof(float);
-    const Sum one = opaque(Sum{} + 1.0);
-    for (int row = 0; row < rows; ++row, numbers += lanes_per_chunk) {
-      for (int k = 0; k < registers_per_group; ++k) {
-        const Sum x = load_wide<Sum>(numbers + k * sum_lanes);
-        const Sum magnitude = converts ? x : absolute<double>(x);
-        l1[k] = by_product ? add_exact_product<double>(magnitude, one, l1[k]) : l1[k] + magnitude;
-        l2[k] = sizeof(Storage) == sizeof(double) ? l2[k] + x * x : add_exact_product<double>(x, x, l2[k]);
-      }
-    }
-    for (int k = 0; k < registers_per_group; ++k) {
-      l1_sums[k] = l1[k];
-      l2_sums[k] = l2[k];
-    }
-  }
-
-  FASTREG_INLINE void add_groups(const Real* numbers, int rows, Sums& sums) {
-    for (int first = 0; first < registers; first += registers_per_group) {
-      add_group(numbers + first * sum_lanes, rows, sums.l1 + first, sums.l2 + first);
-    }
-  }
+  using Sums = LaneSums<FASTREG_VECTOR_BYTES / (sums_in_halves ? 2 : 1)>;
 
   FASTREG_INLINE void sum_rows(const Storage* elements, int rows, Sums& sums) {
+    constexpr unsigned both = term_l1 | term_l2;
     if constexpr (converts) {
       alignas(line_bytes) Real magnitudes[rows_per_step * lanes_per_chunk];
       for (int k = 0; k < rows * lanes_per_chunk; k += real_lanes<Real>) {
         store_vector(magnitudes + k, absolute<Real>(Memory::load(elements + k)));
       }
-      add_groups(magnitudes, rows, sums);
+      add_rows<both, false, true>(magnitudes, rows, sums);
     } else {
-      add_groups(elements, rows, sums);
+      add_rows<both, sizeof(Storage) == sizeof(double), false>(elements, rows, sums);
     }
   }
 
@@ -153,9 +119,7 @@ struct Loops {
   static void add(const void* address, std::int64_t count, NormLanes& lanes) {
     const Storage* elements = static_cast<const Storage*>(address);
     Scan scan;
-    Sums sums;
-    std::memcpy(sums.l1, lanes.l1, sizeof lanes.l1);
-    std::memcpy(sums.l2, lanes.l2, sizeof lanes.l2);
+    Sums sums(lanes.l1, lanes.l2);
     std::int64_t done = 0;
     for (; done + rows_per_step * lanes_per_chunk <= count; done += rows_per_step * lanes_per_chunk) {
       scan_rows(elements + done, rows_per_step, scan);
@@ -173,8 +137,7 @@ struct Loops {
       sum_rows(padded, 1, sums);
       lanes.zeros -= lanes_per_chunk - (count - done);
     }
-    std::memcpy(lanes.l1, sums.l1, sizeof lanes.l1);
-    std::memcpy(lanes.l2, sums.l2, sizeof lanes.l2);
+    sums.store(lanes.l1, lanes.l2);
     keep_scan(scan, elements, count, lanes);
   }
 
