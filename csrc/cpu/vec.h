@@ -160,6 +160,7 @@ FASTREG_INLINE V opaque(V v) {
 }
 
 // Counts the zeros in registers of signed integers. A lane's counter has the integers' size: at most 32767 registers.
+// NOLINTBEGIN(readability-redundant-inline-specifier): GCC asks for it beside the attribute, in templates.
 template <class Integer>
 class ZeroCount {
  public:
@@ -195,6 +196,7 @@ class ZeroCount {
   Integers counts_ = {};
 #endif
 };
+// NOLINTEND(readability-redundant-inline-specifier)
 
 // What penalty.inl, prox.inl and step.inl ask for.
 template <class Scalar>
