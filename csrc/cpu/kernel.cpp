@@ -57,9 +57,12 @@ struct PenaltyKernel {
   // From memory 2 KiB of one array after 2 KiB of the other, in caches as few rows as keep the sums in registers: from
   // memory one row takes 1.1 to 1.3 times as long, in caches 2 KiB up to 1.2 times.
   static constexpr int row_bytes = lanes_per_chunk * static_cast<int>(sizeof(Storage));
-  static constexpr int rows_in_cache = converts ? 4 : 1;
-  static constexpr int rows_per_step =
-      variant == Variant::cached && wants_gradient && Sums::groups == 1 ? rows_in_cache : 2048 / row_bytes;
+  static constexpr int rows_in_cache = converts ? 16 : 1;
+  // Where registers hold a row's sums, halves are widened a row ahead, else a step.
+  static constexpr bool widens_by_row = converts && Sums::groups == 1;
+  static constexpr int rows_per_step = variant == Variant::cached && wants_gradient && Sums::groups == 1 ? rows_in_cache
+                                       : widens_by_row && !wants_gradient ? chunk_size / lanes_per_chunk
+                                                                          : 2048 / row_bytes;
   static constexpr int fewest_aligned = 1024;
   static constexpr int elements_per_line = line_bytes / static_cast<int>(sizeof(Storage));
   static_assert(lanes_per_chunk % elements_per_line == 0);
@@ -79,7 +82,7 @@ struct PenaltyKernel {
       l2[k] = l2_sums[k];
     }
     // Zen adds where it widens; the units of the products are free.
-    constexpr bool by_product = has_fused_product && sizeof(Storage) == sizeof(float);
+    constexpr bool by_product = has_fused_product && (sizeof(Storage) == sizeof(float) || widens_by_row);
     const Sum one = opaque(Sum{} + 1.0);
     for (int row = 0; row < rows; ++row, weights += lanes_per_chunk) {
       if constexpr (!converts) {
@@ -111,15 +114,41 @@ struct PenaltyKernel {
 
   // Half precision is widened in memory: to magnitudes, since a register holds twice as many floats as float64 whose
   // sign would have to go. Squares take either.
+  FASTREG_INLINE void widen_row(const Storage* weights, Real* magnitudes) {
+    using Floats = typename VectorOf<Real, sum_bytes>::type;
+    constexpr int floats = sum_bytes / static_cast<int>(sizeof(Real));
+    prefetch<lanes_per_chunk* static_cast<int>(sizeof(Storage))>(weights);
+    if constexpr (Memory::comes_in_pairs) {
+      for (int k = 0; k < lanes_per_chunk / 2; k += floats) {
+        Floats even;
+        Floats odd;
+        Memory::load_magnitudes(weights + 2 * k, even, odd);
+        store_vector(magnitudes + k, even);
+        store_vector(magnitudes + lanes_per_chunk / 2 + k, odd);
+      }
+    } else {
+      for (int k = 0; k < lanes_per_chunk; k += floats) {
+        store_vector(magnitudes + k, absolute<Real>(Memory::template load<Floats>(weights + k)));
+      }
+    }
+  }
+
   FASTREG_INLINE void add_rows(const Storage* weights, int rows, Sums& sums) {
-    if constexpr (converts) {
+    if constexpr (widens_by_row) {
+      // A row is widened while the one before it is added; after the last one it is that one again.
+      alignas(line_bytes) Real magnitudes[2 * lanes_per_chunk];
+      widen_row(weights, magnitudes);
+      int place = 0;
+      for (int row = 1; row <= rows; ++row) {
+        weights += row < rows ? lanes_per_chunk : 0;
+        widen_row(weights, magnitudes + (place ^ lanes_per_chunk));
+        add_groups(magnitudes + place, 1, sums);
+        place ^= lanes_per_chunk;
+      }
+    } else if constexpr (converts) {
       alignas(line_bytes) Real magnitudes[rows_per_step * lanes_per_chunk];
       for (int i = 0; i < rows * lanes_per_chunk; i += lanes_per_chunk) {
-        prefetch<lanes_per_chunk* static_cast<int>(sizeof(Storage))>(weights + i);
-        for (int k = i; k < i + lanes_per_chunk; k += real_lanes<Real>) {
-          const Vector<Real> x = Memory::load(weights + k);
-          store_vector(magnitudes + k, has_l1 ? absolute<Real>(x) : x);
-        }
+        widen_row(weights + i, magnitudes + i);
       }
       add_groups(magnitudes, rows, sums);
     } else {
@@ -134,12 +163,20 @@ struct PenaltyKernel {
     add_rows(padded, 1, sums);
   }
 
-  FASTREG_INLINE double halve(Sum* registers) {
-    halve_lanes(registers, Sums::registers);
+  FASTREG_INLINE double halve(Sum* registers, int count) {
+    halve_lanes(registers, count);
     double lanes[Sums::lanes];
     std::memcpy(lanes, registers, sizeof lanes);
     halve_lanes(lanes, Sums::lanes);
     return lanes[0];
+  }
+  FASTREG_INLINE double halve(Sum* registers) {
+    if constexpr (Memory::comes_in_pairs) {  // the even lanes, then the odd ones, which meet last
+      constexpr int half = Sums::registers / 2;
+      return halve(registers, half) + halve(registers + half, half);
+    } else {
+      return halve(registers, Sums::registers);
+    }
   }
 
   // ---- gradients

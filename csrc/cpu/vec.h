@@ -357,6 +357,7 @@ template <class E>
 struct Access {
   using Real = typename E::Real;
   static constexpr bool is_compute_type = true;
+  static constexpr bool comes_in_pairs = false;
   static constexpr int registers_per_store = 1;
   FASTREG_INLINE Vector<Real> load(const Real* p) { return load_vector<Vector<Real>>(p); }
   FASTREG_INLINE Vector<Real> narrow(const Vector<Real>* x) { return x[0]; }
@@ -381,12 +382,18 @@ FASTREG_INLINE SixteenBits join(SoftwareHalf::Halves low, SoftwareHalf::Halves h
 template <>
 struct Access<F16> {
   static constexpr bool is_compute_type = false;
+  static constexpr bool comes_in_pairs = false;
   static constexpr int registers_per_store = 2;
   using Halves = SoftwareHalf::Halves;
-  FASTREG_INLINE Vector<float> load(const std::uint16_t* p) {
-    const Halves h = load_vector<Halves>(p);
+  template <class Floats = Vector<float>>
+  FASTREG_INLINE Floats load(const std::uint16_t* p) {
+    const Halves h [[maybe_unused]] = load_vector<Halves>(p);
 #if defined(FASTREG_VEC_AVX512)
-    return _mm512_cvtph_ps(bit_cast<__m256i>(h));
+    if constexpr (sizeof(Floats) == 32) {
+      return _mm256_cvtph_ps(load_vector<__m128i>(p));
+    } else {
+      return _mm512_cvtph_ps(bit_cast<__m256i>(h));
+    }
 #elif defined(FASTREG_VEC_AVX2)
     return _mm256_cvtph_ps(bit_cast<__m128i>(h));
 #elif defined(FASTREG_VEC_NEON)
@@ -414,8 +421,17 @@ struct Access<F16> {
 template <>
 struct Access<BF16> {
   static constexpr bool is_compute_type = false;
+  static constexpr bool comes_in_pairs = true;  // see load_magnitudes
   static constexpr int registers_per_store = 2;
   using Halves = SoftwareHalf::Halves;
+  // Of every two neighbours: three operations for two registers, where widening one by one takes three for each.
+  template <class Floats>
+  FASTREG_INLINE void load_magnitudes(const std::uint16_t* p, Floats& even, Floats& odd) {
+    using Words = typename VectorOf<std::uint32_t, sizeof(Floats)>::type;
+    const Words pairs = opaque(load_vector<Words>(p));
+    even = bit_cast<Floats>((pairs << 16) & 0x7fff0000u);
+    odd = bit_cast<Floats>(pairs & 0x7fff0000u);
+  }
   FASTREG_INLINE Vector<float> load(const std::uint16_t* p) {
 #if defined(FASTREG_VEC_AVX512)
     // Every word to the upper half of its own float, zeros below: one instruction where widening and shifting are two.
