@@ -22,7 +22,10 @@ namespace {
 bool writes_gradient(unsigned outputs) { return (outputs & output_gradient) != 0; }
 bool wants_value(unsigned outputs) { return (outputs & output_value) != 0; }
 
-std::int64_t bytes_of(const Item& item) { return item.count * static_cast<std::int64_t>(item_size(item.dtype)); }
+std::int64_t bytes_of(const Item& item, std::int64_t count) {
+  return count * static_cast<std::int64_t>(item_size(item.dtype));
+}
+std::int64_t bytes_of(const Item& item) { return bytes_of(item, item.count); }
 
 // All bytes that a call reads or writes.
 std::int64_t bytes_touched(const Item* items, std::size_t item_count, unsigned outputs) {
@@ -33,36 +36,46 @@ std::int64_t bytes_touched(const Item* items, std::size_t item_count, unsigned o
   return writes_gradient(outputs) ? 2 * bytes : bytes;
 }
 
-// From how many bytes on an item's gradients go past the caches. One answer for the call, before its tasks have mapped
-// any page.
-std::int64_t least_streamed(const Item* items, std::size_t item_count, std::int64_t bytes, unsigned outputs,
-                            const Policy& rules) {
-  if (!writes_gradient(outputs) || (outputs & (output_add | output_prox)) != 0 || !rules.streams(bytes, false)) {
-    return never;
+// What the memory of new gradients decides, for the largest of them. One answer for the call, before its tasks have
+// mapped any page.
+struct NewGradients {
+  NewGradients(const Item* items, std::size_t item_count, std::int64_t bytes, unsigned outputs, const Policy& rules) {
+    if (!writes_gradient(outputs) || (outputs & (output_add | output_prox)) != 0 || !rules.streams(bytes, false)) {
+      return;
+    }
+    const Item& largest = *std::max_element(items, items + item_count,
+                                            [](const Item& a, const Item& b) { return bytes_of(a) < bytes_of(b); });
+    if (rules.streams(bytes_of(largest), false)) {
+      are_unmapped = is_unmapped(largest.gradients, bytes_of(largest));
+      bytes_worth_streaming = are_unmapped ? rules.bytes_worth_streaming_if_new : rules.bytes_worth_streaming;
+    }
   }
-  const Item& largest = *std::max_element(items, items + item_count,
-                                          [](const Item& a, const Item& b) { return bytes_of(a) < bytes_of(b); });
-  if (!rules.streams(bytes_of(largest), false)) {
-    return never;
-  }
-  return is_unmapped(largest.gradients, bytes_of(largest)) ? rules.bytes_worth_streaming_if_new
-                                                           : rules.bytes_worth_streaming;
-}
+
+  bool are_unmapped = false;
+  std::int64_t bytes_worth_streaming = never;  // of one item
+};
 
 // How a call is worked: its outputs, and what the policy says of so many bytes.
 struct Conduct {
-  Conduct(const Item* items, std::size_t item_count, unsigned asked, const ChosenPolicy& chosen) : outputs(asked) {
-    const std::int64_t bytes = bytes_touched(items, item_count, outputs);
-    const auto variant = static_cast<std::size_t>(chosen.variant(bytes, writes_gradient(outputs)));
-    cells = &kernels().cells[variant];
-    prox = &kernels().prox[variant];
-    bytes_worth_streaming = least_streamed(items, item_count, bytes, outputs, *chosen.policy);
+  Conduct(const Item* items, std::size_t item_count, unsigned asked, const ChosenPolicy& chosen)
+      : Conduct(items, item_count, asked, chosen, bytes_touched(items, item_count, asked)) {}
+  Conduct(const Item* items, std::size_t item_count, unsigned asked, const ChosenPolicy& chosen, std::int64_t bytes)
+      : outputs(asked), new_gradients(items, item_count, bytes, asked, *chosen.policy) {
+    const Variant variant = chosen.variant(bytes, writes_gradient(outputs));
+    cells = &kernels().cells[static_cast<std::size_t>(variant)];
+    cells_of_halves = &kernels().cells[static_cast<std::size_t>(chosen.policy->halves.value_or(variant))];
+    prox = &kernels().prox[static_cast<std::size_t>(variant)];
+  }
+
+  const Cells& cells_of(DType dtype) const {
+    return dtype == DType::f16 || dtype == DType::bf16 ? *cells_of_halves : *cells;
   }
 
   unsigned outputs;
+  NewGradients new_gradients;
   const Cells* cells;
+  const Cells* cells_of_halves;
   const ProxCells* prox;
-  std::int64_t bytes_worth_streaming;  // of one item
 };
 
 // What a call needs besides its arrays: one number per chunk and term, and of zeros.
@@ -84,12 +97,13 @@ bool is_staged(const Item& item, unsigned outputs) {
 
 // The kernel with streaming stores, where there is one that this item is for; else null.
 Kernel streaming_kernel(const Item& item, const Conduct& conduct) {
-  if (item.layout != nullptr || !is_floating(item.dtype) || bytes_of(item) < conduct.bytes_worth_streaming ||
+  if (item.layout != nullptr || !is_floating(item.dtype) ||
+      bytes_of(item) < conduct.new_gradients.bytes_worth_streaming ||
       reinterpret_cast<std::uintptr_t>(item.gradients) % 16 != 0 || item.gradients == item.weights) {
     return nullptr;
   }
-  return conduct.cells
-      ->streaming_kernels[static_cast<std::size_t>(item.dtype)][item.coefficients.terms - 1][conduct.outputs];
+  return conduct.cells_of(item.dtype)
+      .streaming_kernels[static_cast<std::size_t>(item.dtype)][item.coefficients.terms - 1][conduct.outputs];
 }
 
 // How many elements of a chunk need memory beside the item's own.
@@ -167,7 +181,20 @@ class ChunkRun {
     }
     if (!is_staged(item_, outputs_)) {
       const Kernel streaming = streaming_kernel(item_, conduct_);
-      (streaming != nullptr ? streaming : kernel())(arguments_for(begin, count, sums));
+      const Kernel chosen = streaming != nullptr ? streaming : kernel();
+      if (!conduct_.new_gradients.are_unmapped) {
+        chosen(arguments_for(begin, count, sums));
+        return;
+      }
+      // Pages are written as soon as they are mapped, while what the system wrote to them lies in a cache.
+      constexpr std::int64_t most = 16 * chunk_size;
+      for (std::int64_t done = 0; done < count; done += most) {
+        const std::int64_t part = std::min(count - done, most);
+        map_upwards(gradients_at(begin + done), bytes_of(item_, part), bytes_of(item_, item_.count - begin - done));
+        chosen(arguments_for(begin + done, part, sums));
+        sums.l1 += most / chunk_size;
+        sums.l2 += most / chunk_size;
+      }
       return;
     }
     const Stages::Stage stage(stages_);
@@ -183,7 +210,7 @@ class ChunkRun {
     if (is_prox(outputs_)) {
       return conduct_.prox->kernels[dtype][item_.coefficients.terms][wants_value(outputs_) ? 1 : 0];
     }
-    return conduct_.cells->kernels[dtype][item_.coefficients.terms - 1][outputs_];
+    return conduct_.cells_of(item_.dtype).kernels[dtype][item_.coefficients.terms - 1][outputs_];
   }
 
   KernelArguments arguments_for(std::int64_t begin, std::int64_t count, ChunkSums sums) const {

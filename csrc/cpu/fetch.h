@@ -20,32 +20,27 @@ constexpr int far_distance = 8192;
 // cost 10 to 26 % in cache.
 template <Variant variant, std::uintptr_t bytes>
 FASTREG_INLINE void fetch_ahead([[maybe_unused]] const void* address) {
-  if constexpr (variant != Variant::plain && variant != Variant::cached) {
+  if constexpr (variant == Variant::near || variant == Variant::far) {
     // As an integer: the place may lie past the array's end, where a pointer must not be formed.
     const auto here = reinterpret_cast<std::uintptr_t>(address);
     constexpr int into_l2 = 2;
     for (std::uintptr_t line = 0; line < bytes; line += line_bytes) {
-      if constexpr (variant == Variant::near || variant == Variant::far) {
-        __builtin_prefetch(reinterpret_cast<const void*>(here + line + near_distance));
-      }
+      __builtin_prefetch(reinterpret_cast<const void*>(here + line + near_distance));
       if constexpr (variant == Variant::far) {
         __builtin_prefetch(reinterpret_cast<const void*>(here + line + far_distance), 0, into_l2);
-      }
-      if constexpr (variant == Variant::l2) {
-        __builtin_prefetch(reinterpret_cast<const void*>(here + line + near_distance), 0, into_l2);
       }
     }
   }
 }
 
 // The variant whose kernels stand for another's. Each takes seconds to compile, so that there is one for several where
-// they would not differ, or where nothing was measured: registers that do not hold a row's sums make `cached` plain; 16
-// bytes have one distance; 64 bytes without AVX-512 are there for tests.
+// they would not differ, or where nothing was measured: registers that do not hold a row's sums make `cached` plain,
+// and those that do not hold two `pairs`; 16 bytes have one distance; 64 bytes without AVX-512 are there for tests.
 constexpr Variant kernels_of(Variant variant) {
   if (FASTREG_VECTOR_BYTES == 64) {
     return has_avx512 ? variant : Variant::plain;
   }
-  if (variant == Variant::plain || variant == Variant::cached) {
+  if (variant == Variant::plain || variant == Variant::pairs || variant == Variant::cached) {
     return Variant::plain;
   }
   return FASTREG_VECTOR_BYTES == 16 ? Variant::near : variant;

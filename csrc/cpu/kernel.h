@@ -32,7 +32,7 @@ enum class Variant : std::uint8_t {
   plain,   // fetches nothing ahead
   near,    // into L1, 4 KiB ahead
   far,     // and into L2, 8 KiB ahead
-  l2,      // into L2 alone, 4 KiB ahead
+  pairs,   // nothing; values of two chunks at once
   cached,  // nothing; gradients row by row, sums of floats in registers of 32 bytes
 };
 constexpr std::size_t variant_count = 5;

@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -50,6 +51,8 @@ struct Policy {
   // The same for a thread that is awake.
   std::int64_t elements_worth_sharing;
   const char* record;  // what the row rests on
+  // Of half precision, whose conversions take longer than memory, at every size; nothing: as of the other types.
+  std::optional<Variant> halves = std::nullopt;
 
   bool streams(std::int64_t bytes, bool is_new) const {
     return bytes >= (is_new ? bytes_worth_streaming_if_new : bytes_worth_streaming);

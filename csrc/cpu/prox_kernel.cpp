@@ -199,7 +199,7 @@ constexpr ProxCells make_cells() {
 
 // Steps in caches are plain ones: nothing else was measured.
 constexpr Variant step_kernels_of(Variant variant) {
-  return kernels_of(variant == Variant::cached ? Variant::plain : variant);
+  return kernels_of(variant == Variant::cached || variant == Variant::pairs ? Variant::plain : variant);
 }
 
 }  // namespace
@@ -207,7 +207,7 @@ constexpr Variant step_kernels_of(Variant variant) {
 namespace FASTREG_ISA {
 constexpr ProxCells prox_cells[variant_count] = {
     make_cells<step_kernels_of(Variant::plain)>(), make_cells<step_kernels_of(Variant::near)>(),
-    make_cells<step_kernels_of(Variant::far)>(), make_cells<step_kernels_of(Variant::l2)>(),
+    make_cells<step_kernels_of(Variant::far)>(), make_cells<step_kernels_of(Variant::pairs)>(),
     make_cells<step_kernels_of(Variant::cached)>()};
 }
 

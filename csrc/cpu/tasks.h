@@ -34,7 +34,8 @@ class Tasks {
   // Claims and runs tasks until none is left, those of one segment first. True if the last task to finish was among
   // them. The context is touched by nothing but a claimed task.
   bool work(int first_segment) {
-    bool finished = false;
+    // Counted once, at the end: a counter that all threads write is a line that goes to and fro.
+    std::int64_t ran = 0;
     for (int i = 0; i < segment_count_; ++i) {
       Segment& segment = segments_[(first_segment + i) % segment_count_];
       while (is_unclaimed(segment)) {
@@ -43,10 +44,10 @@ class Tasks {
           break;
         }
         task_(context_, index);
-        finished = done_.fetch_add(1, std::memory_order_acq_rel) + 1 == count_;
+        ++ran;
       }
     }
-    return finished;
+    return ran != 0 && done_.fetch_add(ran, std::memory_order_acq_rel) + ran == count_;
   }
 
  private:

@@ -40,6 +40,9 @@ void add_setting_functions(py::module_& m) {
       const Policy& row = *chosen.policy;
       classes[size_class_names[i]] = py::make_tuple(name_of(row.reading[i]), name_of(row.writing[i]));
     }
+    if (const auto halves = chosen.policy->halves) {
+      classes["half precision"] = py::make_tuple(name_of(*halves), name_of(*halves));
+    }
     py::dict facts;
     facts["name"] = chosen.policy->name;
     facts["reason"] = chosen.reason;

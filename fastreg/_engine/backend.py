@@ -26,7 +26,7 @@ from . import reference, reference_steps
 
 BACKENDS = ("numpy", "native")
 INSTRUCTION_SETS = ("portable", "avx2", "avx512", "neon")
-POLICIES = ("default", "sapphire_rapids", "zen4", "zen3", "plain", "near", "far", "l2", "cached")
+POLICIES = ("default", "sapphire_rapids", "zen4", "zen3", "plain", "near", "far", "pairs", "cached")
 TORCH_THREADS = ("torch", "own")
 _SETTINGS_OF_THE_CORE = (
     "FASTREG_ISA",

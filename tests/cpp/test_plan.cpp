@@ -3,8 +3,14 @@
 #include "plan.h"
 
 #include <pthread.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include <algorithm>
+#include <atomic>
 #include <numeric>
 #include <set>
 #include <utility>
@@ -13,6 +19,30 @@
 #include "check.h"
 #include "cpu/dispatch.h"
 #include "cpu/pool.h"
+
+#if defined(__linux__)
+namespace {
+// What the system says of memory, and how often it was asked to map a page; the tests below say otherwise.
+enum class Pages { as_they_are, mapped, unmapped };
+std::atomic<Pages> pages{Pages::as_they_are};
+std::atomic<int> pages_asked_for{0};
+}  // namespace
+
+// In the place of the C library's.
+extern "C" int mincore(void* memory, std::size_t bytes, unsigned char* answers) noexcept {
+  if (pages == Pages::as_they_are) {
+    return static_cast<int>(syscall(SYS_mincore, memory, bytes, answers));
+  }
+  std::fill_n(answers, (bytes + 4095) / 4096, static_cast<unsigned char>(pages == Pages::mapped ? 1 : 0));
+  return 0;
+}
+
+extern "C" int madvise(void* memory, std::size_t bytes, int advice) noexcept {
+  constexpr int populate_write = 23;
+  pages_asked_for += advice == populate_write ? 1 : 0;
+  return static_cast<int>(syscall(SYS_madvise, memory, bytes, advice));
+}
+#endif
 
 namespace fastreg::test {
 namespace {
@@ -449,5 +479,34 @@ TEST(nothing_to_do) {
   evaluate(&empty, 1, output_value | output_gradient | output_add, &value);
   CHECK(oracle::same_value(value, 0.0));
 }
+
+#if defined(__linux__)
+TEST(plan_of_new_gradients) {
+  constexpr std::int64_t large_page = 2 << 20;
+  constexpr std::int64_t large_pages = 18;  // of 36 MiB
+  constexpr std::int64_t count = large_pages * large_page / static_cast<std::int64_t>(sizeof(float));
+  const std::vector<float> weights(count, 0.5f);
+  const std::size_t bytes = count * sizeof(float) + large_page;
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  CHECK(memory != MAP_FAILED);
+  auto* gradients = static_cast<float*>(memory) + 4;
+  const Item item{weights.data(), gradients, count, make_coefficients(0.25, 0.0, 1.0, 1.0), nullptr, DType::f32};
+  const auto asked = [&](unsigned outputs, Pages answer) {
+    double value = 0.0;
+    pages = answer;
+    pages_asked_for = 0;
+    evaluate(&item, 1, outputs, &value);
+    pages = Pages::as_they_are;
+    return pages_asked_for.load();
+  };
+  const int found = asked(output_gradient, Pages::unmapped);
+  CHECK(found == large_pages || found == large_pages - 1, std::to_string(found));
+  CHECK(std::all_of(gradients, gradients + count, [](float x) { return x == 0.25f; }));
+  CHECK(asked(output_value | output_gradient, Pages::mapped) == 0);
+  CHECK(asked(output_gradient | output_add, Pages::unmapped) == 0, "read first");
+  CHECK(asked(output_value, Pages::unmapped) == 0, "not written");
+  munmap(memory, bytes);
+}
+#endif
 
 }  // namespace fastreg::test

@@ -83,6 +83,11 @@ TEST(policy_by_size) {
   }
 }
 
+TEST(policy_of_halves) {
+  CHECK(policy_for({"AuthenticAMD", 25, 17, 1 * mebi, 32 * mebi}).policy->halves == Variant::cached);
+  CHECK(!policy_for({}).policy->halves.has_value(), "not measured");
+}
+
 TEST(policy_of_new_memory) {
   const Policy& row = *policy_for({}).policy;
   CHECK(!row.streams(32 * mebi - 1, false));
