@@ -13,6 +13,7 @@ import hypothesis
 import numpy as np
 import pytest
 from canonical_step import Options, Tensor
+from float_environments import NAMES, environment
 from hypothesis import strategies as st
 
 from fastreg._base import steps as numbers
@@ -349,3 +350,22 @@ def test_any_layout(backend):
     steps.take(step_of((plain,), (np.ones((6, 4)),), one, first=(np.zeros((6, 4)),)))
     np.testing.assert_array_equal(rows.T, plain)
     np.testing.assert_array_equal(momentum, 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_environment_of_the_caller(backend, name):
+    o = Options("adamw", 0.3, "scaled", l1=1e-3, l2=0.7, weight_decay=0.01, clip="data")
+    w, g = ([x * 1e-3 for x in canonical.numbers(70, "f64", seed)] for seed in (3, 4))
+    w[:4], g[:4] = [1e-310, 3e-320, 1e-40, 0.1], [1e-310, 1e-160, 3e-320, 0.3]
+    array, gradient = np.array(w), np.array(g)
+    states = [(np.zeros(70),), (np.zeros(70),)]
+    step = step_of((array,), (gradient,), o, first=states[0], second=states[1])
+    with environment(name):
+        found = steps.take(step._replace(max_norm=0.01, clips_data=True))
+    tensor = Tensor(w, "f64")
+    norm = canonical.norms([canonical_step.clip_line(tensor, g, o)])
+    canonical_step.take(tensor, g, o, canonical.clip_factor(norm, 0.01))
+    assert found.norm == norm[1]
+    assert found.penalties == [tensor.penalty]
+    for one, expected in ((array, tensor.w), (states[0][0], tensor.m), (states[1][0], tensor.v)):
+        np.testing.assert_array_equal(canonical.bits(one), canonical.bits(np.array(expected)))

@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from .._base import arguments, core, environment
-from . import reference, reference_steps
+from . import reference
 
 BACKENDS = ("numpy", "native")
 INSTRUCTION_SETS = ("portable", "avx2", "avx512", "neon")
@@ -107,8 +107,7 @@ def select(backend: str) -> None:
     arguments.choice(backend, "backend", BACKENDS)
     module = reference if backend == "numpy" else _load_core()
     for entry_point in ENTRY_POINTS:
-        source = module if hasattr(module, entry_point) else reference_steps
-        globals()[entry_point] = _missing if module is None else getattr(source, entry_point)
+        globals()[entry_point] = _missing if module is None else getattr(module, entry_point)
     name = backend
     core.is_off = backend == "numpy"
 

@@ -25,6 +25,8 @@ from .._base.float_environment import Default
 from .._base.penalty import ADD, PROX, VALUE, Call, call_of_one
 from . import canonical, checks, elements
 from .canonical import canonical_sum
+from .reference_steps import measure_step as measure_step
+from .reference_steps import take_step as take_step
 
 Array = npt.NDArray[Any]
 Doubles = npt.NDArray[np.float64]
