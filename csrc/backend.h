@@ -3,7 +3,8 @@
 //
 // Promises of every backend:
 // - the bits of the CPU kernels (docs/numerics.md);
-// - work is queued on the caller's stream and nothing waits for the device, but for what is named `copy` or `wait`;
+// - work is queued on the caller's stream and nothing waits for the device, but for what is named `copy` or `wait`, and
+//   norms that are measured;
 // - whatever can fail, fails before anything of the caller's is written;
 // - no function throws; the calling thread's current device is as it was.
 #pragma once
@@ -12,12 +13,13 @@
 #include <cstdint>
 
 #include "layout.h"
+#include "norms.h"
 #include "penalty.h"
 
 namespace fastreg {
 
 // Changes whenever anything below does: library and core may come from different builds.
-constexpr std::uint32_t backend_version = 4;
+constexpr std::uint32_t backend_version = 5;
 
 enum class BackendStatus : std::int32_t {
   ok,
@@ -58,6 +60,26 @@ struct DeviceCall {
   std::int64_t* total_zeros = nullptr;  // null where `total` is
 };
 
+enum class NormTask : std::int32_t {
+  measure,  // to `norms`; waits, and is refused in a capture
+  scale,    // by `factor`
+  clip,     // by the factor of `max_norm`, which the device finds out; the norm before to `norm`
+};
+
+// Of tensors whose gradients are null; what is scaled lies at `weights`, is floating and has no element twice.
+struct NormCall {
+  NormTask task;
+  int device;
+  void* stream;
+  const DeviceItem* items;
+  std::size_t item_count;
+  int exponent;   // elements are measured times 2^exponent
+  Norm* norms;    // in host memory, one per item
+  double factor;  // 1 writes nothing
+  double max_norm;
+  double* norm;  // in device memory
+};
+
 // A call that was queued while its stream was being captured into a graph. Its strengths stay in device memory, and a
 // replay of the graph reads what is there then.
 struct Recording;
@@ -72,6 +94,8 @@ struct Backend {
   // `recording` is set to null unless the stream is being captured. A recording lives as long as the graph may be
   // replayed: until `forget`. With a null `recording` it is never forgotten.
   BackendStatus (*evaluate)(const DeviceCall* call, Recording** recording, BackendError* error);
+  // As `evaluate`.
+  BackendStatus (*norms)(const NormCall* call, Recording** recording, BackendError* error);
   // New strengths for the replays that are queued on `stream` after this: as many as before, and outside of capture.
   BackendStatus (*set_strengths)(Recording* recording, const Coefficients* strengths, std::size_t count, void* stream,
                                  BackendError* error);

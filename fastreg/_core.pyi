@@ -546,6 +546,20 @@ def cuda_evaluate(
         With the text of the CUDA runtime.
     """
 
+def cuda_norm_sums(
+    tensors: DeviceTensors, exponent: int
+) -> list[tuple[float, float, float, int, int]]:
+    """Return what `norm_sums` does, and wait for it; RuntimeError on a stream that is captured."""
+
+def cuda_scale(tensors: DeviceTensors, factor: float) -> int:
+    """Queue what `scale_tensors` does; returns what `cuda_evaluate` does."""
+
+def cuda_clip(tensors: DeviceTensors, max_norm: float, norm: int) -> int:
+    """Queue a clip of tensors by the norm of all of them, which goes to the address `norm`.
+
+    Returns what `cuda_evaluate` does.
+    """
+
 def cuda_set_strengths(
     recording: int,
     outputs: int,

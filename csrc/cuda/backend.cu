@@ -6,6 +6,7 @@
 // device holds already is not sent again (block.h). A call that is captured has a block of its own (capture.h).
 //
 // All of it is one translation unit: kernels are templates, and nvcc reads a file once for every architecture.
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -20,6 +21,7 @@
 #include "errors.h"
 #include "launches.cuh"
 #include "marks.h"
+#include "norm_launches.cuh"
 #include "result_memory.h"
 #include "streams.h"
 #include "table.h"
@@ -44,25 +46,50 @@ bool fits(const Layout& layout, const DeviceItem& item) {
   return count == item.count;
 }
 
-void check_items(const DeviceCall& call) {
-  if (call.outputs >= kernel_cells || chunk_kernels<F32>[call.outputs] == nullptr) {
-    fail(BackendStatus::bad_argument, "no such outputs: " + std::to_string(call.outputs));
-  }
-  const bool writes = (call.outputs & output_gradient) != 0;
-  for (std::size_t i = 0; i < call.item_count; ++i) {
-    const DeviceItem& item = call.items[i];
+// `floating`: there are no integers among them. `gradients`: they are written.
+void check_items(const DeviceItem* items, std::size_t item_count, std::size_t strength_count, bool floating,
+                 bool gradients) {
+  for (std::size_t i = 0; i < item_count; ++i) {
+    const DeviceItem& item = items[i];
     const auto is_misaligned = [&](const void* address) {
       return reinterpret_cast<std::uintptr_t>(address) % item_size(item.dtype) != 0;
     };
-    if (static_cast<int>(item.dtype) >= dtype_count || (writes && !is_floating(item.dtype)) || item.count < 0 ||
-        item.strengths >= call.strength_count || (item.layout != nullptr && !fits(*item.layout, item))) {
+    if (static_cast<int>(item.dtype) >= dtype_count || (floating && !is_floating(item.dtype)) || item.count < 0 ||
+        item.strengths >= strength_count || (item.layout != nullptr && !fits(*item.layout, item))) {
       fail(BackendStatus::bad_argument, "tensor " + std::to_string(i) + " is described wrongly");
     }
-    if (is_misaligned(item.weights) || (writes && is_misaligned(item.gradients))) {
+    if (is_misaligned(item.weights) || (gradients && is_misaligned(item.gradients))) {
       fail(BackendStatus::bad_argument,
            "the address of tensor " + std::to_string(i) + " is no multiple of its elements' size");
     }
   }
+}
+
+void check_call(const DeviceCall& call) {
+  if (call.outputs >= kernel_cells || chunk_kernels<F32>[call.outputs] == nullptr) {
+    fail(BackendStatus::bad_argument, "no such outputs: " + std::to_string(call.outputs));
+  }
+  const bool writes = (call.outputs & output_gradient) != 0;
+  check_items(call.items, call.item_count, call.strength_count, writes, writes);
+}
+
+// Runs what a sequence launches, with its table in the stream's block, or in one of its own that a capture keeps.
+// Returns that; `after` gets the block while it is the call's.
+template <class Sequence, class After>
+Recording* run_with_block(int device, cudaStream_t stream, std::size_t strength_count, const Places& places,
+                          std::vector<char> image, const Sequence& sequence, After after) {
+  if (is_capturing(stream)) {
+    std::unique_ptr<RecordedCall> own = make_recording(device, strength_count, places, std::move(image));
+    sequence.run(own->block.memory(), stream);
+    return handle_of(own.release());
+  }
+  const RelaxedCapture relaxed;
+  WorkspaceInUse workspace(device, stream);
+  workspace.block().reserve(places.end, stream);
+  workspace.block().hold(std::move(image), places.rows, stream);
+  sequence.run(workspace.block().memory(), stream);
+  after(workspace.block().memory());
+  return nullptr;
 }
 
 BackendStatus evaluate(const DeviceCall* call, Recording** recording, BackendError* error) {
@@ -73,25 +100,53 @@ BackendStatus evaluate(const DeviceCall* call, Recording** recording, BackendErr
     const DeviceGuard guard(call->device);
     const auto stream = static_cast<cudaStream_t>(call->stream);
     require_device_of_stream(stream, call->device);
-    check_items(*call);
+    check_call(*call);
     const bool wants_value = (call->outputs & output_value) != 0;
     const Table table = make_table(call->items, call->item_count, wants_value);
     const Places places(table, call->strength_count, call->outputs);
     const Sequence sequence(*call, table, places);
     std::vector<char> image = make_image(table, places, call->strengths, call->strength_count);
-    if (is_capturing(stream)) {
-      std::unique_ptr<RecordedCall> own = make_recording(*call, places, std::move(image));
-      sequence.run(own->block.memory(), stream);
-      Recording* kept = handle_of(own.release());
-      if (recording != nullptr) {
-        *recording = kept;
-      }
-    } else {
-      const RelaxedCapture relaxed;
-      WorkspaceInUse workspace(call->device, stream);
-      workspace.block().reserve(places.end, stream);
-      workspace.block().hold(std::move(image), places.rows, stream);
-      sequence.run(workspace.block().memory(), stream);
+    Recording* kept = run_with_block(call->device, stream, call->strength_count, places, std::move(image), sequence,
+                                     [](const char*) {});
+    if (recording != nullptr) {
+      *recording = kept;
+    }
+  });
+}
+
+BackendStatus norms(const NormCall* call, Recording** recording, BackendError* error) {
+  if (recording != nullptr) {
+    *recording = nullptr;
+  }
+  return guarded(error, [&] {
+    const DeviceGuard guard(call->device);
+    const auto stream = static_cast<cudaStream_t>(call->stream);
+    require_device_of_stream(stream, call->device);
+    const bool measures = call->task == NormTask::measure;
+    check_items(call->items, call->item_count, 1, !measures, false);
+    if (measures && is_capturing(stream)) {
+      fail(BackendStatus::failed, "norms are waited for, which a stream that is being captured cannot be");
+    }
+    const bool has_f64 = std::any_of(call->items, call->items + call->item_count,
+                                     [](const DeviceItem& item) { return item.dtype == DType::f64; });
+    const bool may_need_power = call->exponent != 0 || (call->task == NormTask::clip && has_f64);
+    const Table table = make_table(call->items, call->item_count, call->task != NormTask::scale, may_need_power);
+    const Places places(table, 0, call->task == NormTask::scale ? 0 : output_norms);
+    const NormSequence sequence(*call, table, places, may_need_power);
+    std::vector<char> image = make_image(table, places, nullptr, 0);
+    Recording* kept =
+        run_with_block(call->device, stream, 0, places, std::move(image), sequence, [&](const char* block) {
+          if (measures) {
+            check(cudaMemcpyAsync(call->norms, block + places.norms, call->item_count * sizeof(Norm),
+                                  cudaMemcpyDeviceToHost, stream),
+                  "copying norms to the host");
+          }
+        });
+    if (measures) {
+      check(cudaStreamSynchronize(stream), "waiting for norms");
+    }
+    if (recording != nullptr) {
+      *recording = kept;
     }
   });
 }
@@ -142,9 +197,9 @@ BackendStatus device_of(const void* address, int* device, BackendError* error) {
   });
 }
 
-constexpr Backend backend = {backend_version, "cuda",        count_devices, evaluate,     set_strengths,
-                             forget,          allocate,      release,       set_mark,     drop_mark,
-                             has_passed,      wait_for_mark, wait,          copy_to_host, device_of};
+constexpr Backend backend = {backend_version, "cuda",   count_devices, evaluate, norms,     set_strengths,
+                             forget,          allocate, release,       set_mark, drop_mark, has_passed,
+                             wait_for_mark,   wait,     copy_to_host,  device_of};
 
 }  // namespace
 }  // namespace fastreg::cuda

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "../norms.h"
 #include "../penalty.h"
 #include "errors.h"
 #include "staging.h"
@@ -25,6 +26,16 @@ inline void* device_memory(int device, std::size_t bytes) {
   return memory;
 }
 
+// The place of no penalty's outputs.
+constexpr unsigned output_norms = 16;
+
+// What a clip has found out, in device memory: nothing waits for it.
+struct ClipState {
+  double norm;
+  double factor;
+  int exponent;  // not 0: squares are to be those of the elements times 2^exponent
+};
+
 // Where things lie in a block: first the counter, then what is sent, then what kernels write.
 struct Places {
   static constexpr std::size_t alignment = 256;
@@ -32,11 +43,14 @@ struct Places {
 
   std::size_t rows, first_chunks, groups, large_rows, strided_rows, axes, sent_end;
   std::size_t l1_sums, l2_sums, l1_group_sums, l2_group_sums, values, total_sums;
-  std::size_t chunk_zeros, group_zeros, zeros, end;  // of proximal steps
+  std::size_t chunk_zeros, group_zeros, zeros;  // of proximal steps; the first two of norms as well
+  std::size_t maxima, group_maxima, group_nonfinite, norms, state, end;  // of norms
 
+  // `outputs` of a penalty, or output_norms.
   Places(const Table& table, std::size_t strength_count, unsigned outputs) {
-    const bool wants_value = (outputs & output_value) != 0;
-    const bool counts = wants_value && is_prox(outputs);
+    const bool measures = outputs == output_norms;
+    const bool wants_value = measures || (outputs & output_value) != 0;
+    const bool counts = measures || (wants_value && is_prox(outputs));
     std::size_t next = strengths;
     const auto place = [&](std::size_t& offset, std::size_t count, std::size_t size) {
       offset = next;
@@ -62,6 +76,11 @@ struct Places {
     place(chunk_zeros, counts ? chunks : 0, sizeof(std::int32_t));
     place(group_zeros, counts ? table.groups.size() : 0, sizeof(double));
     place(zeros, counts ? table.rows.size() : 0, sizeof(std::int64_t));
+    place(maxima, measures ? chunks : 0, sizeof(double));
+    place(group_maxima, measures ? table.groups.size() : 0, sizeof(double));
+    place(group_nonfinite, measures ? table.groups.size() : 0, sizeof(double));
+    place(norms, measures ? table.rows.size() : 0, sizeof(Norm));
+    place(state, measures ? 1 : 0, sizeof(ClipState));
     end = next;
   }
 };

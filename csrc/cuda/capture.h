@@ -27,12 +27,12 @@ inline Recording* handle_of(RecordedCall* call) { return reinterpret_cast<Record
 inline RecordedCall& call_of(Recording* handle) { return *reinterpret_cast<RecordedCall*>(handle); }
 
 // A block that is filled when this returns. It waits for the copy alone, on a stream with nothing else in it.
-inline std::unique_ptr<RecordedCall> make_recording(const DeviceCall& call, const Places& places,
+inline std::unique_ptr<RecordedCall> make_recording(int device, std::size_t strength_count, const Places& places,
                                                     std::vector<char> image) {
   const RelaxedCapture relaxed;
   const PrivateStream stream;
-  auto recording = std::make_unique<RecordedCall>(call.device);
-  recording->strength_count = call.strength_count;
+  auto recording = std::make_unique<RecordedCall>(device);
+  recording->strength_count = strength_count;
   recording->block.reserve(places.end, stream.get());
   recording->block.hold(std::move(image), places.rows, stream.get());
   check(cudaStreamSynchronize(stream.get()), "sending the table of tensors");

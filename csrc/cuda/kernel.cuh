@@ -174,11 +174,9 @@ FASTREG_DEVICE std::int64_t find_row(const std::int64_t* first_chunks, std::int6
   return low;
 }
 
-// Runs run<terms, outputs>(r, strengths, chunk, lane) for each of a warp's chunks, of the row r. Which terms there are
-// is read with the strengths, chunk by chunk: tensors with different terms share the launch, and a strength that a
-// schedule brings to 0 or away from it needs no other kernel.
-template <unsigned outputs, class Run>
-FASTREG_DEVICE void for_each_chunk(const ChunkWork& work, Run run) {
+// Runs run(r, chunk, lane) for each of a warp's chunks, of the row r.
+template <class Run>
+FASTREG_DEVICE void for_each_chunk_of_rows(const ChunkWork& work, Run run) {
   const int lane = static_cast<int>(threadIdx.x) % lanes;
   const std::int64_t warp = static_cast<std::int64_t>(blockIdx.x) * warps_per_block + threadIdx.x / lanes;
   const std::int64_t warps = static_cast<std::int64_t>(gridDim.x) * warps_per_block;
@@ -189,6 +187,16 @@ FASTREG_DEVICE void for_each_chunk(const ChunkWork& work, Run run) {
       r = find_row(work.first_chunks, r, work.launch.row_end, chunk, lane);
       row_end = work.first_chunks[r + 1];
     }
+    run(r, chunk, lane);
+  }
+}
+
+// Runs run<terms, outputs>(r, strengths, chunk, lane) for each of a warp's chunks, of the row r. Which terms there are
+// is read with the strengths, chunk by chunk: tensors with different terms share the launch, and a strength that a
+// schedule brings to 0 or away from it needs no other kernel.
+template <unsigned outputs, class Run>
+FASTREG_DEVICE void for_each_chunk(const ChunkWork& work, Run run) {
+  for_each_chunk_of_rows(work, [&](std::int64_t r, std::int64_t chunk, int lane) {
     const Coefficients& strengths = work.strengths[work.rows[r].strengths];
     switch (strengths.terms) {
       case term_l1:
@@ -208,7 +216,7 @@ FASTREG_DEVICE void for_each_chunk(const ChunkWork& work, Run run) {
           run.template operator()<0, output_gradient>(r, strengths, chunk, lane);
         }
     }
-  }
+  });
 }
 
 // The sums of a chunk from those of its lanes.

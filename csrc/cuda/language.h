@@ -21,6 +21,7 @@
 #define FASTREG_NO_UNROLL _Pragma("unroll 1")
 #define FASTREG_ASSUME_GLOBAL(pointer) __builtin_assume(__isGlobal(pointer))
 #define FASTREG_DEVICE static __device__ __forceinline__
+#define FASTREG_MEMBER __device__ __forceinline__
 #define FASTREG_BOUNDS(threads, blocks_per_processor) __launch_bounds__(threads, blocks_per_processor)
 
 namespace fastreg::cuda {
@@ -41,6 +42,7 @@ cudaError_t launch_kernel(void (*kernel)(Work), unsigned blocks, unsigned thread
 #define FASTREG_NO_UNROLL
 #define FASTREG_ASSUME_GLOBAL(pointer)
 #define FASTREG_DEVICE [[maybe_unused]] static inline
+#define FASTREG_MEMBER inline
 #define FASTREG_BOUNDS(threads, blocks_per_processor)
 
 #endif

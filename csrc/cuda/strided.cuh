@@ -85,15 +85,12 @@ FASTREG_DEVICE std::uint32_t carry_of(const Axis& axis, std::int64_t start, std:
 
 // ---- chunks
 
-// One chunk of a strided row, by a whole warp. `starts` is shared memory of the warp's, for max_axes numbers.
-template <class E, unsigned terms, unsigned outputs>
-FASTREG_DEVICE void run_strided_chunk(const StridedWork& work, std::int64_t r, const Coefficients& strengths,
-                                      std::int64_t chunk, int lane, std::int64_t* starts) {
-  using Real = typename E::Real;
-  constexpr bool writes = (outputs & output_gradient) != 0;
-  constexpr bool adds = (outputs & output_add) != 0;
-  // Elements at once: the places of both arrays want registers too.
-  constexpr int batch = writes ? 4 : 8;
+// Runs visit(begin, count, weights, weight_offset, gradients, gradient_offset) for each batch of a lane's elements of a
+// chunk, by a whole warp: element `begin` + k * lanes of the chunk, if below `count`, lies at offset k. `starts` is
+// shared memory of the warp's, for max_axes numbers.
+template <int batch, bool both, class Visit>
+FASTREG_DEVICE void walk_strided_chunk(const StridedWork& work, std::int64_t r, std::int64_t chunk, int lane,
+                                       std::int64_t* starts, Visit visit) {
   const Row& row = work.chunks.rows[r];
   const StridedRow& strided = work.rows[r];
   const Axis* axes = work.axes + strided.first_axis;
@@ -109,21 +106,18 @@ FASTREG_DEVICE void run_strided_chunk(const StridedWork& work, std::int64_t r, c
   FASTREG_ASSUME_GLOBAL(row.weights);
   const char* weights = static_cast<const char*>(row.weights);
   char* gradients = nullptr;
-  if constexpr (writes) {
+  if constexpr (both) {
     FASTREG_ASSUME_GLOBAL(row.gradients);
     gradients = static_cast<char*>(row.gradients);
   }
   FASTREG_NO_UNROLL
   for (int a = 0; a < strided.axis_count; ++a) {
     weights += starts[a] * axes[a].weight_stride;
-    if constexpr (writes) {
+    if constexpr (both) {
       gradients += starts[a] * axes[a].gradient_stride;
     }
   }
 
-  const Real gradient_l1 = static_cast<Real>(strengths.gradient_l1);
-  const Real gradient_l2 = static_cast<Real>(strengths.gradient_l2);
-  LaneSums sums;
   FASTREG_NO_UNROLL
   for (int begin = lane; begin < count; begin += batch * lanes) {
     std::uint32_t carry[batch];
@@ -142,65 +136,87 @@ FASTREG_DEVICE void run_strided_chunk(const StridedWork& work, std::int64_t r, c
       FASTREG_UNROLL
       for (int k = 0; k < batch; ++k) {
         weight_offset[k] += carry[k] * axis.weight_step;
-        if constexpr (writes) {
+        if constexpr (both) {
           gradient_offset[k] += carry[k] * axis.gradient_step;
         }
         carry[k] = carry_of(axis, start, carry[k]);
       }
     }
-    // Loads, each of what is there: the others are +0, which changes no bit of a sum.
-    const auto fetch = [&](const char* from, const std::int64_t (&offset)[batch], Real(&to)[batch]) {
-      with_storage<E, outputs>(strided.dtype, [&](auto element) {
-        using Stored = decltype(element);
-        typename Stored::Storage stored[batch];
-        FASTREG_UNROLL
-        for (int k = 0; k < batch; ++k) {
-          stored[k] = begin + k * lanes < count ? *reinterpret_cast<const typename Stored::Storage*>(from + offset[k])
-                                                : typename Stored::Storage{};
-        }
-        FASTREG_UNROLL
-        for (int k = 0; k < batch; ++k) {
-          to[k] = static_cast<Real>(Element<Stored>::widen(stored[k]));
-        }
-      });
-    };
-    Real x[batch] = {};
-    Real old[batch] = {};
-    if constexpr (terms != 0 || is_prox(outputs)) {
-      fetch(weights, weight_offset, x);
-    }
-    if constexpr (adds) {
-      fetch(gradients, gradient_offset, old);
-    }
-    Real gradient[batch];
-    FASTREG_UNROLL
-    for (int k = 0; k < batch; ++k) {
-      if constexpr (is_prox(outputs)) {
-        gradient[k] = stored_step<E, terms>(x[k], gradient_l1, gradient_l2);
-      } else {
-        add_terms<E, terms, outputs>(x[k], sums);
-        if constexpr (writes) {
-          gradient[k] = new_gradient<E, terms, outputs>(x[k], old[k], gradient_l1, gradient_l2);
-        }
-      }
-    }
-    if constexpr (writes) {
-      with_storage<E, outputs>(strided.dtype, [&](auto element) {
-        using Stored = decltype(element);
-        FASTREG_UNROLL
-        for (int k = 0; k < batch; ++k) {
-          const auto element_to_store = Element<Stored>::narrow(gradient[k]);
-          const bool is_there = begin + k * lanes < count;
-          if (is_there) {
-            *reinterpret_cast<typename Stored::Storage*>(gradients + gradient_offset[k]) = element_to_store;
-          }
-          if constexpr (is_prox(outputs)) {
-            add_stored<E, terms, outputs>(Element<Stored>::widen(element_to_store), is_there, sums);
-          }
-        }
-      });
-    }
+    visit(begin, count, weights, weight_offset, gradients, gradient_offset);
   }
+}
+
+// One chunk of a strided row, by a whole warp; see walk_strided_chunk.
+template <class E, unsigned terms, unsigned outputs>
+FASTREG_DEVICE void run_strided_chunk(const StridedWork& work, std::int64_t r, const Coefficients& strengths,
+                                      std::int64_t chunk, int lane, std::int64_t* starts) {
+  using Real = typename E::Real;
+  constexpr bool writes = (outputs & output_gradient) != 0;
+  constexpr bool adds = (outputs & output_add) != 0;
+  // Elements at once: the places of both arrays want registers too.
+  constexpr int batch = writes ? 4 : 8;
+  const StridedRow& strided = work.rows[r];
+  const Real gradient_l1 = static_cast<Real>(strengths.gradient_l1);
+  const Real gradient_l2 = static_cast<Real>(strengths.gradient_l2);
+  LaneSums sums;
+  walk_strided_chunk<batch, writes>(
+      work, r, chunk, lane, starts,
+      [&](int begin, int count, const char* weights, const std::int64_t (&weight_offset)[batch], char* gradients,
+          const std::int64_t (&gradient_offset)[batch]) {
+        // Loads, each of what is there: the others are +0, which changes no bit of a sum.
+        const auto fetch = [&](const char* from, const std::int64_t (&offset)[batch], Real(&to)[batch]) {
+          with_storage<E, outputs>(strided.dtype, [&](auto element) {
+            using Stored = decltype(element);
+            typename Stored::Storage stored[batch];
+            FASTREG_UNROLL
+            for (int k = 0; k < batch; ++k) {
+              stored[k] = begin + k * lanes < count
+                              ? *reinterpret_cast<const typename Stored::Storage*>(from + offset[k])
+                              : typename Stored::Storage{};
+            }
+            FASTREG_UNROLL
+            for (int k = 0; k < batch; ++k) {
+              to[k] = static_cast<Real>(Element<Stored>::widen(stored[k]));
+            }
+          });
+        };
+        Real x[batch] = {};
+        Real old[batch] = {};
+        if constexpr (terms != 0 || is_prox(outputs)) {
+          fetch(weights, weight_offset, x);
+        }
+        if constexpr (adds) {
+          fetch(gradients, gradient_offset, old);
+        }
+        Real gradient[batch];
+        FASTREG_UNROLL
+        for (int k = 0; k < batch; ++k) {
+          if constexpr (is_prox(outputs)) {
+            gradient[k] = stored_step<E, terms>(x[k], gradient_l1, gradient_l2);
+          } else {
+            add_terms<E, terms, outputs>(x[k], sums);
+            if constexpr (writes) {
+              gradient[k] = new_gradient<E, terms, outputs>(x[k], old[k], gradient_l1, gradient_l2);
+            }
+          }
+        }
+        if constexpr (writes) {
+          with_storage<E, outputs>(strided.dtype, [&](auto element) {
+            using Stored = decltype(element);
+            FASTREG_UNROLL
+            for (int k = 0; k < batch; ++k) {
+              const auto element_to_store = Element<Stored>::narrow(gradient[k]);
+              const bool is_there = begin + k * lanes < count;
+              if (is_there) {
+                *reinterpret_cast<typename Stored::Storage*>(gradients + gradient_offset[k]) = element_to_store;
+              }
+              if constexpr (is_prox(outputs)) {
+                add_stored<E, terms, outputs>(Element<Stored>::widen(element_to_store), is_there, sums);
+              }
+            }
+          });
+        }
+      });
   write_sums<terms, outputs>(work.chunks, chunk, lane, sums);
 }
 

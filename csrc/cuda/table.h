@@ -139,7 +139,9 @@ constexpr std::size_t launch_kind_count = std::size(launch_kinds);
   table.strided_rows.push_back(row);
 }
 
-[[maybe_unused]] static Table make_table(const DeviceItem* items, std::size_t item_count, bool wants_value) {
+// `all_axes`: dense rows have a StridedRow and axes too.
+[[maybe_unused]] static Table make_table(const DeviceItem* items, std::size_t item_count, bool wants_value,
+                                         bool all_axes = false) {
   Table table;
   table.rows.reserve(item_count);
   table.first_chunks.reserve(item_count + 1);
@@ -157,7 +159,7 @@ constexpr std::size_t launch_kind_count = std::size(launch_kinds);
                             items[i].strengths});
       table.first_chunks.push_back(chunk);
       chunk += chunk_count(items[i].count);
-      if (launch.is_strided) {
+      if (launch.is_strided || all_axes) {
         add_strided_row(table, items[i]);
       }
     }

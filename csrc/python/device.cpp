@@ -331,6 +331,18 @@ class DeviceTensors {
     Address total_zeros;
   };
 
+  // Returns the handle of what was captured, or 0.
+  Address run(NormTask task, int exponent, Norm* norms, double factor, double max_norm, Address norm) const {
+    const NormCall call{task,     device_, pointer(stream_), items_.data(), items_.size(),
+                        exponent, norms,   factor,           max_norm,      static_cast<double*>(pointer(norm))};
+    Recording* recording = nullptr;
+    BackendError error;
+    BackendStatus status = BackendStatus::ok;
+    without_lock([&] { status = backend().norms(&call, &recording, &error); });
+    require(status, error);
+    return address_of(recording);
+  }
+
   // Returns what set_strengths takes, or 0 where the stream is not being captured.
   Address evaluate(unsigned outputs, const std::vector<Coefficients>& strengths, const Results& results) const {
     const DeviceCall call{device_,
@@ -451,6 +463,31 @@ void add_device_functions(py::module_& m) {
       },
       py::arg("tensors"), py::arg("outputs"), py::arg("strengths"), py::arg("scale"), py::arg("grad_scale"),
       py::arg("values"), py::arg("total"), py::arg("zeros"), py::arg("total_zeros"));
+  m.def(
+      "cuda_norm_sums",
+      [](const DeviceTensors& tensors, int exponent) {
+        std::vector<Norm> norms(tensors.size());
+        tensors.run(NormTask::measure, exponent, norms.data(), 1.0, 0.0, 0);
+        py::list result(norms.size());
+        for (std::size_t i = 0; i < norms.size(); ++i) {
+          const Norm& one = norms[i];
+          result[i] = py::make_tuple(one.l1, one.l2, one.maximum, one.zeros, one.nonfinite);
+        }
+        return result;
+      },
+      py::arg("tensors"), py::arg("exponent"));
+  m.def(
+      "cuda_scale",
+      [](const DeviceTensors& tensors, double factor) {
+        return tensors.run(NormTask::scale, 0, nullptr, factor, 0.0, 0);
+      },
+      py::arg("tensors"), py::arg("factor"));
+  m.def(
+      "cuda_clip",
+      [](const DeviceTensors& tensors, double max_norm, Address norm) {
+        return tensors.run(NormTask::clip, 0, nullptr, 1.0, max_norm, norm);
+      },
+      py::arg("tensors"), py::arg("max_norm"), py::arg("norm"));
   m.def(
       "cuda_set_strengths",
       [](Address recording, unsigned outputs, const std::vector<std::pair<double, double>>& strengths, double scale,

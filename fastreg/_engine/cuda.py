@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,29 +23,15 @@ def evaluate_many(call: Call, *, into: Any = None) -> Any:
     The total stays on the device, as do the zeros of all proximal steps.  With `per_tensor` they
     are copied to the host, or stay on the device in `into`, a torch tensor of float64.
     """
-    operands = _Operands(call)
+    operands = Operands(_labelled(call))
     views, targets = checks.checked_views(call, operands.view)
     tensors = [
-        _tensor(view, targets[index] if targets else None, dtype, call.which[index])
+        tensor(view, targets[index] if targets else None, dtype, call.which[index])
         for index, (view, dtype) in enumerate(views)
     ]
-    device = 0 if operands.device is None else operands.device
-    capsules = [view.capsule for view in operands.views if view.capsule is not None]
-    others = {
-        stream: label for stream, label in operands.streams.items() if stream != operands.stream
-    }
-    for stream, label in others.items():
-        _wait(device, operands.stream, stream, label)
-    try:
-        described = core().DeviceTensors(device, operands.stream, tensors)
-        result = evaluate_described(call, described, capsules, into)
-    except ValueError as error:
-        raise ValueError(
-            f"{operands.streams.get(operands.stream, operands.first)}: {error}"
-        ) from None
-    for stream, label in others.items():
-        _wait(device, stream, operands.stream, label)
-    return result
+    return operands.run(
+        tensors, lambda described: evaluate_described(call, described, operands.capsules, into)
+    )
 
 
 def _wait(device: int, stream: int, producer: int, label: str) -> None:
@@ -127,13 +113,17 @@ def shares_address(weights: Sequence[Any]) -> bool:
     return len(set(lowest)) < len(lowest)
 
 
-class _Operands:
-    """The arrays of a call: one device, and streams of which one makes the call."""
+def _labelled(call: Call) -> list[tuple[str, Any]]:
+    labelled = [(call.weight_label(i), w) for i, w in enumerate(call.weights)]
+    if call.outputs & GRADIENT and call.gradients is not None:
+        labelled += [(call.gradient_label(i), g) for i, g in enumerate(call.gradients)]
+    return labelled
 
-    def __init__(self, call: Call) -> None:
-        labelled = [(call.weight_label(i), w) for i, w in enumerate(call.weights)]
-        if call.outputs & GRADIENT and call.gradients is not None:
-            labelled += [(call.gradient_label(i), g) for i, g in enumerate(call.gradients)]
+
+class Operands:
+    """The arrays of a call by label: one device, and streams of which one makes the call."""
+
+    def __init__(self, labelled: Sequence[tuple[str, Any]]) -> None:
         self.views: list[View] = []
         self.device: int | None = None
         self.streams: dict[int, str] = {}
@@ -165,8 +155,27 @@ class _Operands:
         self.views.append(view)
         return view.shadow, view.dtype
 
+    @property
+    def capsules(self) -> list[Any]:
+        """What keeps the memory of the views alive."""
+        return [view.capsule for view in self.views if view.capsule is not None]
 
-def _tensor(view: Array, target: Array | None, dtype: str, which: int) -> tuple[Any, ...]:
+    def run(self, tensors: Sequence[tuple[Any, ...]], body: Callable[[Any], Any]) -> Any:
+        """Return ``body(tensors)``, which queues work on them in the order of all their streams."""
+        device = 0 if self.device is None else self.device
+        others = {stream: label for stream, label in self.streams.items() if stream != self.stream}
+        for stream, label in others.items():
+            _wait(device, self.stream, stream, label)
+        try:
+            result = body(core().DeviceTensors(device, self.stream, tensors))
+        except ValueError as error:
+            raise ValueError(f"{self.streams.get(self.stream, self.first)}: {error}") from None
+        for stream, label in others.items():
+            _wait(device, stream, self.stream, label)
+        return result
+
+
+def tensor(view: Array, target: Array | None, dtype: str, which: int) -> tuple[Any, ...]:
     """Put one tensor as the core takes it: addresses of the elements of index 0.
 
     The layout is None where weight and gradient are without gaps and in one order.

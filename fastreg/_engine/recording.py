@@ -30,6 +30,7 @@ class CapturedCall:
 
     handle: int
     outputs: int
+    """0 for a clip, which reads no strengths."""
     device: int
     strengths: Callable[[], Strengths]
     scale: float
@@ -154,6 +155,8 @@ class Recording:
             raise RuntimeError("step was given, but no proximal step was captured; leave it out")
         orders = []
         for call in self._calls:
+            if call.outputs == 0:
+                continue
             factor = call.scale if wanted_scale is None else wanted_scale
             wanted = wanted_step if call.outputs & PROX else wanted_grad
             other = call.grad_scale if wanted is None else wanted

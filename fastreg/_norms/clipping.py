@@ -13,10 +13,9 @@ from .._arrays.library import loaded
 from .._arrays.results import all_written, check_targets
 from .._base import arguments, dtypes, errors, memory
 from .._base.float_environment import Default
-from .._engine import backend
 from .._engine.totals import clip_factor, nonfinite_message
-from .measured import Measured, Selected, is_module, parameters_of, selected
-from .measuring import measure
+from .measured import Arrays, Selected, is_module, parameters_of, selected
+from .measuring import measure, stays_on_device
 
 _CHOICES = ("raise", "ignore")
 _FOR_PARAMETERS = (
@@ -24,7 +23,7 @@ _FOR_PARAMETERS = (
 )
 
 
-def clip_by_global_norm(tensors: Any, max_norm: float, *, on_nonfinite: str = "raise") -> float:
+def clip_by_global_norm(tensors: Any, max_norm: float, *, on_nonfinite: str = "raise") -> Any:
     """Scale arrays in place so that the norm of all of them together is at most `max_norm`.
 
     The factor is that of ``torch.nn.utils.clip_grad_norm_``, ``min(1, max_norm / (norm + 1e-6))``,
@@ -34,22 +33,24 @@ def clip_by_global_norm(tensors: Any, max_norm: float, *, on_nonfinite: str = "r
     Parameters
     ----------
     tensors
-        A mapping of names to arrays, or a sequence of them, usually gradients: writable, in host
-        memory, of floats; dtypes may be mixed.  None stands for a gradient that is missing.  A
-        module of torch stands for the gradients of its parameters; parameters themselves are
-        refused, for their weights would be scaled.  An array that is there under two names is
-        counted and scaled once.  DTensors (a module of FSDP2) are clipped by the norm of the whole
-        tensors; every process of their mesh has to call this.
+        A mapping of names to arrays, or a sequence of them, usually gradients: writable, of floats,
+        all in host memory or on one CUDA device; dtypes may be mixed.  None stands for a gradient
+        that is missing.  A module of torch stands for the gradients of its parameters; parameters
+        themselves are refused, for their weights would be scaled.  An array that is there under two
+        names is counted and scaled once.  DTensors (a module of FSDP2) are clipped by the norm of
+        the whole tensors; every process of their mesh has to call this.
     max_norm
         At least 0; infinity scales nothing.
     on_nonfinite
         "raise": an error if an element is infinite or NaN.  "ignore": the formula decides, by which
-        an infinity scales finite elements to 0, and a NaN makes every element NaN.
+        an infinity scales finite elements to 0, and a NaN makes every element NaN.  On a device
+        "raise" waits once, and cannot be captured into a graph; "ignore" waits for nothing.
 
     Returns
     -------
     float
-        The norm before.
+        The norm before; of arrays on a device with "ignore" 0-d there, float64, in the kind of the
+        first (of DTensors a float).
 
     Raises
     ------
@@ -57,8 +58,8 @@ def clip_by_global_norm(tensors: Any, max_norm: float, *, on_nonfinite: str = "r
         For an element that is not finite, with the name of the first such array; for a `max_norm`
         that is negative or NaN; for arrays that overlap without being the same.
     TypeError, BufferError
-        For an array that cannot be written: of integers, of JAX, read-only, on a device, a
-        parameter of torch, or a tensor that autograd follows.
+        For an array that cannot be written: of integers, of JAX, read-only, a parameter of torch,
+        or a tensor that autograd follows.
     RuntimeError
         In every process that shares DTensors, where they have different tensors, or one of them has
         refused its arrays.
@@ -83,6 +84,8 @@ def clip_by_global_norm(tensors: Any, max_norm: float, *, on_nonfinite: str = "r
         )
     chosen = selected(_gradients(tensors) if is_module(tensors) else tensors)
     _require_mutable(chosen)
+    if on_nonfinite == "ignore" and stays_on_device(chosen):
+        return _clipped_there(chosen, most)
     question = f"a clip to {most} with on_nonfinite={on_nonfinite!r}"
     measured = measure(chosen, True, question, partial(_require_apart, chosen))
     first = measured.first_nonfinite()
@@ -94,10 +97,22 @@ def clip_by_global_norm(tensors: Any, max_norm: float, *, on_nonfinite: str = "r
         total = measured.total()
         norm, factor = total.l2, clip_factor(total, most)
     if factor != 1.0:
-        written = backend.scale_tensors(measured.targets, factor, measured.is_checked)
+        written = measured.engine.scale_tensors(measured.targets, factor, measured.is_checked)
         if written is NotImplemented:  # another thread has changed an array since
             raise errors.changed_error()
         all_written([owner(array)[1] for array in measured.written(chosen.arrays)])
+    return norm
+
+
+def _clipped_there(chosen: Selected, most: float) -> Any:
+    """Clip arrays on a device, and wait for nothing."""
+    arrays = Arrays(chosen)
+    norm = arrays.ask(
+        lambda _: arrays.engine.clip_tensors(arrays.targets, chosen.arrays[0], most),
+        True,
+        partial(_require_apart, chosen),
+    )
+    all_written([owner(array)[1] for array in arrays.written(chosen.arrays)])
     return norm
 
 
@@ -134,7 +149,7 @@ def _require_no_parameters(chosen: Selected) -> None:
             )
 
 
-def _require_apart(chosen: Selected, measured: Measured) -> None:
+def _require_apart(chosen: Selected, measured: Arrays) -> None:
     """Refuse integers, and arrays that overlap themselves or others without being the same."""
     spans = []
     for place in measured.counted:

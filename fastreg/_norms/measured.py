@@ -13,20 +13,20 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from .._arrays import cuda, host, torch_memory
+from .._arrays import host, torch_memory
 from .._arrays.libraries import is_tracer
 from .._arrays.library import loaded
 from .._base import errors, memory
 from .._base.core import core
-from .._engine import backend, checks
+from .._engine import backend, checks, cuda_norms
 from .._engine.totals import Sums, Total, exponent_for, first_nonfinite, total_of
 from ..penalties.names import is_mapping, names_of, require_strings
 from .records import Norm
 
-Judge: TypeAlias = "Callable[[Measured], None]"
+Judge: TypeAlias = "Callable[[Arrays], None]"
 
 
-def no_judge(measured: Measured) -> None:
+def no_judge(arrays: Arrays) -> None:
     """Refuse nothing."""
 
 
@@ -66,8 +66,8 @@ def selected(source: Any) -> Selected:
     return Selected(tuple(name for name, _ in pairs), tuple(x for _, x in pairs))
 
 
-class Measured:
-    """The sums of the arrays of a call, and what can be made of them, inside ``Default``.
+class Arrays:
+    """The arrays of a call, as the core reads them by itself or as they have been described here.
 
     `judge` may refuse arrays that the core does not find plainly right, before they are read.
     """
@@ -75,23 +75,15 @@ class Measured:
     _may_be_plain = True
     """Whether the core may look at the arrays first."""
 
-    def __init__(self, chosen: Selected, written: bool, judge: Judge = no_judge) -> None:
+    def __init__(self, chosen: Selected) -> None:
         self._chosen = chosen
         self._tensors: tuple[Any, ...] = chosen.arrays
+        self.engine: Any = backend
+        """What measures and scales: ``backend``, or its like for arrays on a device."""
         self.is_checked = False
         """Whether the arrays that are written have been looked at here and not by the core."""
         self.counted: Sequence[int] = range(len(chosen.arrays))
         """The places of the arrays that are no other one's memory."""
-        found = NotImplemented
-        if self._may_be_plain and (written or not _share(self._tensors)):
-            found = _plainly(self._tensors, written)
-        if found is NotImplemented:
-            self._describe(written)
-            judge(self)
-            found = backend.norm_sums(self._tensors, 0, False)
-            if found is NotImplemented:  # another thread has changed an array since
-                raise errors.changed_error()
-        self.sums = [Sums(*one) for one in found]
 
     @property
     def targets(self) -> tuple[Any, ...]:
@@ -105,6 +97,71 @@ class Measured:
     def view(self, place: int) -> Any:
         """Return the view of an array, once it has been looked at here."""
         return self._tensors[place]
+
+    def ask(self, question: Callable[[bool], Any], written: bool, judge: Judge) -> Any:
+        """Return what the core says of the arrays as they are, else as they are described here.
+
+        `question` gets whether the core has to judge that they can be written.
+        """
+        found = NotImplemented
+        if self._may_be_plain and (written or not _share(self._tensors)):
+            found = self._ask_plainly(question, written)
+        if found is NotImplemented:
+            self._describe(written)
+            judge(self)
+            found = question(False)
+            if found is NotImplemented:  # another thread has changed an array since
+                raise errors.changed_error()
+        return found
+
+    def _ask_plainly(self, question: Callable[[bool], Any], written: bool) -> Any:
+        if backend.name != "native" or tuple in map(type, self._tensors):  # a tuple is no array
+            return NotImplemented
+        if cuda_norms.has_device_arrays(self._tensors[:1]):
+            self.engine = cuda_norms.Plain()
+        found = question(written)
+        if found is NotImplemented and torch_memory.teach(core()):
+            found = question(written)
+        return found
+
+    def _describe(self, written: bool) -> None:
+        """Put views in the place of the arrays, and judge what they have in common."""
+        self.is_checked = True
+        self.engine, view_of = backend, host.host_view
+        arrays = self._chosen.arrays
+        labelled = [(self._chosen.label(place), array) for place, array in enumerate(arrays)]
+        for label, array in labelled:
+            _require_elements(array, label)
+        if cuda_norms.has_device_arrays(arrays):
+            self.engine = cuda_norms.Described(labelled)
+            view_of = self.engine.view
+        seen = [checks.Seen(label, view_of(x, label, written), written) for label, x in labelled]
+        checks.require_current(seen)
+        self._tensors = tuple(one.view for one in seen)
+        firsts: dict[Hashable, int] = {}
+        counted = []
+        for place, (view, dtype) in enumerate(self._tensors):
+            key = self._identity(place)
+            if key is None:
+                key = (dtype, memory.elements(view)) if view.size else place
+            if firsts.setdefault(key, place) == place:
+                counted.append(place)
+        self.counted = counted
+
+    def _identity(self, place: int) -> Hashable:
+        """Return what tells an array from others; None: its dtype and its memory."""
+        return None
+
+
+class Measured(Arrays):
+    """The sums of the arrays of a call, and what can be made of them, inside ``Default``."""
+
+    def __init__(self, chosen: Selected, written: bool, judge: Judge = no_judge) -> None:
+        super().__init__(chosen)
+        found = self.ask(
+            lambda is_new: self.engine.norm_sums(self._tensors, 0, is_new), written, judge
+        )
+        self.sums = [Sums(*one) for one in found]
 
     def each(self) -> dict[str, Norm]:
         """Return the norms by name."""
@@ -132,45 +189,17 @@ class Measured:
     def _squares(self, places: Sequence[int], exponent: int) -> list[float]:
         """Sum the squares of the elements times 2**exponent."""
         tensors = tuple(self._tensors[place] for place in places)
-        found = backend.norm_sums(tensors, exponent, False)
+        found = self.engine.norm_sums(tensors, exponent, False)
         if found is NotImplemented:
             raise errors.changed_error()
         return [Sums(*one).squares for one in found]
 
-    def _describe(self, written: bool) -> None:
-        """Put views in the place of the arrays, and judge what they have in common."""
-        self.is_checked = True
-        seen = []
-        for place, array in enumerate(self._chosen.arrays):
-            label = self._chosen.label(place)
-            _require_host(array, label)
-            seen.append(checks.Seen(label, host.host_view(array, label, written), written))
-        checks.require_current(seen)
-        self._tensors = tuple(one.view for one in seen)
-        firsts: dict[Hashable, int] = {}
-        counted = []
-        for place, (view, dtype) in enumerate(self._tensors):
-            key = self._identity(place)
-            if key is None:
-                key = (dtype, memory.elements(view)) if view.size else place
-            if firsts.setdefault(key, place) == place:
-                counted.append(place)
-        self.counted = counted
 
-    def _identity(self, place: int) -> Hashable:
-        """Return what tells an array from others; None: its dtype and its memory."""
-        return None
-
-
-def _require_host(array: Any, label: str) -> None:
-    """Refuse what has no elements here, in the words of norms."""
+def _require_elements(array: Any, label: str) -> None:
+    """Refuse what has no elements yet, in the words of norms."""
     if is_tracer(array):
         raise errors.special_array_error(
             label, "a JAX tracer, which has no elements yet", "call this outside of jax.jit"
-        )
-    if cuda.is_on_cuda(array):
-        raise errors.special_array_error(
-            label, "on CUDA, for which there are no kernels of norms", "pass a copy in host memory"
         )
 
 
@@ -182,16 +211,6 @@ def _share(tensors: tuple[Any, ...]) -> bool:
     if shared is NotImplemented and torch_memory.teach(core()):
         shared = backend.shares_address(tensors)
     return shared is not False
-
-
-def _plainly(tensors: tuple[Any, ...], written: bool) -> Any:
-    """Return the sums of arrays that the core reads by itself, or NotImplemented."""
-    if backend.name != "native" or tuple in map(type, tensors):  # a tuple is no array
-        return NotImplemented
-    found = backend.norm_sums(tensors, 0, written)
-    if found is NotImplemented and torch_memory.teach(core()):
-        found = backend.norm_sums(tensors, 0, written)
-    return found
 
 
 def norm_of(sums: Sums, exponent: int) -> Norm:

@@ -6,6 +6,7 @@ from typing import Any
 
 from .._arrays.libraries import has_dtensors
 from .._base.float_environment import Default
+from .._engine.cuda_norms import has_device_arrays
 from .measured import (
     Judge,
     Measured,
@@ -30,8 +31,9 @@ def norms(tensors: Any) -> Norms:
     ----------
     tensors
         A mapping of names to arrays, a sequence of arrays (their names are "0", "1", ...), or a
-        module of torch, which stands for its parameters.  Arrays in host memory of any kind that
-        the regularizers take, of any shapes; dtypes may be mixed, integers and bool among them.
+        module of torch, which stands for its parameters.  Arrays of any kind that the regularizers
+        take, all in host memory or on one CUDA device, which is waited for; of any shapes, and of
+        mixed dtypes, integers and bool among them.
         None stands for no array (a gradient that is missing) and is left out.  DTensors (a module
         of FSDP2) have the norms of the whole tensors: every process of their mesh has to call this.
 
@@ -44,8 +46,8 @@ def norms(tensors: Any) -> Norms:
     Raises
     ------
     TypeError
-        For what is no array of real numbers in host memory, with its name; for DTensors of several
-        meshes, or with a Partial placement.
+        For what is no array of real numbers, with its name; for arrays in several memories; for
+        DTensors of several meshes, or with a Partial placement.
     RuntimeError
         In all processes that share DTensors, where they have different ones, or where one of them
         has refused its arrays.
@@ -80,3 +82,8 @@ def measure(chosen: Selected, written: bool, question: str, judge: Judge = no_ju
     from . import shared  # only where there are DTensors
 
     return shared.measured(chosen, written, question, judge)
+
+
+def stays_on_device(chosen: Selected) -> bool:
+    """Return whether arrays are on a device whose norm no other process has a part in."""
+    return has_device_arrays(chosen.arrays[:1]) and not has_dtensors(chosen.arrays)

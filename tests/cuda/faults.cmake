@@ -212,6 +212,52 @@ fastreg_plant(zeros_of_few_items kernel.cuh
   "i < work.item_count; i += threads_per_block" "i < work.item_count && !PLANTED(zeros_of_few_items); i += threads_per_block"
   plain "wrong total of zeros" steps_tiny)
 
+# ---- norms
+
+fastreg_plant(maxima_read_too_early norms.cuh
+  "__syncthreads();  // the maxima of the warps are there"
+  "if (!PLANTED(maxima_read_too_early)) __syncthreads();  // the maxima of the warps are there"
+  tsan "data race.*in largest_of_block" norms_tiny)
+
+fastreg_plant(maximum_of_signed_numbers norms.cuh
+  "const Real magnitude = fabs(x);" "const Real magnitude = PLANTED(maximum_of_signed_numbers) && x > -1 ? x : fabs(x);"
+  plain "wrong (sum|maximum|zeros)" norms_of_small_sizes)
+
+fastreg_plant(missing_numbers_are_zeros norms.cuh
+  "counts += is_there && bits == 0 ? 1 : 0;" "counts += (is_there || PLANTED(missing_numbers_are_zeros)) && bits == 0 ? 1 : 0;"
+  plain "wrong zeros: f16 size 1" norms_of_small_sizes)
+
+fastreg_plant(infinity_is_finite norms.cuh
+  "bits >= MagnitudeOf<Real>::infinity ? 1 << nonfinite_shift : 0"
+  "bits >= MagnitudeOf<Real>::infinity + (PLANTED(infinity_is_finite) ? 1 : 0) ? 1 << nonfinite_shift : 0"
+  plain "wrong non-finite: with inf" norms_of_infinities)
+
+fastreg_plant(squares_as_they_are norms.cuh
+  "exponent != 0 ? ldexp" "exponent != 0 && !PLANTED(squares_as_they_are) ? ldexp"
+  plain "wrong squares: times 2" norms_times_a_power)
+
+fastreg_plant(large_numbers_once_only norm_launches.cuh
+  "return is_clip() && may_need_power_;" "return is_clip() && may_need_power_ && !PLANTED(large_numbers_once_only);"
+  plain "wrong norm: clip of" tensors_are_clipped)
+
+fastreg_plant(epsilon_not_scaled norms.cuh
+  "epsilon = ldexp(epsilon, exponent);" "epsilon = PLANTED(epsilon_not_scaled) ? epsilon : ldexp(epsilon, exponent);"
+  plain "wrong elements: clip of" tensors_are_clipped)
+
+fastreg_plant(factor_beyond_one norms.cuh
+  "return factor > 1.0 ? 1.0 : factor;" "return factor > 1.0 && !PLANTED(factor_beyond_one) ? 1.0 : factor;"
+  plain "wrong elements: clip to" tensors_are_clipped)
+
+fastreg_plant(product_rounded_early norms.cuh
+  "const auto factor = static_cast<typename E::Real>(wanted);
+  for_each_chunk_of_rows(work.chunks, [&](std::int64_t r, std::int64_t chunk, int lane) {
+    for_each_batch"
+  "auto factor = static_cast<typename E::Real>(wanted);
+  if (PLANTED(product_rounded_early)) factor = Element<E>::widen(Element<E>::narrow(factor));
+  for_each_chunk_of_rows(work.chunks, [&](std::int64_t r, std::int64_t chunk, int lane) {
+    for_each_batch"
+  plain "wrong elements: factor" tensors_are_scaled)
+
 # ---- what the contract fixes
 
 fastreg_plant(lanes_in_another_order kernel.cuh
@@ -274,14 +320,53 @@ foreach(source IN LISTS planted_sources)
 endforeach()
 
 foreach(build IN ITEMS plain asan tsan)
+  add_library(cuda_planted_${build} OBJECT backend_on_host.cpp)
   # The index tests are of faults in the plain build alone.
-  add_executable(cuda_faults_${build} backend_on_host.cpp $<$<STREQUAL:${build},plain>:test_index.cpp>)
-  target_include_directories(cuda_faults_${build} BEFORE PRIVATE "${planted_root}")
-  fastreg_stand_in_options(cuda_faults_${build} ${build})
-  target_compile_options(cuda_faults_${build} PRIVATE -w -include planted.h)
-  target_link_libraries(cuda_faults_${build} PRIVATE cuda_support_${build} cuda_runtime_${build} cuda_scheduler_${build})
+  add_executable(cuda_faults_${build} $<$<STREQUAL:${build},plain>:test_index.cpp>)
+  foreach(target IN ITEMS cuda_planted_${build} cuda_faults_${build})
+    target_include_directories(${target} BEFORE PRIVATE "${planted_root}")
+    fastreg_stand_in_options(${target} ${build})
+    target_compile_options(${target} PRIVATE -w -include planted.h)
+  endforeach()
+  target_link_libraries(cuda_faults_${build} PRIVATE cuda_planted_${build} cuda_support_${build} cuda_runtime_${build} cuda_scheduler_${build})
   # It is the fault that is caught, and not the copy.
   add_test(NAME cuda.fault.none.${build} COMMAND cuda_faults_${build} bits_tiny bits_of_two_tiles)
   set_tests_properties(cuda.fault.none.${build} PROPERTIES LABELS "cuda;fault" TIMEOUT 300
                        ENVIRONMENT "${stand_in_environment};FASTREG_FAULT=none")
 endforeach()
+
+# ---- what the tests for a GPU see of them (tests/gpu)
+
+if(FASTREG_BUILD_PYTHON)
+  add_library(fastreg_cuda_planted MODULE $<TARGET_OBJECTS:cuda_planted_plain> $<TARGET_OBJECTS:cuda_runtime_plain>
+                                          $<TARGET_OBJECTS:cuda_scheduler_plain>)
+  set_target_properties(fastreg_cuda_planted PROPERTIES LINKER_LANGUAGE CXX)
+endif()
+
+# The fault must fail this test of tests/gpu.
+function(fastreg_catch_on_gpu name file test)
+  if(FASTREG_BUILD_PYTHON)
+    add_test(NAME cuda.fault.${name}.gpu_tests
+             COMMAND "${Python_EXECUTABLE}" -m pytest -q -c "${PROJECT_SOURCE_DIR}/pyproject.toml"
+                     --rootdir "${PROJECT_SOURCE_DIR}" -p no:cacheprovider --makers stand_in -k ${test}
+                     "${PROJECT_SOURCE_DIR}/tests/gpu/${file}"
+             WORKING_DIRECTORY "${PROJECT_BINARY_DIR}/python")
+    set_tests_properties(cuda.fault.${name}.gpu_tests PROPERTIES LABELS "cuda;fault;python" TIMEOUT 300
+      PASS_REGULAR_EXPRESSION "FAILED [^\n]*${file}::${test}" ENVIRONMENT
+      "PYTHONPATH=${PROJECT_BINARY_DIR}/python;PYTHONDONTWRITEBYTECODE=1;FASTREG_BACKEND=native;FASTREG_FAULT=${name};FASTREG_CUDA_LIBRARY=$<TARGET_FILE:fastreg_cuda_planted>")
+  endif()
+endfunction()
+fastreg_catch_on_gpu(step_divided_by_reciprocal test_gpu_prox.py test_steps)
+fastreg_catch_on_gpu(step_past_zero test_gpu_prox.py test_steps)
+fastreg_catch_on_gpu(missing_elements_are_zeros test_gpu_prox.py test_steps)
+fastreg_catch_on_gpu(penalty_of_what_was test_gpu_prox.py test_steps)
+fastreg_catch_on_gpu(nothing_is_copied test_gpu_prox.py test_steps)
+fastreg_catch_on_gpu(zeros_of_few_items test_gpu_prox.py test_steps_of_models)
+fastreg_catch_on_gpu(maximum_of_signed_numbers test_gpu_norms.py test_norms)
+fastreg_catch_on_gpu(missing_numbers_are_zeros test_gpu_norms.py test_norms)
+fastreg_catch_on_gpu(infinity_is_finite test_gpu_norms.py test_norms_of_every_pattern)
+fastreg_catch_on_gpu(squares_as_they_are test_gpu_norms.py test_clips_of_any_magnitude)
+fastreg_catch_on_gpu(large_numbers_once_only test_gpu_norms.py test_clips_of_any_magnitude)
+fastreg_catch_on_gpu(epsilon_not_scaled test_gpu_norms.py test_clips_of_any_magnitude)
+fastreg_catch_on_gpu(factor_beyond_one test_gpu_norms.py test_clips)
+fastreg_catch_on_gpu(product_rounded_early test_gpu_norms.py test_clips)

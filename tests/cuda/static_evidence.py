@@ -40,6 +40,17 @@ OUTPUTS = {1: "V", 2: "G", 3: "VG", 6: "GA", 7: "VGA", 10: "P", 11: "VP"}
 DIVISION = {"F32": {"FFMA": (5, 12)}, "F64": {"DFMA": (7, 10), "FFMA": (1, 0)}}
 # What strided tensors and integers compute as.
 STRIDED = ("F32", "F64")
+# Kernels of norms, with what messages call them; those of no element type have a name alone.
+NORMS = {
+    "norm_chunks": "norms",
+    "scale_chunks": "scaling",
+    "strided_norm_chunks": "strided norms",
+    "strided_scale_chunks": "strided scaling",
+    "norm_values": "norm values",
+}
+NORM_KERNELS = 2 * len(ELEMENTS) + 1 + len(STRIDED) + 1
+# Fused operations of the square root, and of the division, by which a clip's factor is found.
+CLIP_FACTOR = {"DFMA": 40, "FFMA": 2}
 
 
 @dataclass
@@ -62,8 +73,14 @@ class Kernel:
         return (found[1], int(found[2])) if found else None
 
     @property
+    def of_norms(self) -> tuple[str, str]:
+        """Name and element type of a kernel of norms; both empty for another."""
+        found = re.search(r"\d((?:strided_)?(?:norm|scale)_\w+?)(?:INS_\d+(B?F\d+)EE|E)", self.name)
+        return (found[1], found[2] or "") if found else ("", "")
+
+    @property
     def is_strided(self) -> bool:
-        return "strided_chunks" in self.name
+        return "strided_" in self.name
 
     @property
     def planned_blocks(self) -> int:
@@ -72,7 +89,7 @@ class Kernel:
         A gradient that is added without a value needs no more than sums do, but of float64.
         """
         if self.cell is None:
-            return 4
+            return 3 if self.is_strided or self.of_norms[0] == "norm_values" else 4
         dtype, outputs = self.cell
         adds_alone = outputs == 6 and dtype != "F64"
         return 3 if self.is_strided or (outputs & 2 and not adds_alone) else 4
@@ -86,6 +103,8 @@ class Kernel:
 
         Two of the four combinations of terms divide: each element of a whole batch, and of a rest.
         """
+        if self.of_norms[0] == "norm_values":
+            return CLIP_FACTOR
         if self.cell is None or not self.is_proximal:
             return {}
         dtype = self.cell[0]
@@ -95,6 +114,9 @@ class Kernel:
 
     @property
     def label(self) -> str:
+        name, of = self.of_norms
+        if name:
+            return f"{NORMS[name]} {of}".strip()
         if self.cell is None:
             return "values and zeros" if "Lb1E" in self.name else "values"
         return f"{'strided ' * self.is_strided}{self.cell[0]} {OUTPUTS[self.cell[1]]}"
@@ -161,7 +183,9 @@ def is_storing(kernel: Kernel) -> bool:
 def faults(kernel: Kernel) -> list[str]:
     """What is wrong with a kernel, in words."""
     found = []
-    dtype, outputs = kernel.cell or ("", 0)
+    of_norms, norm_dtype = kernel.of_norms
+    # Norms are values of both terms.
+    dtype, outputs = kernel.cell or (norm_dtype, 1 if "norm" in of_norms else 2)
     if kernel.stack or kernel.local:
         found.append(f"{kernel.stack} bytes of stack, {kernel.local} of local memory: spills")
     most = MOST_REGISTERS[kernel.planned_blocks]
@@ -177,7 +201,7 @@ def faults(kernel: Kernel) -> list[str]:
         is_exact_square = name == "DFMA" and dtype in ("F16", "BF16", "F32") and outputs & 1
         if not is_exact_square and count > kernel.divides().get(name, 0):
             found.append(f"{count} {name}: fused where the contract rounds twice")
-    if kernel.cell is None and kernel.first_loads != CHUNK_SUM_LOADS:
+    if not dtype and not kernel.is_strided and kernel.first_loads != CHUNK_SUM_LOADS:
         found.append(
             f"{kernel.first_loads} loads of chunk sums before the first store, not the "
             f"{CHUNK_SUM_LOADS} planned"
@@ -186,7 +210,8 @@ def faults(kernel: Kernel) -> list[str]:
         size, load, in_flight = ELEMENTS[dtype]
         # For each of the combinations of terms, of which a copy is one to a proximal step: a whole
         # batch's, and those of a remainder.
-        wanted = (4 if kernel.is_proximal else 3) * in_flight * (2 if outputs & 4 else 1)
+        cells = 1 if of_norms else 4 if kernel.is_proximal else 3
+        wanted = cells * in_flight * (2 if outputs & 4 else 1)
         have = sum(n for name, n in kernel.instructions.items() if matches(name, load))
         if have < wanted:
             found.append(f"{have} loads of {size} bytes, not the {wanted} planned")
@@ -213,7 +238,7 @@ def main() -> int:
     compiled = read_library(options.library)
     for architecture in options.architectures:
         kernels = compiled.get(architecture, [])
-        if len(kernels) != (len(ELEMENTS) + len(STRIDED)) * len(OUTPUTS) + 2:
+        if len(kernels) != (len(ELEMENTS) + len(STRIDED)) * len(OUTPUTS) + 2 + NORM_KERNELS:
             print(f"sm_{architecture}: {len(kernels)} kernels were found", file=sys.stderr)
             wrong += 1
         for kernel in kernels:

@@ -78,21 +78,6 @@ bool is_nan(DType dtype, const char* element) {
   }
 }
 
-// The first element that differs, or -1. The sign and payload of a NaN are not part of the contract.
-std::int64_t first_difference(DType dtype, const char* a, const char* b, std::int64_t count) {
-  const auto size = static_cast<std::int64_t>(item_size(dtype));
-  if (count == 0 || std::memcmp(a, b, static_cast<std::size_t>(count * size)) == 0) {
-    return -1;
-  }
-  for (std::int64_t i = 0; i < count; ++i) {
-    if (std::memcmp(a + i * size, b + i * size, static_cast<std::size_t>(size)) != 0 &&
-        !(is_nan(dtype, a + i * size) && is_nan(dtype, b + i * size))) {
-      return i;
-    }
-  }
-  return -1;
-}
-
 // The elements from the lowest address to the highest, and how many of them are below that of index 0.
 struct Span {
   std::int64_t elements;
@@ -137,6 +122,20 @@ std::unique_ptr<Layout> layout_of(const Shape& shape) {
 }
 
 }  // namespace
+
+std::int64_t first_difference(DType dtype, const char* a, const char* b, std::int64_t count) {
+  const auto size = static_cast<std::int64_t>(item_size(dtype));
+  if (count == 0 || std::memcmp(a, b, static_cast<std::size_t>(count * size)) == 0) {
+    return -1;
+  }
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (std::memcmp(a + i * size, b + i * size, static_cast<std::size_t>(size)) != 0 &&
+        !(is_nan(dtype, a + i * size) && is_nan(dtype, b + i * size))) {
+      return i;
+    }
+  }
+  return -1;
+}
 
 Memory::Memory(std::size_t bytes, int device) {
   int before = 0;

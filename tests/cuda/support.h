@@ -98,6 +98,9 @@ void evaluate_on_device(const DeviceCall& call, const std::string& what, Recordi
 // Calls the backend, waits for the device, and compares.
 void run(Problem& problem, const std::string& what);
 
+// The first element that differs, or -1. The sign and payload of a NaN are not part of the contract.
+std::int64_t first_difference(DType dtype, const char* a, const char* b, std::int64_t count);
+
 // A cell, for messages.
 std::string name_of(DType dtype, unsigned terms, unsigned outputs);
 

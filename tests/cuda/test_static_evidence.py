@@ -58,6 +58,28 @@ def test_divisions_of_proximal_steps_are_fused_inside(
     assert "fused where the contract rounds twice" in fault
 
 
+@pytest.mark.parametrize(
+    ("name", "label", "facts"),
+    [
+        ("11norm_chunksINS_3F32EEEvNS0_8NormWorkE", "norms F32", {"registers": 64}),
+        ("12scale_chunksINS_4BF16EEEvNS0_9ScaleWorkE", "scaling BF16", {"registers": 40}),
+        ("19strided_norm_chunksENS0_8NormWorkE", "strided norms", {"registers": 80}),
+        ("20strided_scale_chunksINS_3F64EEEvNS0_9ScaleWorkE", "strided scaling F64", {}),
+        ("11norm_valuesENS0_8NormSumsE", "norm values", {"first_loads": 16}),
+    ],
+)
+def test_kernels_of_norms(name: str, label: str, facts: dict[str, Any]) -> None:
+    loads = Counter({"LDG.E": 20, "LDG.E.U16": 20}) if "BF16" in name else Counter({"LDG.E": 20})
+    fused = Counter({"DFMA": 20}) if label in ("norms F32", "norm values") else Counter()
+    facts = {"name": f"_ZN7fastreg4cuda{name}", "instructions": loads, "fused": fused} | facts
+    good = kernel(**facts)
+    assert (good.label, evidence.faults(good)) == (label, [])
+    (fault,) = evidence.faults(kernel(**facts | {"fused": fused + Counter({"FFMA": 3})}))
+    assert "fused where the contract rounds twice" in fault
+    (fault,) = evidence.faults(kernel(**facts | {"registers": 81}))
+    assert fault.startswith("81 registers")
+
+
 LOAD = "        /*0470*/              @!P4 LDG.E.64.STRONG.GPU R26, desc[UR14][R10.64] ;"
 STORE = "        /*0e00*/                   STS.64 [R57], R26 ;"
 

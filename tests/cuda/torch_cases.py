@@ -21,7 +21,7 @@ torch: Any = install(has_table=HAS_TABLE)
 
 import fastreg  # noqa: E402
 from fastreg._base.penalty import VALUE, Call  # noqa: E402
-from fastreg._engine import calls, cuda  # noqa: E402
+from fastreg._engine import calls, cuda, cuda_norms  # noqa: E402
 from fastreg.regularizers import L1L2, L2  # noqa: E402
 
 RULE = L1L2(0.01, 0.3)
@@ -42,13 +42,14 @@ def runtime() -> Iterator[Runtime]:
 def judged(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return the sizes of the calls that were judged in Python, tensor by tensor."""
     sizes: list[int] = []
-    inner = cuda._Operands
+    inner = cuda.Operands
 
-    def counted(call: Call) -> Any:
-        sizes.append(len(call.weights))
-        return inner(call)
+    def counted(labelled: Any) -> Any:
+        sizes.append(len(labelled))
+        return inner(labelled)
 
-    monkeypatch.setattr(cuda, "_Operands", counted)
+    for module in (cuda, cuda_norms):
+        monkeypatch.setattr(module, "Operands", counted)
     return sizes
 
 
@@ -375,3 +376,22 @@ def test_proximal_steps(runtime: Runtime, judged: list[int]) -> None:
     assert (type(made), made.requires_grad) == (torch.Tensor, False)
     assert made.host().tobytes() == RULE.prox(host["3"], 0.5).tobytes()
     assert_calls(judged, plain=3)
+
+
+@pytest.mark.parametrize("on_nonfinite", ["raise", "ignore"])
+def test_norms_and_clips(runtime: Runtime, judged: list[int], on_nonfinite: str) -> None:
+    host = {f"{i}": numbers(7 * i + 2, DTYPES[i % 4], i) for i in range(40)}
+    grads = {name: torch.Tensor(g) for name, g in host.items()}
+    waits = runtime.waits
+    found, expected = fastreg.norms(grads), fastreg.norms(host)
+    assert runtime.waits == waits + 1
+    assert (str(found), found.total) == (str(expected), expected.total)
+    waits = runtime.waits
+    norm = fastreg.clip_by_global_norm(grads, 0.5, on_nonfinite=on_nonfinite)
+    assert runtime.waits == waits + (on_nonfinite == "raise")
+    assert float(norm) == fastreg.clip_by_global_norm(host, 0.5)
+    assert on_nonfinite == "raise" or (type(norm), norm.dtype) == (torch.Tensor, torch.float64)
+    for name, grad in grads.items():
+        assert grad.host().tobytes() == host[name].tobytes()
+        assert grad._version == 1
+    assert_calls(judged, plain=2)

@@ -37,6 +37,7 @@ MAKERS = {"bare": "stand_in", "torch": "torch_on_host", "cupy": "", "jax": "jax_
 TESTS = (
     "test_gpu_bits.py",
     "test_gpu_prox.py",
+    "test_gpu_norms.py",
     "test_gpu_errors.py",
     "test_gpu_streams.py",
     "test_gpu_layouts.py",
@@ -58,7 +59,13 @@ SANITIZERS = {
 
 #: What runs under a sanitizer, which slows kernels a hundredfold; without a framework, whose own
 #: kernels would be checked as well.
-SANITIZED_TESTS = ("test_gpu_bits.py", "test_gpu_layouts.py", "test_gpu_streams.py")
+SANITIZED_TESTS = (
+    "test_gpu_bits.py",
+    "test_gpu_layouts.py",
+    "test_gpu_prox.py",
+    "test_gpu_norms.py",
+    "test_gpu_streams.py",
+)
 SANITIZED = "test_sanitized or test_two_streams_at_once or (test_lists and 7)"
 
 

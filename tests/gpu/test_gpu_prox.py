@@ -81,6 +81,12 @@ def test_steps_in_any_layout(maker: Maker, dtype: str, terms: str) -> None:
             check(maker, RULES[terms], w, view=True)
 
 
+@pytest.mark.needs(LAYOUTS)
+def test_sanitized_steps(maker: Maker, dtype: str) -> None:
+    check(maker, RULES["L1L2"], numbers(4097 + 33, dtype))
+    check(maker, RULES["L1L2"], numbers((140, 37), dtype)[::2], view=True)
+
+
 @pytest.mark.parametrize("count", [1, 7, 300])
 def test_steps_of_models(maker: Maker, count: int) -> None:
     weights, _ = lists(count, maker.dtypes)

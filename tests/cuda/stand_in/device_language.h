@@ -118,3 +118,6 @@ inline unsigned atomicExch(unsigned* address, unsigned value) {
 
 using std::copysign;
 using std::fabs;
+using std::ldexp;
+using std::memcpy;
+using std::sqrt;

@@ -9,7 +9,7 @@
 #include <map>
 #include <string>
 
-#include "cuda/strided.cuh"
+#include "cuda/norms.cuh"
 #include "runtime.h"
 
 namespace {
@@ -44,6 +44,8 @@ void add_chunk_kernels(Kernels& kernels) {
   add(kernels, cuda::penalty_chunks<E, 7>);
   add(kernels, cuda::penalty_chunks<E, 10>);
   add(kernels, cuda::penalty_chunks<E, 11>);
+  add(kernels, cuda::norm_chunks<E>);
+  add(kernels, cuda::scale_chunks<E>);
 }
 
 template <class E>
@@ -55,6 +57,7 @@ void add_strided_kernels(Kernels& kernels) {
   add(kernels, cuda::strided_chunks<E, 7>);
   add(kernels, cuda::strided_chunks<E, 10>);
   add(kernels, cuda::strided_chunks<E, 11>);
+  add(kernels, cuda::strided_scale_chunks<E>);
 }
 
 const Launcher* find_kernel(const std::string& name) {
@@ -68,6 +71,9 @@ const Launcher* find_kernel(const std::string& name) {
     add_strided_kernels<F64>(kernels);
     add(kernels, cuda::penalty_values<false>);
     add(kernels, cuda::penalty_values<true>);
+    // Static functions are no symbols here; nvcc registers them as if they were not static.
+    add(kernels, "_ZN7fastreg4cuda19strided_norm_chunksENS0_8NormWorkE", cuda::strided_norm_chunks);
+    add(kernels, "_ZN7fastreg4cuda11norm_valuesENS0_8NormSumsE", cuda::norm_values);
     return kernels;
   }();
   const auto found = known.find(name);
