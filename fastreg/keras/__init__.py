@@ -15,7 +15,9 @@ from __future__ import annotations
 
 from . import expression  # noqa: F401 (it registers the class that saved symbolic models name)
 from .fused import FusedPenalties, fuse
+from .proximal import Proximal
 from .regularizers import L1, L1L2, L2, OrthogonalRegularizer
+from .zeros import Zeros, ZerosLogger, ZerosRow, zeros
 
 __all__ = [
     "L1",
@@ -23,11 +25,16 @@ __all__ = [
     "L2",
     "FusedPenalties",
     "OrthogonalRegularizer",
+    "Proximal",
+    "Zeros",
+    "ZerosLogger",
+    "ZerosRow",
     "fuse",
     "l1",
     "l1_l2",
     "l2",
     "orthogonal_regularizer",
+    "zeros",
 ]
 
 l1 = L1

@@ -88,6 +88,19 @@ def losses(model: Any, variables: Sequence[Any], pairs: Sequence[Pair]) -> Seque
     return _port.values(weights, tuple(strengths), tuple(range(len(weights))), 1.0)
 
 
+def take_proximal(chosen: Sequence[tuple[Any, Any]], learning_rate: Any, scale: Any) -> None:
+    """Take the proximal step of each variable by its rule; the step is traced in a program."""
+    step = keras.ops.convert_to_tensor(learning_rate)
+    if not isinstance(scale, float):
+        scale = keras.ops.convert_to_tensor(scale)
+    for variable, rule in chosen:
+        pair = strengths_of(rule)
+        if pair is None:
+            variable.assign(rule.prox(variable.value, step * scale))
+        else:
+            variable.assign(_port.proximal((variable.value,), (pair,), (0,), scale, step)[0])
+
+
 import_module("jax").tree_util.register_pytree_node(
     Batch,
     lambda batch: ((batch.data, batch.strengths), batch.constants),

@@ -17,10 +17,10 @@ from typing import Any, cast
 
 from .._arrays import results
 from .._autodiff.dispatch import Port
-from .._base.penalty import ADD, GRADIENT, VALUE
+from .._base.penalty import ADD, GRADIENT, PROXIMAL, VALUE
 from .._engine import calls
 from ._framework import keras
-from .strengths import Pair
+from .strengths import Pair, strengths_of
 
 torch: Any = import_module("torch")
 _port: Port = cast(Any, import_module("fastreg._autodiff.torch.functions"))
@@ -114,6 +114,35 @@ def losses(model: Any, variables: Sequence[Any], pairs: tuple[Pair, ...]) -> Seq
         return [step.loss(variables, pairs)]
     weights = [variable.value for variable in variables]
     return _port.values(weights, pairs, tuple(range(len(weights))), 1.0)
+
+
+def take_proximal(chosen: Sequence[tuple[Any, Any]], learning_rate: Any, scale: Any) -> None:
+    """Take the proximal step of each variable by its rule, in place and in one call if it can be.
+
+    While torch compiles the step of Keras its numbers are tensors; else they are the host's.
+    """
+    is_compiling = torch.compiler.is_compiling()
+    number = keras.ops.convert_to_tensor if is_compiling else _on_host
+    step, scale = number(learning_rate), number(scale)
+    with torch.no_grad():
+        fused = []
+        for variable, rule in chosen:
+            pair, weight = strengths_of(rule), variable.value
+            if pair is None:
+                variable.assign(rule.prox(weight.detach(), step * scale))
+            elif is_compiling or not _is_writable(weight):
+                variable.assign(_port.proximal((weight,), (pair,), (0,), scale, step)[0])
+            else:
+                fused.append((variable.path, weight, pair))
+        if fused:
+            names, weights, pairs = zip(*fused, strict=True)
+            which = tuple(range(len(fused)))
+            calls.evaluate_many(PROXIMAL, names, weights, weights, pairs, which, scale, step, False)
+            results.all_written(weights)
+
+
+def _on_host(number: Any) -> float:
+    return float(number.value if isinstance(number, keras.Variable) else number)
 
 
 def _is_left_to_keras(model: Any, which: str) -> bool:

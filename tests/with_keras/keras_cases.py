@@ -25,6 +25,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what Keras' import says is not about this package
     import keras
 
+import proximal_cases
+
 import fastreg
 import fastreg.keras
 from fastreg import regularizers
@@ -770,7 +772,7 @@ def case_a_layer_is_no_array():
 
 def main(chosen):
     results = {}
-    for name, case in list(globals().items()):
+    for name, case in [*globals().items(), *vars(proximal_cases).items()]:
         if not name.startswith("case_") or (chosen and name not in chosen):
             continue
         started = time.process_time()

@@ -1,4 +1,4 @@
-"""fastreg.keras on each backend of Keras: the cases of keras_cases.py, and what needs no Keras.
+"""fastreg.keras on each backend of Keras: the cases of two scripts, and what needs no Keras.
 
 Both backends run at once, each in a process of its own, and every case is a test here.
 """
@@ -15,7 +15,12 @@ import pytest
 from interpreter import ROOT, runs
 
 SCRIPT = Path(__file__).with_name("keras_cases.py")
-CASES = re.findall(r"^def (case_\w+)", SCRIPT.read_text(encoding="utf-8"), re.MULTILINE)
+SOURCES = (SCRIPT, SCRIPT.with_name("proximal_cases.py"))
+CASES = [
+    name
+    for path in SOURCES
+    for name in re.findall(r"^def (case_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+]
 BACKENDS = ("torch", "jax")
 
 
