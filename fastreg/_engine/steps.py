@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from .._arrays import cuda, host, torch_memory
 from .._arrays.libraries import ALL_NUMPY, library_of
@@ -24,7 +24,7 @@ from .._base.float_environment import Default
 from .._base.penalty import rounded
 from .._base.steps import Settings
 from . import backend, checks
-from .totals import Sums, clip_factor, first_nonfinite, nonfinite_message, total_of
+from .totals import Sums, Total, clip_factor, first_nonfinite, nonfinite_message, total_of
 
 Tensors = tuple[Any, ...]
 
@@ -89,37 +89,50 @@ class Taken(NamedTuple):
     skipped: bool
 
 
+class Processes(Protocol):
+    """The processes that share the tensors of a step: all of them then do the same."""
+
+    def own(self, sums: Sequence[Sums]) -> Sequence[Sums]:
+        """Return what this process counts of each tensor, given the sums of its shards."""
+        ...
+
+    def gathered(self, sums: Sums) -> Sequence[Sums]:
+        """Return the sums of all processes, given what this one counts."""
+        ...
+
+    def first_nonfinite(self) -> tuple[int, int] | None:
+        """Return the place of the first tensor that is not finite anywhere, and of how many."""
+        ...
+
+
 def take(
     step: Step,
     *,
     found_inf: bool = False,
-    gathered: Callable[[Sums], Sequence[Sums]] | None = None,
+    processes: Processes | None = None,
+    judges: bool = False,
 ) -> Taken:
     """Take a step in place, or skip it, or raise what it deserves.
 
-    `found_inf` skips before anything else is looked at.  `gathered` gives the sums of all
-    processes, given those of this one: all of them then do the same.
+    `found_inf` skips before anything else is looked at.  With `judges` all tensors are judged
+    before any is measured, so that this process does not refuse a step that others take.
     """
-    tensors = _Readable(step)
+    tensors = _Readable(step, judges)
     if found_inf:
         return _skipped(tensors, None)
     if not _numbers_fit(step):
         _require_numbers(_described(step))
     norm, factor = None, 1.0
     if step.max_norm is not None or step.on_nonfinite != "ignore":
-        sums = tensors.measured(0)
+        total, bad = _looked_at(tensors, processes)
         with Default():
-            total = total_of(
-                sums,
-                lambda exponent: [one.squares for one in tensors.measured(exponent)],
-                gathered,
-            )
             norm = total.l2
             if step.max_norm is not None:
                 factor = clip_factor(total, step.max_norm)
-        if total.sums.nonfinite and step.on_nonfinite == "raise":
-            raise ValueError(_nonfinite(step, sums))
-        if total.sums.nonfinite and step.on_nonfinite == "skip":
+        if bad is not None and step.on_nonfinite == "raise":
+            remedy = 'stepped; pass on_nonfinite="skip" to leave such steps out, or "ignore"'
+            raise ValueError(nonfinite_message(step.gradient_label(bad[0]), bad[1], remedy))
+        if bad is not None and step.on_nonfinite == "skip":
             return _skipped(tensors, norm)
     penalties, zeros = tensors.taken(factor)
     if not ALL_NUMPY(map(type, step.parameters)):
@@ -134,9 +147,9 @@ def take(
 class _Readable:
     """The tensors of a step as the backend takes them: as they are, else as views."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Step, judges: bool) -> None:
         self._step = step
-        self._is_checked = backend.name != "native" or tuple in map(type, step.parameters)
+        self._is_checked = judges or backend.name != "native" or tuple in map(type, step.parameters)
         if self._is_checked:
             self._step = _described(step)
 
@@ -203,6 +216,27 @@ class _Readable:
         return found
 
 
+def _looked_at(
+    tensors: _Readable, processes: Processes | None
+) -> tuple[Total, tuple[int, int] | None]:
+    """Return the sums of all gradients, and the place and count of the first not finite."""
+
+    def counted(exponent: int) -> Sequence[Sums]:
+        sums = tensors.measured(exponent)
+        return sums if processes is None else processes.own(sums)
+
+    def squares(exponent: int) -> list[float]:
+        return [one.squares for one in counted(exponent)]
+
+    sums = counted(0)
+    with Default():
+        if processes is not None:
+            return total_of(sums, squares, processes.gathered), processes.first_nonfinite()
+        place = first_nonfinite(sums)
+        bad = None if place is None else (place, sums[place].nonfinite)
+        return total_of(sums, squares), bad
+
+
 def _skipped(tensors: _Readable, norm: float | None) -> Taken:
     """Return what a skipped step reports: penalties and zeros of the parameters as they are."""
     step = tensors.step
@@ -223,17 +257,6 @@ def _penalty(one: Settings, sums: Sums) -> float:
             squares = one.l2 * sums.squares
             value = value + squares if one.l1 else squares
     return value
-
-
-def _nonfinite(step: Step, sums: Sequence[Sums]) -> str:
-    remedy = 'stepped; pass on_nonfinite="skip" to leave such steps out, or "ignore"'
-    place = first_nonfinite(sums)
-    if place is None:
-        return (
-            f"{step.words[1]} of another process have elements that are infinite or NaN, and "
-            f"nothing was {remedy}"
-        )
-    return nonfinite_message(step.gradient_label(place), sums[place].nonfinite, remedy)
 
 
 def _numbers_fit(step: Step) -> bool:

@@ -21,7 +21,7 @@ from .measured import Judge, Measured, Selected, norm_of
 from .records import Norm
 from .shards import Rows, Shards
 
-_NONE = (-1, 0)
+NONE = (-1, 0)
 """What stands for the first array that is not finite, and its number of elements that are not."""
 
 
@@ -51,7 +51,7 @@ class Shared(Measured):
         first = super().first_nonfinite()
         with Default():
             mine = together([self._own(place) for place in self.counted])
-        numbers = [*(_NONE if first is None else first), *mine]
+        numbers = [*(NONE if first is None else first), *mine]
         if not written:  # the norms of each are asked for
             numbers += [number for one in self.sums for number in one]
         self._rows = shards.ask(question, numbers, self.counted)
@@ -68,27 +68,18 @@ class Shared(Measured):
         ]
 
     def _own(self, place: int) -> Sums:
-        """Return what this process counts of an array."""
-        sums = self.sums[place]
-        if self._shards.own in self._shards.counting(place):
-            return sums
-        return Sums(0.0, 0.0, sums.maximum, 0, 0)
+        return own(self._shards, place, self.sums[place])
 
     def first_nonfinite(self) -> tuple[int, int] | None:
         """Return the place of the first array that is not finite anywhere, and of how many."""
-        place = min((int(row[0]) for row in self._rows if row[1]), default=None)
-        if place is None:
-            return None
-        counts = {number: int(row[1]) for number, row in enumerate(self._rows) if row[0] == place}
-        counted = sum(counts.get(number, 0) for number in self._shards.counting(place))
-        return place, counted or max(counts.values())  # of a replica alone, where these differ
+        return first_in(self._rows, self._shards)
 
     def total(self) -> Total:
         """Return the sums of all arrays together."""
-        known = [_sums_at(self._rows, len(_NONE))]
+        known = [sums_at(self._rows, len(NONE))]
 
         def gathered(sums: Sums) -> list[Sums]:
-            return known.pop() if known else _sums_at(self._shards.gather(sums), 0)
+            return known.pop() if known else sums_at(self._shards.gather(sums), 0)
 
         return total_of([self._own(place) for place in self.counted], self._own_squares, gathered)
 
@@ -116,12 +107,32 @@ class Shared(Measured):
 
     def _joined(self, place: int) -> Sums:
         """Return the sums of a whole array."""
-        rows = _sums_at(self._rows, len(_NONE) + (1 + place) * len(Sums._fields))
+        rows = sums_at(self._rows, len(NONE) + (1 + place) * len(Sums._fields))
         sums = together([rows[number] for number in self._shards.counting(place)])
         return sums._replace(maximum=together(rows).maximum)
 
 
-def _sums_at(rows: Rows, start: int) -> list[Sums]:
+def own(shards: Shards, place: int, sums: Sums) -> Sums:
+    """Return what this process counts of an array, given the sums of its shard."""
+    if shards.own in shards.counting(place):
+        return sums
+    return Sums(0.0, 0.0, sums.maximum, 0, 0)
+
+
+def first_in(rows: Rows, shards: Shards) -> tuple[int, int] | None:
+    """Return the place of the first array that is not finite anywhere, and of how many.
+
+    Rows begin with that of each process.
+    """
+    place = min((int(row[0]) for row in rows if row[1]), default=None)
+    if place is None:
+        return None
+    counts = {number: int(row[1]) for number, row in enumerate(rows) if row[0] == place}
+    counted = sum(counts.get(number, 0) for number in shards.counting(place))
+    return place, counted or max(counts.values())  # of a replica alone, where these differ
+
+
+def sums_at(rows: Rows, start: int) -> list[Sums]:
     """Return the sums that begin at a place of each row."""
     found = []
     for row in rows:

@@ -27,8 +27,8 @@ from .tensors import Tensors
 Rate = float | Callable[[int], float]
 """A number, or a function of how many steps the optimizer took."""
 
-_CLIPS = ("total", "data")
-_ON_NONFINITE = ("raise", "skip", "ignore")
+CLIPS = ("total", "data")
+ON_NONFINITE = ("raise", "skip", "ignore")
 
 
 def rate(value: Any, name: str) -> Rate:
@@ -73,9 +73,9 @@ class Optimizer:
         self.strength = strength
         self.max_norm = max_norm
         self._initial_lr = self._checked_initial(independent, initial_lr)
-        self._clips_data = arguments.choice(clip, "clip", _CLIPS) == "data"
+        self._clips_data = arguments.choice(clip, "clip", CLIPS) == "data"
         if on_nonfinite is not None:
-            arguments.choice(on_nonfinite, "on_nonfinite", _ON_NONFINITE)
+            arguments.choice(on_nonfinite, "on_nonfinite", ON_NONFINITE)
         self._on_nonfinite = on_nonfinite
         self._tensors = Tensors(tensors, checked(rules, mode))
         self._kept = _Kept(tuple({} for _ in self._kinds))

@@ -34,14 +34,15 @@ def checked(rules: Any, mode: Any) -> Moded:
     """
     general = arguments.choice(mode, "mode", MODES)
     if not isinstance(rules, Mapping) or isinstance(rules.get("class_name"), str):
-        rule, own = _split(rules, general, "rules")
+        rule, own = split(rules, general, "rules")
         return Moded(checked_rules(rule), {"*": own})
-    pairs = {glob: _split(rule, general, f"rules[{glob!r}]") for glob, rule in rules.items()}
+    pairs = {glob: split(rule, general, f"rules[{glob!r}]") for glob, rule in rules.items()}
     plain = checked_rules({glob: rule for glob, (rule, _) in pairs.items()})
     return Moded(plain, {glob: own for glob, (_, own) in pairs.items()})
 
 
-def _split(given: Any, mode: str, label: str) -> tuple[Any, str]:
+def split(given: Any, mode: str, label: str) -> tuple[Any, str]:
+    """Return a regularizer and its mode, of a pair or of one without a mode of its own."""
     if not isinstance(given, tuple):
         return given, mode
     if len(given) != 2:

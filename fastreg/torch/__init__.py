@@ -32,11 +32,12 @@ if tuple(int(part) for part in _torch.__version__.split(".")[:2]) < (2, 6):
 
 from .attached import Penalties, attach
 from .kinds import kernels
+from .optimizers import SGD, AdamW
 from .steps import StepHandle
 
-__all__ = ["Penalties", "StepHandle", "attach", "kernels"]
+__all__ = ["SGD", "AdamW", "Penalties", "StepHandle", "attach", "kernels"]
 
 # Messages name a class by its module: by this one, whichever file holds the class.
-for _class in (Penalties, StepHandle):
+for _class in (SGD, AdamW, Penalties, StepHandle):
     _class.__module__ = __name__
 del _class

@@ -14,7 +14,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn.parameter import is_lazy
@@ -91,10 +91,17 @@ class Parameters:
         )
 
 
+class Described(Protocol):
+    """What rules ask of parameters beside their names."""
+
+    def aliases(self) -> dict[str, str]: ...
+    def kinds(self) -> dict[str, str]: ...
+
+
 class ParameterPlanner(Planner):
     """Matches rules with parameters; rules may be a predicate."""
 
-    def __init__(self, rules: Any, parameters: Parameters, allow_unmatched: bool = False) -> None:
+    def __init__(self, rules: Any, parameters: Described, allow_unmatched: bool = False) -> None:
         self._parameters = parameters
         self._predicate: Predicate | None = rules if is_predicate(rules) else None
         self._kernels: dict[str, Kernels] = {}
@@ -120,11 +127,7 @@ class ParameterPlanner(Planner):
 
     def matched(self, names: Names, source: Any) -> tuple[dict[str, Any], dict[str, str]]:
         """As in the base class, for parameters that require grad."""
-        if self._predicate is None:
-            rule_of, origins = self._matched_by_glob(names, source)
-        else:
-            rule_of = _asked(self._predicate, names, source, self.rules.allow_unmatched)
-            origins = {name: rule_name(rule) for name, rule in rule_of.items()}
+        rule_of, origins = self.rule_by_name(names, source)
         before = self._ruled
         self._ruled = {name: source[name] for name, rule in rule_of.items() if rule is not None}
         self.frozen = [name for name, one in self._ruled.items() if not one.requires_grad]
@@ -137,6 +140,13 @@ class ParameterPlanner(Planner):
             if source[name].requires_grad
         }
         return trained, origins
+
+    def rule_by_name(self, names: Names, source: Any) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return the rule of each matched parameter, frozen ones too, and where it is from."""
+        if self._predicate is None:
+            return self._matched_by_glob(names, source)
+        rule_of = _asked(self._predicate, names, source, self.rules.allow_unmatched)
+        return rule_of, {name: rule_name(rule) for name, rule in rule_of.items()}
 
     def _matched_by_glob(self, names: Names, source: Any) -> tuple[dict[str, Any], dict[str, str]]:
         kind_of = self._parameters.kinds() if self._kernels else {}

@@ -5,5 +5,6 @@ collect_ignore = [
     "agreement_worker.py",
     "deepspeed_worker.py",
     "lost_worker.py",
+    "optimizers_worker.py",
     "sharding_worker.py",
 ]

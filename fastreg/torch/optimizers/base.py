@@ -1,0 +1,493 @@
+"""What the optimizers have in common: groups of parameters, rules, the step, what is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
+from typing import Any, ClassVar
+
+import torch
+
+from ..._arrays import torch_shards
+from ..._base import arguments, steps
+from ..._base.float_environment import Default, products
+from ..._base.steps import Settings
+from ..._engine import backend
+from ..._engine.steps import take
+from ...optimizers import StepRecord
+from ...optimizers.base import CLIPS, ON_NONFINITE, Rate, rate
+from ...optimizers.rules import MODES
+from ...penalties.names import counted
+from ...penalties.plan import STRENGTHS
+from .. import kinds as kinds_of
+from ..in_backward import outside_of_graphs
+from . import state
+from .options import positive, require_known_ways
+from .prepared import NamedStep, Prepared, Roster, label_of, unnamed
+from .processes import processes_of
+from .rules import ParameterRules, needs_kinds
+
+_STEPS = "fastreg_steps"
+"""The number of steps in the groups of a state dict."""
+
+
+class _Sharded:
+    """A record whose penalty and zeros have not been summed over the processes yet."""
+
+    def __init__(self, record: StepRecord, penalties: Any, zeros: Any, parameters: Any) -> None:
+        self._record = record
+        self._values = [*penalties, *zeros]
+        self._parameters = parameters
+
+    def summed(self) -> StepRecord:
+        count = len(self._parameters)
+        values = torch_shards.summed(self._values, (*self._parameters, *self._parameters))
+        return self._record._replace(
+            penalty=backend.canonical_sum(values[:count]), zeros=int(sum(values[count:]))
+        )
+
+
+class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
+    """What :class:`SGD` and :class:`AdamW` have in common."""
+
+    _algorithm: ClassVar[int]
+    _kinds: ClassVar[tuple[str, ...]]
+    """What torch calls the tensors that are kept of each parameter."""
+    _step_supports_amp_scaling = True
+    """``GradScaler`` gives its scale and what it found to the step, which unscales."""
+
+    strength = arguments.Checked(
+        rate, "What all strengths are multiplied with: a number >= 0, or a function of the step."
+    )
+    max_norm = arguments.Checked(
+        lambda value, name: None if value is None else arguments.bound(value, name),
+        "The bound of the clip, or None for no clip.",
+    )
+
+    def __init__(
+        self,
+        params: Any,
+        defaults: dict[str, Any],
+        *,
+        rules: Any,
+        mode: str,
+        strength: Rate,
+        independent: bool,
+        initial_lr: float | None,
+        cautious: bool,
+        max_norm: float | None,
+        clip: str,
+        on_nonfinite: str | None,
+    ) -> None:
+        self.strength = strength
+        self.max_norm = max_norm
+        self._is_independent = arguments.flag(independent, "independent")
+        self._initial_lr = None if initial_lr is None else positive(initial_lr, "initial_lr")
+        self._is_cautious = arguments.flag(cautious, "cautious")
+        self._clips_data = arguments.choice(clip, "clip", CLIPS) == "data"
+        if on_nonfinite is not None:
+            arguments.choice(on_nonfinite, "on_nonfinite", ON_NONFINITE)
+        self._on_nonfinite = on_nonfinite
+        kinds = None
+        if isinstance(params, torch.nn.Module):
+            kinds = kinds_of.kinds(params) if needs_kinds(rules) else None
+            params = params.named_parameters(remove_duplicate=False)
+        self._rules = None if rules is None else ParameterRules(rules, mode, kinds)
+        if rules is None:
+            arguments.choice(mode, "mode", MODES)
+        self._aliases: dict[str, str] = {}
+        self._names: list[list[str]] = []
+        self._ruled: list[list[Any]] = []
+        self._first_lr: list[float] = []
+        self._is_made = False
+        self._steps = 0
+        self._last: StepRecord | _Sharded | None = None
+        self._forget()
+        super().__init__(params, defaults)
+        self._match()
+        self._is_made = True
+
+    def _forget(self) -> None:
+        """Drop what is kept between steps for speed."""
+        self._roster: Roster | None = None
+        self._prepared: Prepared | None = None
+        self._plain: dict[int, tuple[tuple[Any, ...], Settings]] = {}
+
+    @property
+    def steps(self) -> int:
+        """How many steps the optimizer took; one that was skipped does not count."""
+        return self._steps
+
+    @property
+    def last(self) -> StepRecord | None:
+        """What the last step has come to; None before the first.
+
+        Of sharded parameters it is summed when it is first read: read it in all processes.
+        """
+        if isinstance(self._last, _Sharded):
+            self._last = self._last.summed()
+        return self._last
+
+    # ------------------------------------------------------------------------------- the step
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take a step: update all parameters that have a gradient in place, or none.
+
+        Parameters
+        ----------
+        closure : function, optional
+            It computes the loss and its gradients, and returns the loss.
+
+        Returns
+        -------
+        torch.Tensor, float or None
+            What `closure` returned.  :attr:`last` is the record of the step.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a gradient that does not fit, is sparse, or is not finite where `on_nonfinite` is
+            "raise", with the parameter's name; for options of a group that are no numbers >= 0.
+            Then parameters, state and counts are as they were.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        _step(self)
+        return loss
+
+    def _take(self) -> None:
+        loss_scale, found_inf = self._scaling()
+        roster = self._roster
+        if roster is None or not roster.is_of(self.param_groups):
+            self._forget()
+            self._roster = roster = Roster(self.param_groups, self._names, self._ruled)
+        gradients = [parameter.grad for parameter in roster.parameters]
+        there = None
+        if type(None) in set(map(type, gradients)):
+            there = tuple([gradient is not None for gradient in gradients])
+            gradients = [*compress(gradients, there)]
+        settings = self._settings(roster)
+        needs = tuple([(one.has_first, one.has_second, one.has_largest) for one in settings])
+        now = self._prepared
+        is_new = now is None or not now.is_current(there, self.state, needs)
+        if now is None or is_new:
+            now = Prepared(
+                roster, there, self.state, self._kinds, needs, self._algorithm == steps.ADAMW
+            )
+            self._prepared = now
+        processes = None
+        if roster.has_dtensors and (self.max_norm is not None or self._guard() != "ignore"):
+            question = f"a step clipped to {self.max_norm} with on_nonfinite={self._guard()!r}"
+            processes = processes_of(now.names, now.parameters, question)
+        try:
+            outcome = take(
+                NamedStep(
+                    now.names,
+                    now.local_parameters,
+                    torch_shards.local_gradients(gradients, now.parameters, now.names),
+                    *now.states,
+                    now.taken,
+                    settings,
+                    now.which,
+                    loss_scale,
+                    self.max_norm,
+                    self._clips_data,
+                    self._guard(),
+                    ("parameters", "gradients"),
+                ),
+                found_inf=found_inf,
+                processes=processes,
+                judges=processes is not None and is_new,
+            )
+        except Exception as error:
+            if processes is not None and not found_inf:
+                processes.refuse(error)
+            if isinstance(error, TypeError):
+                _require_dense(gradients, now.names)
+            raise
+        if not outcome.skipped:
+            now.was_taken(self.state)
+            self._steps += 1
+        penalties = [*compress(outcome.penalties, now.is_ruled)]
+        record = StepRecord(0.0, outcome.norm, sum(outcome.zeros), outcome.skipped, now.size)
+        if roster.has_dtensors:
+            parameters = tuple(compress(now.parameters, now.is_ruled))
+            zeros = compress(outcome.zeros, now.is_ruled)
+            self._last = _Sharded(record, penalties, zeros, parameters)
+        else:
+            self._last = record._replace(penalty=backend.canonical_sum(penalties))
+
+    def _scaling(self) -> tuple[float, bool]:
+        """Return what ``GradScaler`` has left to the step: its scale, and whether to skip."""
+        scale = getattr(self, "grad_scale", None)
+        found = getattr(self, "found_inf", None)
+        return 1.0 if scale is None else float(scale), found is not None and bool(found)
+
+    def _guard(self) -> str:
+        if self._on_nonfinite is not None:
+            return self._on_nonfinite
+        return "ignore" if self.max_norm is None else "raise"
+
+    # ------------------------------------------------------------------------------- its numbers
+
+    def _settings(self, roster: Roster) -> tuple[Settings, ...]:
+        plain = [self._plain_of(number) for number in range(len(self.param_groups))]
+        if self._rules is None:
+            return tuple([plain[group] for group, _ in roster.acting])
+        strength: Any = self.strength
+        if callable(strength):
+            strength = arguments.strength(strength(self._steps), f"strength({self._steps})")
+        return tuple(
+            [
+                plain[group] if one is None else self._acting(group, plain[group], one, strength)
+                for group, one in roster.acting
+            ]
+        )
+
+    def _acting(self, group: int, plain: Settings, one: Any, strength: float) -> Settings:
+        l1, l2 = products(STRENGTHS(one.rule), strength)
+        factor = plain.lr
+        if self._is_independent and one.mode == "decoupled":
+            with Default():
+                factor = plain.lr / self._initial(group)
+        return plain._replace(mode=self._mode(one.mode), l1=l1, l2=l2, factor=factor)
+
+    def _initial(self, group: int) -> float:
+        if self._initial_lr is not None:
+            return self._initial_lr
+        label = f"param_groups[{group}]['initial_lr']"
+        found = self.param_groups[group].get("initial_lr")
+        return self._first_lr[group] if found is None else positive(found, label)
+
+    def _mode(self, mode: str) -> int:
+        modes = {"gradient": steps.GRADIENT, "proximal": steps.PROXIMAL}
+        return modes.get(mode, steps.DECOUPLED)
+
+    def _plain_of(self, number: int) -> Settings:
+        """Return the settings of a group without a rule."""
+        group = self.param_groups[number]
+        raw = self._numbers(group)
+        known = self._plain.get(number)
+        if known is not None and known[0] == raw:
+            return known[1]
+        found = self._checked(group, f"param_groups[{number}]")
+        if torch.Tensor not in set(map(type, raw)):  # which may be changed in place
+            self._plain[number] = raw, found
+        return found
+
+    def _numbers(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return what the settings of a group are made of."""
+        raise NotImplementedError
+
+    def _checked(self, group: Mapping[str, Any], label: str) -> Settings:
+        """Return the settings of a group, judged; `label` is its name in errors."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------------------- groups
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, as ``torch.optim.Optimizer`` does.
+
+        Rules are matched again, with the names of all groups.  If something is wrong, it has not
+        been added.
+        """
+        if isinstance(param_group, dict) and "params" in param_group:
+            self._fold_ties(param_group)
+        count = len(self.param_groups)
+        super().add_param_group(param_group)
+        if not self._is_made:
+            return
+        aliases = dict(self._aliases)
+        try:
+            self._match()
+        except BaseException:
+            del self.param_groups[count:]
+            self._aliases = aliases
+            raise
+
+    def _fold_ties(self, param_group: dict[str, Any]) -> None:
+        """Leave out parameters that are there a second time, and note their further names."""
+        params = param_group["params"]
+        if isinstance(params, (torch.Tensor, set)):
+            return
+        first: dict[int, Any] = {}
+        params = param_group["params"] = list(params)
+        once = []
+        for one in params:
+            name, tensor = one if isinstance(one, tuple) and len(one) == 2 else (None, one)
+            if id(tensor) not in first:
+                first[id(tensor)] = name
+                once.append(one)
+            elif name is not None:
+                self._aliases[name] = first[id(tensor)]
+        param_group["params"] = once
+
+    def _match(self) -> None:
+        """Judge the groups, and find what acts on each parameter; nothing changes on an error."""
+        groups = self.param_groups
+        initial = [*self._first_lr]
+        names = [*self._names]
+        for number, group in enumerate(groups):
+            settings = self._checked(group, f"param_groups[{number}]")
+            require_known_ways(group, f"param_groups[{number}]")
+            if number >= len(initial):
+                initial.append(settings.lr)
+                names.append(_names_of(group, number))
+        ruled = self._matched()
+        if self._is_independent and self._initial_lr is None and 0.0 in initial:
+            raise ValueError(
+                "lr must be a number > 0 where independent=True, not 0.0: the decoupled strengths "
+                "are multiplied with lr / initial_lr; pass initial_lr"
+            )
+        self._first_lr, self._names, self._ruled = initial, names, ruled
+        self._forget()
+
+    def _matched(self) -> list[list[Any]]:
+        groups = self.param_groups
+        if self._rules is None:
+            return [[None] * len(group["params"]) for group in groups]
+        names: list[list[str]] = []
+        for number, group in enumerate(groups):
+            if self._rules.are_by_name and "param_names" not in group:
+                raise TypeError(
+                    "rules go by name, but params are tensors without names; pass the module, its "
+                    "named_parameters(), or groups whose params are pairs (name, parameter)"
+                )
+            names.append(_names_of(group, number))
+        by_name: dict[str, Any] = {}
+        for group, given in zip(groups, names, strict=True):
+            for name, parameter in zip(given, group["params"], strict=True):
+                if by_name.setdefault(name, parameter) is not parameter:
+                    raise ValueError(
+                        f"two parameters have the name {name!r}, so rules cannot tell them apart; "
+                        "give one of them another name in its pair (name, parameter)"
+                    )
+        found = self._rules.of(by_name, self._aliases)
+        return [[found.get(name) for name in given] for given in names]
+
+    def __repr__(self) -> str:
+        text: str = super().__repr__()
+        if self._rules is None:
+            return text
+        pairs = [
+            (name, one)
+            for names, ruled in zip(self._names, self._ruled, strict=True)
+            for name, one in zip(names, ruled, strict=True)
+        ]
+        named = [name for name, one in pairs if one is not None]
+        return f"{text}\nwith rules for {counted(named, len(pairs), 'parameters')}"
+
+    # ------------------------------------------------------------------------------- what is saved
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``torch.optim`` returns for its optimizer of the same name.
+
+        It can be loaded there.  Moments of half-precision parameters are in float32.  Rules and
+        the other options of the constructor are not in it.
+        """
+        handle = self.register_state_dict_post_hook(_as_torch_has_it, prepend=True)
+        try:
+            found: dict[str, Any] = super().state_dict()
+        finally:
+            handle.remove()
+        return found
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what this :meth:`state_dict` or that of torch's optimizer has returned.
+
+        Moments stay in float32 for half-precision parameters.  Tensors that have the right dtype,
+        device and layout are taken as they are, not copied, as torch does.  Options that the dict
+        lacks stay as they are.
+
+        Raises
+        ------
+        ValueError
+            For other groups, shapes or options that are not right; then nothing has changed.
+        """
+        handle = self.register_load_state_dict_pre_hook(lambda _, given: state.hold(given))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+
+    def __getstate__(self) -> dict[str, Any]:
+        ours = {name: value for name, value in self.__dict__.items() if name in _KEPT}
+        return {**super().__getstate__(), **ours}
+
+    def __setstate__(self, found: dict[str, Any]) -> None:
+        if "_ruled" in found:  # of a pickle or a copy
+            super().__setstate__(found)
+            self._forget()
+            return
+        groups = [
+            {**now, **given}
+            for now, given in zip(self.param_groups, found["param_groups"], strict=True)
+        ]
+        counts = [self._steps] if all(_STEPS not in group for group in groups) else []
+        counts += [int(group.pop(_STEPS)) for group in groups if _STEPS in group]
+        for number, (group, now) in enumerate(zip(groups, self.param_groups, strict=True)):
+            # What torch's optimizer of a device was told does not bind this one.
+            for name in _OURS:
+                group.pop(name, None)
+            group.update({name: now[name] for name in _OURS if name in now})
+            self._checked(group, f"param_groups[{number}]")
+            require_known_ways(group, f"param_groups[{number}]")
+        labels = {
+            id(one): label_of(name)
+            for group, names in zip(groups, self._names, strict=True)
+            for one, name in zip(group["params"], names, strict=True)
+        }
+        kept = found["state"]
+        for parameter, one in [*kept.items()]:
+            if id(parameter) in labels and isinstance(one, dict):
+                kept[parameter] = state.loaded(parameter, labels[id(parameter)], one)
+        counts += [one[state.STEP] for one in kept.values() if state.STEP in one]
+        super().__setstate__({**found, "param_groups": groups})
+        self._steps = max(counts)
+        self._forget()
+
+
+_OURS = ("capturable", "decoupled_weight_decay")
+_KEPT = (
+    "_strength",
+    "_max_norm",
+    "_is_independent",
+    "_initial_lr",
+    "_is_cautious",
+    "_is_scaled",
+    "_clips_data",
+    "_on_nonfinite",
+    "_rules",
+    "_aliases",
+    "_names",
+    "_ruled",
+    "_first_lr",
+    "_is_made",
+    "_steps",
+    "_last",
+)
+"""Attributes that a copy has as well."""
+
+_step = outside_of_graphs(Penalised._take)
+
+
+def _names_of(group: Mapping[str, Any], number: int) -> list[str]:
+    names = group.get("param_names")
+    return unnamed(number, len(group["params"])) if names is None else [*names]
+
+
+def _require_dense(gradients: Sequence[Any], names: Sequence[str]) -> None:
+    for gradient, name in zip(gradients, names, strict=True):
+        if gradient.layout is not torch.strided:
+            raise TypeError(
+                f"the gradient of {label_of(name)} is sparse ({gradient.layout}), and a step is of "
+                "dense ones; make the module with sparse=False, or use torch.optim.SparseAdam for "
+                "it"
+            ) from None
+
+
+def _as_torch_has_it(optimizer: Penalised, state_dict: dict[str, Any]) -> dict[str, Any]:
+    groups = [{**group, _STEPS: optimizer.steps} for group in state_dict["param_groups"]]
+    return {**state_dict, "state": state.saved(state_dict["state"]), "param_groups": groups}

@@ -1,0 +1,54 @@
+"""The options of a group of parameters, judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..._base import arguments, errors
+
+
+def number(value: Any, label: str, check: Any = arguments.strength) -> float:
+    """Return a number of a group, which may be a tensor of one element."""
+    if isinstance(value, torch.Tensor):
+        if value.numel() != 1:
+            raise ValueError(
+                f"{label} must be a number or a tensor of one element, not one of the shape "
+                f"{tuple(value.shape)}"
+            )
+        value = value.item()
+    elif callable(value):
+        raise TypeError(
+            f"{label} must be a number, not a function; use a scheduler, for example "
+            "torch.optim.lr_scheduler.LambdaLR"
+        )
+    found: float = check(value, label)
+    return found
+
+
+def positive(value: Any, label: str) -> float:
+    found = number(value, label)
+    if found == 0.0:
+        raise ValueError(f"{label} must be a number > 0, not {errors.described(value)}")
+    return found
+
+
+def require_known_ways(group: Mapping[str, Any], label: str) -> None:
+    """Refuse what torch's optimizers can do and these cannot."""
+    if group.get("differentiable"):
+        raise ValueError(
+            f"{label}['differentiable'] must be False: this step is not recorded by autograd; use "
+            "torch.optim for it"
+        )
+    if group.get("capturable"):
+        raise ValueError(
+            f"{label}['capturable'] must be False: it is for CUDA graphs, and there are no kernels "
+            "of optimizers' steps for CUDA yet"
+        )
+    if group.get("decoupled_weight_decay") is False:
+        raise ValueError(
+            f"{label}['decoupled_weight_decay'] must be True: AdamW decays weights apart from the "
+            "gradient"
+        )
