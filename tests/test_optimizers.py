@@ -420,3 +420,17 @@ def test_steps_of_arrays_of_other_kinds():
     assert optimizer.step([array.array("d", [0.0, 0.0])]).zeros == 1
     assert [*buffer] == [0.75, 0.0]
     assert repr(optimizer) == "<SGD(lr=0.5) with rules for 1 of 1 tensors: '0'>"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"rules": "l1", "cautious": True}, "cautious=True"),
+        ({"rules": {"0": ("l1", "gradient")}, "independent": True}, "independent=True"),
+        ({"mode": "decoupled", "cautious": True}, "cautious=True"),
+        ({"rules": ("l1", "decoupled"), "scaled": False}, "scaled=False"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options, said):
+    with pytest.raises(ValueError, match=f"{said} is for rules of the mode"):
+        optimizers.AdamW([np.ones(2)], 0.1, **options)

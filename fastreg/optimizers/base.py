@@ -21,7 +21,7 @@ from ..penalties.names import counted
 from ..penalties.plan import STRENGTHS, Arrays
 from . import saved
 from .records import StepRecord
-from .rules import Ruled, checked
+from .rules import Ruled, checked, require_acting
 from .tensors import Tensors
 
 Rate = float | Callable[[int], float]
@@ -46,6 +46,7 @@ class Optimizer:
     _algorithm: ClassVar[int]
     _name: ClassVar[str]
     _flags: int
+    _is_scaled = True
     _kinds: tuple[str, ...]
     """What messages and the saved state call the arrays that are kept of each tensor."""
 
@@ -77,7 +78,14 @@ class Optimizer:
         if on_nonfinite is not None:
             arguments.choice(on_nonfinite, "on_nonfinite", ON_NONFINITE)
         self._on_nonfinite = on_nonfinite
-        self._tensors = Tensors(tensors, checked(rules, mode))
+        moded = checked(rules, mode)
+        self._tensors = Tensors(tensors, moded)
+        require_acting(
+            () if rules is None else moded.modes.values(),
+            bool(self._flags & steps.CAUTIOUS),
+            independent,
+            not self._is_scaled,
+        )
         self._kept = _Kept(tuple({} for _ in self._kinds))
         self._progress: tuple[int, dict[str, int]] = 0, {}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from .._base import arguments, errors
@@ -51,6 +51,22 @@ def split(given: Any, mode: str, label: str) -> tuple[Any, str]:
             f"{len(given)}"
         )
     return given[0], arguments.choice(given[1], f"the mode of {label}", MODES)
+
+
+def require_acting(
+    modes: Collection[str], cautious: bool, independent: bool, unscaled: bool
+) -> None:
+    """Refuse options of a mode that no rule has: they would do nothing."""
+    for option, is_given, mode in (
+        ("cautious=True", cautious, "decoupled"),
+        ("independent=True", independent, "decoupled"),
+        ("scaled=False", unscaled, "proximal"),
+    ):
+        if is_given and mode not in modes:
+            raise ValueError(
+                f'{option} is for rules of the mode "{mode}", and no rule has it; leave it out, or '
+                f'pass mode="{mode}" or a pair (regularizer, "{mode}")'
+            )
 
 
 def require_fused(rule: Any, name: str) -> None:

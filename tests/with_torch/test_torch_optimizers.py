@@ -658,3 +658,9 @@ def test_versions_tell_autograd():
     fastreg.torch.SGD([parameter], lr=0.1).step()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         saved.backward()
+
+
+def test_options_that_would_do_nothing_are_refused():
+    for options in ({"cautious": True}, {"independent": True}):
+        with pytest.raises(ValueError, match="is for rules of the mode"):
+            fastreg.torch.SGD([one_parameter([1.0], [0.0])], lr=1.0, rules=L1(1.0), **options)

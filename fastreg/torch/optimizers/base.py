@@ -16,7 +16,7 @@ from ..._engine import backend
 from ..._engine.steps import take
 from ...optimizers import StepRecord
 from ...optimizers.base import CLIPS, ON_NONFINITE, Rate, rate
-from ...optimizers.rules import MODES
+from ...optimizers.rules import MODES, require_acting
 from ...penalties.names import counted
 from ...penalties.plan import STRENGTHS
 from .. import kinds as kinds_of
@@ -51,6 +51,7 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
     """What :class:`SGD` and :class:`AdamW` have in common."""
 
     _algorithm: ClassVar[int]
+    _is_scaled = True
     _kinds: ClassVar[tuple[str, ...]]
     """What torch calls the tensors that are kept of each parameter."""
     _step_supports_amp_scaling = True
@@ -105,6 +106,12 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
         self._forget()
         super().__init__(params, defaults)
         self._match()
+        require_acting(
+            () if self._rules is None else self._rules.modes,
+            self._is_cautious,
+            self._is_independent,
+            not self._is_scaled,
+        )
         self._is_made = True
 
     def _forget(self) -> None:

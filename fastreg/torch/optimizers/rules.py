@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from torch.nn.parameter import is_lazy
@@ -30,6 +30,11 @@ class ParameterRules:
         """Whether parameters need names."""
         self._planner = ParameterPlanner(self._without_modes(rules), self._parameters)
         self._asks = is_predicate(rules)
+
+    @property
+    def modes(self) -> Collection[str]:
+        """The modes that rules have; of a function, those that it has given."""
+        return self._modes.values()
 
     def _without_modes(self, rules: Any) -> Any:
         if is_predicate(rules):
