@@ -157,8 +157,11 @@ const Layout* Call::layout_of(const ArrayView& weights, const ArrayView& gradien
 }
 
 bool Call::is_plainly_right() const {
+  if (!is_safe_ || !is_plain_ || spans_.empty()) {
+    return is_safe_ && is_plain_;
+  }
   static thread_local std::vector<Span> known;
-  return is_safe_ && is_plain_ && spans_.are_disjoint(known);
+  return spans_.are_disjoint(known);
 }
 
 void Call::add_addresses(std::vector<std::uintptr_t>& addresses) const {

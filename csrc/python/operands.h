@@ -35,6 +35,7 @@ struct Span {
 
 class Spans {
  public:
+  bool empty() const { return spans_.empty(); }
   void reserve(std::size_t count) { spans_.reserve(count); }
   void add(Extent extent, bool written) { spans_.push_back({extent, written}); }
 
@@ -42,7 +43,7 @@ class Spans {
   // bring the same ones at every step: comparing them is five times cheaper than sorting them. `known` is what the
   // caller keeps of its last call that was right.
   bool are_disjoint(std::vector<Span>& known) const {
-    if (spans_.empty() || spans_ == known) {
+    if (spans_ == known) {
       return true;
     }
     std::vector<Span> sorted = spans_;
