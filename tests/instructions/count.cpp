@@ -14,6 +14,7 @@
 //   65536 elements             one tensor, on one thread: what an element takes; 4,096 by the trap flag, which is slow
 //   65536 elements, streaming  the same by the kernel with streaming stores
 //   400 tensors                of 64 float32, in one call; 20 by the trap flag
+// Norms, scaling by the clip, and the steps of optimizers have cells of their own: "avx2/f32 AdamW proximal/<work>".
 // "<instruction set>/floor f32 read/<work>" and the like are the plain loops of the benchmark.
 // "<instruction set>/nothing" is an empty body, which is part of all the others.
 #include <valgrind/callgrind.h>
@@ -32,7 +33,9 @@
 #include "cpu/floors.h"
 #include "cpu/policy.h"
 #include "cpu/pool.h"
+#include "norms.h"
 #include "plan.h"
+#include "steps.h"
 #include "trap.h"
 
 namespace fastreg {
@@ -72,13 +75,13 @@ void count(const std::string& name, Body body) {
   }
 }
 
-// Memory that begins 16 bytes into a line, as NumPy's large arrays do, and that holds finite numbers of both signs
-// whatever the dtype.
+// Memory that begins 16 bytes into a line, as NumPy's large arrays do, and that holds finite numbers whatever the
+// dtype: of both signs, or none below 0.
 class Numbers {
  public:
-  explicit Numbers(std::size_t bytes) : memory_(new Line[bytes / sizeof(Line) + 2]) {
+  explicit Numbers(std::size_t bytes, bool both_signs = true) : memory_(new Line[bytes / sizeof(Line) + 2]) {
     for (std::size_t i = 0; i < bytes; ++i) {
-      data()[i] = i % 16 < 8 ? 0x3c : 0xbc;
+      data()[i] = i % 16 < 8 || !both_signs ? 0x3c : 0xbc;
     }
   }
   unsigned char* data() const { return memory_[0].bytes + 16; }
@@ -169,6 +172,94 @@ void count_prox(DType dtype, unsigned terms, bool value, const std::string& cell
   }
 }
 
+// Calls count_items with what each kind of work is called, and with its items, which make_item gives by the place of
+// the first element and the number of elements.
+template <class MakeItem, class CountItems>
+void over_works(DType dtype, MakeItem make_item, CountItems count_items) {
+  const auto [elements, tensors] = works();
+  for (const std::size_t size : {small_size, elements}) {
+    count_items(std::to_string(size) + " elements", std::vector{make_item(0, size)});
+  }
+  if (dtype == DType::f32) {
+    std::vector<decltype(make_item(0, 0))> items;
+    items.reserve(tensors);
+    for (std::size_t i = 0; i < tensors; ++i) {
+      items.push_back(make_item(i * small_size, small_size));
+    }
+    count_items(std::to_string(tensors) + " tensors", items);
+  }
+}
+
+// Norms, and the scaling of a clip.
+void count_norms(DType dtype, const std::string& prefix) {
+  const Numbers numbers(works().elements * sizeof(double));
+  const auto item = [&](std::size_t first, std::size_t size) {
+    return NormItem{numbers.data() + first * item_size(dtype), static_cast<std::int64_t>(size), nullptr, dtype};
+  };
+  over_works(dtype, item, [&](const std::string& work, const std::vector<NormItem>& items) {
+    std::vector<Norm> norms(items.size());
+    count(prefix + " norms/" + work, [&] { measure_items(items.data(), items.size(), 0, norms.data()); });
+    count(prefix + " scale/" + work, [&] { scale_items(items.data(), items.size(), 0.999); });
+  });
+}
+
+struct CountedStep {
+  const char* name;
+  Algorithm algorithm;
+  Mode mode;
+  Clip measured;  // none: the step is taken
+};
+constexpr CountedStep counted_steps[] = {
+    {"SGD momentum proximal", Algorithm::sgd, Mode::proximal, Clip::none},
+    {"AdamW", Algorithm::adamw, Mode::none, Clip::none},
+    {"AdamW proximal", Algorithm::adamw, Mode::proximal, Clip::none},
+    {"AdamW measure data", Algorithm::adamw, Mode::gradient, Clip::data},
+    {"AdamW measure total", Algorithm::adamw, Mode::gradient, Clip::total},
+};
+
+// Steps with L1, and the norms of what they clip. The penalty's value comes with every mode but none.
+void count_step(const CountedStep& step, DType dtype, const std::string& cell) {
+  const std::size_t bytes = works().elements * sizeof(double);
+  const Numbers parameters(bytes);
+  const Numbers gradients(bytes);
+  const Numbers first(bytes);
+  const Numbers second(bytes, false);
+  StepSettings settings{};
+  settings.algorithm = step.algorithm;
+  settings.mode = step.mode;
+  settings.lr = 1e-6;
+  settings.momentum = settings.beta1 = 0.9;
+  settings.beta2 = 0.999;
+  settings.eps = 1e-8;
+  settings.l1 = 1e-4;
+  const StepRule rule = rule_of(settings, 1, 1.0, step.measured, 1.0);
+  const auto item = [&](std::size_t begin, std::size_t size) {
+    const std::size_t offset = begin * item_size(dtype);
+    const std::size_t moments = begin * item_size(arithmetic_of(dtype));
+    StepItem result{};
+    result.parameters.data = parameters.data() + offset;
+    result.gradients.data = gradients.data() + offset;
+    result.first.data = first.data() + moments;
+    result.second.data = second.data() + moments;
+    result.count = static_cast<std::int64_t>(size);
+    result.dtype = result.gradient_dtype = dtype;
+    result.rule = rule;
+    return result;
+  };
+  over_works(dtype, item, [&](const std::string& work, const std::vector<StepItem>& items) {
+    std::vector<Norm> norms(items.size());
+    std::vector<double> penalties(items.size());
+    std::vector<std::int64_t> zeros(items.size());
+    count(cell + "/" + work, [&] {
+      if (step.measured == Clip::none) {
+        take_steps(items.data(), items.size(), penalties.data(), zeros.data());
+      } else {
+        measure_steps(items.data(), items.size(), step.measured, 0, norms.data());
+      }
+    });
+  });
+}
+
 // The plain loops that kernels are measured against: were one of them slow, every kernel would look fast.
 void count_floors(const std::string& prefix) {
   const std::size_t elements = works().elements;
@@ -204,6 +295,11 @@ void count_instruction_set(const std::string& instruction_set) {
         const std::string cell = prefix + name_of(static_cast<DType>(dtype)) + " " + term_names[terms - 1];
         count_prox(static_cast<DType>(dtype), terms, value, cell + (value ? " VP" : " P"));
       }
+    }
+    const std::string dtype_prefix = prefix + name_of(static_cast<DType>(dtype));
+    count_norms(static_cast<DType>(dtype), dtype_prefix);
+    for (const CountedStep& step : counted_steps) {
+      count_step(step, static_cast<DType>(dtype), dtype_prefix + " " + step.name);
     }
   }
   count_floors(prefix);

@@ -13,6 +13,10 @@ from budget import Finding, Group
 
 CELL = "f32 L1L2 VGA"
 WORK = "65536 elements"
+STEPS = (
+    *("norms", "scale", "SGD momentum proximal", "AdamW", "AdamW proximal"),
+    *("AdamW measure data", "AdamW measure total"),
+)
 
 
 def group(instructions: int, compiler: str = "GNU 12.2.0") -> Group:
@@ -182,6 +186,11 @@ def test_committed_budget_has_every_cell() -> None:
             kinds = 2 + (outputs in ("G", "VG")) + (dtype == "f32")
             assert len(counts[cell]) == kinds, cell
             assert all(number > 0 for number in counts[cell].values())
+        for dtype in ("f16", "bf16", "f32", "f64"):
+            for name in STEPS:
+                assert len(counts[f"{dtype} {name}"]) == 2 + (dtype == "f32"), name
+            for terms, outputs in itertools.product(("L1", "L2", "L1L2"), ("P", "VP")):
+                assert len(counts[f"{dtype} {terms} {outputs}"]) == 2
     assert set(recorded["calls from Python"]["instructions"]) == {
         f"{function} {outputs}"
         for function in ("evaluate_one", "evaluate_many")
