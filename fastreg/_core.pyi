@@ -372,7 +372,7 @@ def build_info() -> dict[str, str]:
 def floor_read(source: Any) -> int:
     """Read every byte of a C-contiguous array of numbers, with the threads of a call.
 
-    The three floors are what the benchmark measures kernels against. They raise ValueError for
+    The four floors are what the benchmark measures kernels against. They raise ValueError for
     arrays that are not C-contiguous, not writable where they are written, or not alike.
 
     Returns
@@ -386,6 +386,13 @@ def floor_copy(target: Any, source: Any) -> None:
 
 def floor_add(target: Any, source: Any) -> None:
     """Add `source` to `target` in place: float64 as such, the bytes of all others as float32."""
+
+def floor_step(parameters: Any, gradients: Any, first: Any = None, second: Any = None) -> None:
+    """Read and write what the step of an optimizer does: bare additions, of bytes as float32.
+
+    `parameters` and up to two moments are written, and have the bytes of `gradients`, moments
+    twice as many where those are in half precision.
+    """
 
 def cuda_state() -> tuple[bool, str, int]:
     """Return whether there is CUDA, else why not, and the number of devices; opens the library."""

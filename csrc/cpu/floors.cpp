@@ -60,4 +60,16 @@ void floor_add(void* target, const void* source, std::size_t bytes, DType dtype)
   });
 }
 
+void floor_step(const FloorStep& step) {
+  const FloorLoops& loops = floor_loops();
+  const auto at = [](void* data, std::size_t offset) {
+    return data == nullptr ? nullptr : static_cast<char*>(data) + offset;
+  };
+  over_pieces(step.bytes, [&](std::size_t offset, std::size_t size) {
+    const std::size_t moments = offset * step.moment_times;
+    loops.step({at(step.parameters, offset), static_cast<const char*>(step.gradients) + offset, at(step.first, moments),
+                at(step.second, moments), size, step.moment_times});
+  });
+}
+
 }  // namespace fastreg

@@ -61,6 +61,34 @@ void add_floor_functions(py::module_& m) {
         without_lock([&] { floor_add(to.data, from.data, bytes, from.dtype); });
       },
       py::arg("target"), py::arg("source"));
+  m.def(
+      "floor_step",
+      [](const py::object& parameters, const py::object& gradients, const py::object& first, const py::object& second) {
+        const ArrayView to = plain_bytes(parameters, true);
+        const ArrayView from = plain_bytes(gradients, false);
+        FloorStep step{to.data, from.data, nullptr, nullptr, common_bytes(to, from), 1};
+        const auto moment = [&](const py::object& object) -> void* {
+          if (object.is_none()) {
+            return nullptr;
+          }
+          const ArrayView view = plain_bytes(object, true);
+          const std::size_t bytes = static_cast<std::size_t>(view.count) * item_size(view.dtype);
+          step.moment_times = step.bytes == 0 ? 1 : bytes / step.bytes;
+          if (bytes != step.moment_times * step.bytes || step.moment_times < 1 || step.moment_times > 2) {
+            throw std::invalid_argument(
+                "the moments of the floor of a step have the bytes of the parameters, or twice");
+          }
+          return view.data;
+        };
+        step.first = moment(first);
+        const std::size_t times = step.moment_times;
+        step.second = moment(second);
+        if (step.second != nullptr && (step.first == nullptr || step.moment_times != times)) {
+          throw std::invalid_argument("the moments of the floor of a step are alike, and the first comes first");
+        }
+        without_lock([&] { floor_step(step); });
+      },
+      py::arg("parameters"), py::arg("gradients"), py::arg("first") = py::none(), py::arg("second") = py::none());
 }
 
 }  // namespace fastreg::python

@@ -17,7 +17,15 @@ import pytest
 
 from fastreg.__main__ import main
 from fastreg.bench.circumstances import Circumstances
-from fastreg.bench.frameworks import base, known, with_jax, with_keras, with_norms, with_torch
+from fastreg.bench.frameworks import (
+    base,
+    known,
+    with_jax,
+    with_keras,
+    with_norms,
+    with_optimizers,
+    with_torch,
+)
 from fastreg.bench.frameworks.base import Setting, Variant, measure
 from fastreg.bench.frameworks.known import FRAMEWORKS
 from fastreg.bench.frameworks.sizes import SIZES
@@ -67,6 +75,26 @@ def test_all_ways_of_norms_do_the_work() -> None:
         assert {"read", "torch, foreach", "numpy.linalg.norm", "fastreg.norms"} <= set(row.samples)
     for row in rows[1::2]:
         assert set(row.samples) == {"read, then mul_", "torch, foreach", "fastreg"}
+
+
+def test_all_ways_of_optimizers_do_the_work() -> None:
+    pytest.importorskip("torch")
+    rows = rows_of(with_optimizers)
+    assert [row.blanks for row in rows] == [{}] * 13
+    for row in rows:
+        ways = {"floor", "torch, fused alone", "usual", "fastreg.optimizers"}
+        if hasattr(import_module("fastreg.torch"), "AdamW"):
+            ways.add("fastreg.torch")
+        assert ways <= set(row.samples)
+    assert any("bfloat16" in str(row.work) for row in rows)
+
+
+def test_a_step_without_its_clip_is_a_blank(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_, **__: None)
+    blanks = {str(row.work): row.blanks for row in rows_of(with_optimizers)}
+    for what, found in blanks.items():
+        assert bool(found) == ("clip of" in what), what
 
 
 def test_all_ways_of_jax_do_the_work() -> None:
@@ -240,8 +268,9 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["bench", "frameworks", "--help"])
     assert stop.value.code == 0
-    assert "some of torch,norms,jax,keras-torch,keras-jax" in capsys.readouterr().out.replace(
-        "\n", " "
+    assert (
+        "some of torch,norms,optimizers,jax,keras-torch,keras-jax"
+        in capsys.readouterr().out.replace("\n", " ")
     )
 
 

@@ -272,6 +272,10 @@ void count_floors(const std::string& prefix) {
   count(prefix + "floor f32 read/" + work, [&] { seen ^= loops.read(source.data(), bytes); });
   count(prefix + "floor f32 copy/" + work, [&] { loops.copy(target.data(), source.data(), bytes); });
   count(prefix + "floor f32 add/" + work, [&] { loops.add_f32(target.data(), source.data(), bytes); });
+  const Numbers first(bytes);
+  const Numbers second(bytes);
+  const FloorStep step{target.data(), source.data(), first.data(), second.data(), bytes, 1};
+  count(prefix + "floor f32 step/" + work, [&] { loops.step(step); });
 }
 
 void count_instruction_set(const std::string& instruction_set) {

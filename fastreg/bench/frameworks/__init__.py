@@ -6,5 +6,6 @@ Keras has one backend in a process, and thread pools of one framework disturb an
 - ``base``: the ways to do the work, checked and timed in turn;
 - ``sizes``: how large that is;
 - ``with_torch``, ``with_jax``, ``with_keras``: the rows of one framework each;
+- ``with_norms``, ``with_optimizers``: those of clipping and of whole steps;
 - ``worker``: the process of one framework.
 """

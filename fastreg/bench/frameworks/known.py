@@ -24,6 +24,7 @@ class Framework:
 FRAMEWORKS = {
     "torch": Framework(("torch",), "with_torch"),
     "norms": Framework(("torch",), "with_norms"),
+    "optimizers": Framework(("torch",), "with_optimizers"),
     "jax": Framework(("jax",), "with_jax"),
     "keras-torch": Framework(("keras", "torch"), "with_keras", {"KERAS_BACKEND": "torch"}),
     "keras-jax": Framework(("keras", "jax"), "with_keras", {"KERAS_BACKEND": "jax"}),

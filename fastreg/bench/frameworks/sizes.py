@@ -24,12 +24,17 @@ class Sizes:
     jax_elements: tuple[int, ...]
     #: Of all tensors together whose norm is taken.
     norm_elements: int
+    #: Of one tensor that an optimizer steps, and what the sides of GPT-2's shapes are divided by.
+    step_elements: int
+    step_divisor: int
     #: Whether what takes seconds to compile takes part.
     compiled: bool
 
 
 SIZES = {
-    "full": Sizes(12, 512, 8, 256, 32, 400, 64, (64, 65_536, 16_777_216), 16_777_216, True),
-    "quick": Sizes(12, 512, 8, 256, 32, 400, 64, (64, 65_536), 4_194_304, False),
-    "tiny": Sizes(2, 8, 2, 8, 4, 3, 5, (5,), 2_000, False),
+    "full": Sizes(
+        12, 512, 8, 256, 32, 400, 64, (64, 65_536, 16_777_216), 16_777_216, 16_777_216, 1, True
+    ),
+    "quick": Sizes(12, 512, 8, 256, 32, 400, 64, (64, 65_536), 4_194_304, 4_194_304, 4, False),
+    "tiny": Sizes(2, 8, 2, 8, 4, 3, 5, (5,), 2_000, 2_000, 64, False),
 }
