@@ -216,7 +216,7 @@ def _usual(torch: Any, model: Model, task: Task, **how: bool) -> Callable[[], An
         if task.mode == "gradient":
             loss = penalty()
             loss.backward()
-            value = float(loss)
+            value = float(loss.detach())
         if task.guard and not all(bool(p.grad.isfinite().all()) for p in parameters):
             raise ValueError("a gradient is not finite")
         if task.clip is not None:
