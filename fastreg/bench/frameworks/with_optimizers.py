@@ -57,7 +57,8 @@ class Task:
             found["momentum"] = MOMENTUM
         else:
             found |= {"betas": BETAS, "eps": EPS, "weight_decay": WEIGHT_DECAY}
-            found["scaled"] = self.scaled
+            if self.mode == "proximal":
+                found["scaled"] = self.scaled
         if self.guard:
             found["on_nonfinite"] = "raise"
         if self.clip is not None:
