@@ -1,5 +1,6 @@
 // Norms, scaling and clips: the bits of the CPU engine.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -15,7 +16,9 @@ namespace {
 
 const std::vector<Coefficients> no_strengths = {strengths_for(0)};
 
-bool same(double a, double b) { return std::memcmp(&a, &b, sizeof a) == 0 || (std::isnan(a) && std::isnan(b)); }
+bool same(double a, double b) {
+  return std::bit_cast<std::uint64_t>(a) == std::bit_cast<std::uint64_t>(b) || (std::isnan(a) && std::isnan(b));
+}
 
 // Tensors on the device, and the CPU's copy of them.
 class Tensors {
@@ -99,6 +102,7 @@ class Tensors {
 
   std::vector<NormItem> host_items() const {
     std::vector<NormItem> items;
+    items.reserve(items_.size());
     for (std::size_t i = 0; i < items_.size(); ++i) {
       items.push_back(on_host(i));
     }
@@ -113,6 +117,7 @@ class Tensors {
 
   double squares(const std::vector<Norm>& norms) const {
     std::vector<double> terms;
+    terms.reserve(norms.size());
     for (const Norm& norm : norms) {
       terms.push_back(norm.l2);
     }
