@@ -6,6 +6,7 @@
 #include <iterator>
 #include <memory>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "canonical_sum.h"
@@ -304,7 +305,7 @@ class SumMemory {
     }
     if (is_prox(outputs) && wants_value(outputs)) {
       zeros_ = few_zeros_;
-      if (chunks > static_cast<std::int64_t>(std::size(few_zeros_))) {
+      if (std::cmp_greater(chunks, std::size(few_zeros_))) {
         many_zeros_.reset(new std::int64_t[static_cast<std::size_t>(chunks)]);
         zeros_ = many_zeros_.get();
       }

@@ -146,6 +146,7 @@ class ManyTensors {
       return py::make_tuple(total_of(values_), zeros, call_.elements());
     }
     std::vector<std::int64_t> sizes;
+    sizes.reserve(items_.size());
     for (const Item& item : items_) {
       sizes.push_back(item.count);
     }

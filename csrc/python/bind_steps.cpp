@@ -61,7 +61,7 @@ class Rules {
 
   bool is_plain() const { return is_plain_; }
   Clip clip() const { return clip_; }
-  bool has(std::int64_t place) const { return place >= 0 && place < static_cast<std::int64_t>(settings_.size()); }
+  bool has(std::int64_t place) const { return place >= 0 && std::cmp_less(place, settings_.size()); }
   const StepSettings& settings(std::int64_t place) const { return settings_[static_cast<std::size_t>(place)]; }
 
   // Most tensors have the rule of the one before them.
@@ -216,7 +216,7 @@ class Moments {
  public:
   Moments(const py::object& moments, std::size_t count) : is_there_(!moments.is_none()) {
     if (is_there_) {
-      if (!PyTuple_Check(moments.ptr()) || static_cast<std::size_t>(PyTuple_GET_SIZE(moments.ptr())) != count) {
+      if (!PyTuple_Check(moments.ptr()) || std::cmp_not_equal(PyTuple_GET_SIZE(moments.ptr()), count)) {
         throw py::type_error("moments are None, or tuples with one for each of the parameters");
       }
       tuple_ = moments;

@@ -355,7 +355,10 @@ void run_random(int rounds, std::initializer_list<std::size_t> counts, Fill kind
 // An array of rows that are a number of elements longer than what counts of them.
 struct Strided {
   Strided(const Case::Array& from, DType type, std::int64_t rows, std::int64_t columns, std::int64_t gap)
-      : dtype(type), shape{rows, columns}, strides{columns + gap, 1}, memory(bytes(rows * (columns + gap))) {
+      : dtype(type), memory(bytes(rows * (columns + gap))) {
+    shape[0] = rows;
+    shape[1] = columns;
+    strides[0] = columns + gap;
     for (std::int64_t i = 0; i < rows * columns; ++i) {
       std::copy_n(from.data() + bytes(i), item_size(dtype), memory.data() + place(i));
     }
@@ -387,8 +390,8 @@ struct Strided {
   }
 
   DType dtype;
-  std::int64_t shape[2];
-  std::int64_t strides[2];
+  std::int64_t shape[2] = {};
+  std::int64_t strides[2] = {0, 1};
   Case::Array memory;
   ArrayView view;
 };
