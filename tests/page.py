@@ -7,7 +7,8 @@ Contract
 - A comment ``<!-- setup`` in a line of its own, up to ``-->``, is a block that readers do not see:
   what a block takes for granted, such as a model, or what it has to come to.
 - ``<!-- setup (needs torch, jax) -->``, with code or without, names packages without which neither
-  it nor what follows on the page can run. ``cuda`` stands for a CUDA device.
+  it nor what follows on the page can run, up to ``<!-- end of needs -->``. ``cuda`` stands for a CUDA
+  device.
 - Printed is one JSON object: by line, "ran", "needs ...", or a traceback, with which the page ends.
 """
 
@@ -25,7 +26,8 @@ from typing import Any
 RAN = "ran"
 _BLOCK = re.compile(
     r"^```python\n(?P<code>.*?)^```$"
-    r"|^<!-- setup(?: \(needs (?P<needs>[\w, ]+)\))?(?: -->$|\n(?P<hidden>.*?)^-->$)",
+    r"|^<!-- setup(?: \(needs (?P<needs>[\w, ]+)\))?(?: -->$|\n(?P<hidden>.*?)^-->$)"
+    r"|^(?P<end><!-- end of needs -->)$",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -41,10 +43,13 @@ class Block:
 
 
 def blocks_of(text: str) -> list[Block]:
-    """Return the blocks of a page in order; needs are those of all blocks up to and with it."""
+    """Return the blocks of a page in order; needs are those of the blocks up to and with it."""
     blocks = []
     needs: tuple[str, ...] = ()
     for match in _BLOCK.finditer(text):
+        if match["end"]:
+            needs = ()
+            continue
         needs += tuple(name.strip() for name in (match["needs"] or "").split(",") if name.strip())
         code = match["code"] if match["code"] is not None else match["hidden"] or ""
         line = text.count("\n", 0, match.start()) + 1
