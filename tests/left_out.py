@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,18 +31,27 @@ def missing_frameworks() -> list[str]:
     return [name for name in FRAMEWORKS if find_spec(name) is None]
 
 
-def imported_by(path: Path) -> set[str]:
-    """Return the frameworks that a module of the package needs: for its folder, or at its top."""
+@cache
+def imported_by(path: Path) -> frozenset[str]:
+    """Return the frameworks that a module of the package needs: for its folder, or at its top.
+
+    What it needs are also those of the modules that it imports at its top.
+    """
     names = []
     folder = path if path.is_dir() else path.parent
     while (folder / "__init__.py").exists():
         names.append(folder.name)
         folder = folder.parent
     if names[-1:] != ["fastreg"]:
-        return set()
+        return frozenset()
     if path.suffix == ".py":
-        names += re.findall(r"^(?:import|from) (\w+)", path.read_text("utf-8"), re.MULTILINE)
-    return set(names).intersection(FRAMEWORKS)
+        text = path.read_text("utf-8")
+        names += re.findall(r"^(?:import|from) (\w+)", text, re.MULTILINE)
+        for dots, name in re.findall(r"^from (\.+)([\w.]+) import", text, re.MULTILINE):
+            module = path.parents[len(dots) - 1].joinpath(*name.split(".")).with_suffix(".py")
+            if module.exists():
+                names += imported_by(module)
+    return frozenset(names).intersection(FRAMEWORKS)
 
 
 class LeftOut:

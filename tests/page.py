@@ -7,8 +7,8 @@ Contract
 - A comment ``<!-- setup`` in a line of its own, up to ``-->``, is a block that readers do not see:
   what a block takes for granted, such as a model, or what it has to come to.
 - ``<!-- setup (needs torch, jax) -->``, with code or without, names packages without which neither
-  it nor what follows on the page can run, up to ``<!-- end of needs -->``. ``cuda`` stands for a CUDA
-  device.
+  it nor what follows on the page can run, up to ``<!-- end of needs -->``. ``cuda`` stands for a
+  CUDA device.
 - Printed is one JSON object: by line, "ran", "needs ...", or a traceback, with which the page ends.
 """
 

@@ -32,6 +32,8 @@ def test_a_run_without_frameworks_names_what_it_leaves_out():
         ("_autodiff/dispatch.py", set()),
         ("_arrays/torch_shards.py", {"torch"}),
         ("_arrays/torch_arrays.py", set()),
+        ("_norms/shared.py", {"torch"}),
+        ("_norms/measuring.py", set()),
         ("keras", {"keras"}),
     ],
 )
