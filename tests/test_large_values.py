@@ -48,12 +48,13 @@ VALUES = {
     "dim": SIZES,
 }
 
-#: Arguments that are no numbers, or numbers of axes; `shape` has a test of its own.
+#: Arguments that are no numbers, or numbers of axes; shape, step and max_norm have own tests.
 OTHERS = {
     *("activation", "activity_reduction", "activity_regularizer", "axis", "bias_initializer"),
     *("bias_regularizer", "config", "custom_objects", "data_format", "distribution", "dtype", "dy"),
     *("grad", "grads", "groups", "identifier", "input_axes", "input_gradient", "keepdims"),
-    *("kernel_initializer", "kernel_regularizer", "layer", "layers", "mode", "name", "out"),
+    *("kernel_initializer", "kernel_regularizer", "layer", "layers", "max_norm", "mode", "name"),
+    *("on_nonfinite", "out", "step"),
     *("output_axes", "others", "padding", "path", "pattern", "print_fn", "regularizer", "rules"),
     *("self", "shape", "tensors", "trainable", "training", "use_bias", "w", "weights", "x", "y"),
 }
@@ -161,7 +162,7 @@ def test_factors_of_every_method(argument, value):
     owners = [
         (rule, {"w": W, "grad": np.zeros_like(W)}),
         (regularizers.OrthogonalRegularizer(), {"w": W, "grad": np.zeros_like(W)}),
-        (fastreg.attach({"w": W}, rule), {"grads": {"w": np.zeros_like(W)}}),
+        (fastreg.attach({"w": W.copy()}, rule), {"grads": {"w": np.zeros_like(W)}}),
         *((owner, {"dy": np.ones((4, 2))}) for owner in called()),
     ]
     count = 0
@@ -169,10 +170,26 @@ def test_factors_of_every_method(argument, value):
         for _, method in methods_of(type(owner)):
             if argument in arguments(method):
                 needed = {key: x for key, x in given.items() if key in arguments(method)}
-                method(owner, **needed, **{argument: value})
+                if "step" in arguments(method):
+                    needed["step"] = 0.5
+                if "step" in needed and value < 0:
+                    with pytest.raises(ValueError, match=f"^{argument} must be"):
+                        method(owner, **needed, **{argument: value})
+                else:
+                    method(owner, **needed, **{argument: value})
                 count += 1
-    assert count == {"scale": 13, "grad_scale": 11}[argument]
+    assert count == {"scale": 15, "grad_scale": 11}[argument]
     assert rule(W, scale=value) == value * rule(W) or argument == "grad_scale"
+
+
+@pytest.mark.parametrize("value", [value for value in FACTORS if value > 0])
+def test_steps_and_bounds(value):
+    rule = regularizers.L1L2(0.5, 0.25)
+    assert (rule.prox(W, value) == 0).all()
+    assert fastreg.attach({"w": W.copy()}, rule).prox(value).zeros == W.size
+    gradients = {"w": W.copy()}
+    assert fastreg.clip_by_global_norm(gradients, value) == fastreg.norms(gradients).total.l2
+    assert (gradients["w"] == W).all()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
