@@ -13,6 +13,7 @@ from canonical_step import Options, Tensor
 
 import fastreg
 from fastreg import optimizers
+from fastreg._engine import steps as steps_engine
 from fastreg.regularizers import L1, L1L2, L2, OrthogonalRegularizer
 
 NAMES = ("a/kernel", "a/bias", "b/kernel")
@@ -434,3 +435,73 @@ def test_steps_of_arrays_of_other_kinds():
 def test_options_that_would_do_nothing_are_refused(options, said):
     with pytest.raises(ValueError, match=f"{said} is for rules of the mode"):
         optimizers.AdamW([np.ones(2)], 0.1, **options)
+
+
+@pytest.mark.parametrize("make", [optimizers.SGD, optimizers.AdamW])
+def test_an_interrupted_step_is_counted_if_it_was_written(monkeypatch, make):
+    """A signal is raised as soon as the core returns: then arrays have been written."""
+    whole = steps_engine.backend.take_step
+
+    def interrupted(*arguments):
+        whole(*arguments)
+        raise KeyboardInterrupt
+
+    options = {"momentum": 0.9} if make is optimizers.SGD else {}
+    params = {"w": np.ones(3, np.float32)}
+    twin = {"w": np.ones(3, np.float32)}
+    grads = {"w": np.full(3, 0.5, np.float32)}
+    optimizer, other = make(params, 0.1, **options), make(twin, 0.1, **options)
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(steps_engine.backend, "take_step", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                optimizer.step(grads)
+        other.step(grads)
+    optimizer.step(grads)
+    other.step(grads)
+    assert params["w"].tobytes() == twin["w"].tobytes()
+    assert optimizer.steps == other.steps == 3
+    state, expected = optimizer.state_dict(), other.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(np.array_equal(state[key], expected[key]) for key in state)
+
+
+@pytest.mark.parametrize("error", [MemoryError, None])
+def test_a_step_that_was_not_written_is_not_counted(monkeypatch, error):
+    def refused(*_):
+        if error is not None:
+            raise error
+        return NotImplemented
+
+    params = {"w": np.ones(3, np.float32)}
+    optimizer = optimizers.AdamW(params, 0.1)
+    monkeypatch.setattr(steps_engine.backend, "take_step", refused)
+    with pytest.raises(error or RuntimeError):
+        optimizer.step({"w": np.ones(3, np.float32)})
+    assert optimizer.steps == 0
+    assert optimizer.state_dict()["step/w"] == 0
+    assert "exp_avg/w" not in optimizer.state_dict()
+
+
+def test_a_state_is_of_the_names_that_are_there():
+    params = {"a": np.ones(1), "b": np.ones(1)}
+    optimizer = optimizers.SGD(params, 0.1, momentum=0.9)
+    optimizer.step({name: np.ones(1) for name in params})
+    del params["b"]
+    optimizer.step({"a": np.ones(1)})
+    state = optimizer.state_dict()
+    assert "momentum_buffer/b" not in state
+    optimizer.load_state_dict(state)
+    params["b"] = params["a"]
+    optimizer.load_state_dict(optimizer.state_dict())
+
+
+def test_arrays_that_a_mapping_makes_anew_are_refused(tmp_path):
+    np.savez(tmp_path / "w.npz", w=np.ones(3, np.float32))
+    with np.load(tmp_path / "w.npz") as saved, pytest.raises(TypeError, match="at every look-up"):
+        optimizers.SGD(saved, 0.1)
+
+
+def test_an_initial_rate_without_use_is_refused():
+    with pytest.raises(ValueError, match="is for independent=True alone"):
+        optimizers.SGD([np.ones(2)], 0.1, initial_lr=1.0)

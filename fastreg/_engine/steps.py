@@ -111,11 +111,14 @@ def take(
     found_inf: bool = False,
     processes: Processes | None = None,
     judges: bool = False,
+    commit: Callable[[bool], None] | None = None,
 ) -> Taken:
     """Take a step in place, or skip it, or raise what it deserves.
 
     `found_inf` skips before anything else is looked at.  With `judges` all tensors are judged
     before any is measured, so that this process does not refuse a step that others take.
+    `commit` is called with True just before arrays are written, and with False if they were not:
+    the caller counts the step then, since Ctrl-C raises as soon as the core returns.
     """
     tensors = _Readable(step, judges)
     if found_inf:
@@ -134,7 +137,7 @@ def take(
             raise ValueError(nonfinite_message(step.gradient_label(bad[0]), bad[1], remedy))
         if bad is not None and step.on_nonfinite == "skip":
             return _skipped(tensors, norm)
-    penalties, zeros = tensors.taken(factor)
+    penalties, zeros = tensors.taken(factor, commit)
     if not ALL_NUMPY(map(type, step.parameters)):
         all_written(step.parameters)
     for states in (step.first, step.second, step.largest):
@@ -173,11 +176,13 @@ class _Readable:
 
         return [Sums(*one) for one in self._called(call)]
 
-    def taken(self, factor: float) -> tuple[list[float], list[int]]:
+    def taken(
+        self, factor: float, commit: Callable[[bool], None] | None
+    ) -> tuple[list[float], list[int]]:
         """Take the step, and return penalties and zeros."""
 
         def call(step: Step, is_checked: bool) -> Any:
-            return backend.take_step(
+            arguments = (
                 step.parameters,
                 step.gradients,
                 step.first,
@@ -191,6 +196,17 @@ class _Readable:
                 factor,
                 is_checked,
             )
+            if commit is None:
+                return backend.take_step(*arguments)
+            try:
+                commit(True)
+                found = backend.take_step(*arguments)
+            except (MemoryError, TypeError, ValueError):  # the backend's, which has not written
+                commit(False)
+                raise
+            if found is NotImplemented:
+                commit(False)
+            return found
 
         penalties, zeros = self._called(call)
         return penalties, zeros

@@ -91,6 +91,10 @@ class Optimizer:
 
     def _checked_initial(self, independent: bool, initial_lr: float | None) -> float | None:
         if not arguments.flag(independent, "independent"):
+            if initial_lr is not None:
+                raise ValueError(
+                    f"initial_lr={initial_lr!r} is for independent=True alone; leave it out"
+                )
             return None
         if initial_lr is None and callable(self.lr):
             raise ValueError(
@@ -155,6 +159,13 @@ class Optimizer:
         kept = self._kept_of(names, parameters)
         first, second, largest = [*kept.picked, None, None, None][:3]
         before = tuple([taken.get(name, 0) for name in names])
+        counts = dict(zip(names, [one + 1 for one in before], strict=True))
+        old = self._kept, self._progress
+        new = kept, (count + 1, {**taken, **counts})
+
+        def commit(is_taken: bool) -> None:
+            self._kept, self._progress = new if is_taken else old
+
         outcome = take(
             Step(
                 names,
@@ -172,11 +183,8 @@ class Optimizer:
                 self._guard(),
             ),
             found_inf=skips,
+            commit=commit,
         )
-        if not outcome.skipped:
-            self._kept = kept
-            after = dict(zip(names, [one + 1 for one in before], strict=True))
-            self._progress = count + 1, {**taken, **after}
         return StepRecord(
             backend.canonical_sum([*compress(outcome.penalties, is_ruled)]),
             outcome.norm,

@@ -37,7 +37,8 @@ def written(algorithm: str, state: State, names: Sequence[str]) -> dict[str, Any
     for name in names:
         saved[f"{_STEP}/{name}"] = state.taken.get(name, 0)
     for kind, arrays in state.arrays.items():
-        saved.update({f"{kind}/{name}": array.copy(order="K") for name, array in arrays.items()})
+        there = [name for name in names if name in arrays]  # not those of names that are gone
+        saved.update({f"{kind}/{name}": arrays[name].copy(order="K") for name in there})
     return saved
 
 

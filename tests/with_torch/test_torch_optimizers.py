@@ -11,6 +11,7 @@ from torch import nn
 
 import fastreg
 import fastreg.torch
+from fastreg._engine import steps as steps_engine
 from fastreg.regularizers import L1, L1L2, L2, OrthogonalRegularizer
 
 ALGORITHMS = {
@@ -664,3 +665,120 @@ def test_options_that_would_do_nothing_are_refused():
     for options in ({"cautious": True}, {"independent": True}):
         with pytest.raises(ValueError, match="is for rules of the mode"):
             fastreg.torch.SGD([one_parameter([1.0], [0.0])], lr=1.0, rules=L1(1.0), **options)
+
+
+@pytest.mark.parametrize("make", [fastreg.torch.SGD, fastreg.torch.AdamW])
+def test_an_interrupted_step_is_counted_if_it_was_written(monkeypatch, make):
+    whole = steps_engine.backend.take_step
+
+    def interrupted(*arguments):
+        whole(*arguments)
+        raise KeyboardInterrupt
+
+    options = {"momentum": 0.9} if make is fastreg.torch.SGD else {}
+    pair = [one_parameter([1.0, 2.0], [0.5, 0.25]) for _ in range(2)]
+    optimizer, other = (make([one], lr=0.1, **options) for one in pair)
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(steps_engine.backend, "take_step", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                optimizer.step()
+        other.step()
+    optimizer.step()
+    other.step()
+    assert torch.equal(*pair)
+    assert optimizer.steps == other.steps == 3
+    mine, expected = (one.state_dict()["state"][0] for one in (optimizer, other))
+    assert mine.keys() == expected.keys()
+    assert all(torch.equal(mine[key], expected[key]) for key in mine)
+
+
+def test_a_step_that_was_not_written_is_not_counted(monkeypatch):
+    def refused(*_):
+        raise MemoryError
+
+    parameter = one_parameter([1.0, 2.0], [0.5, 0.25])
+    optimizer = fastreg.torch.AdamW([parameter], lr=0.1)
+    with monkeypatch.context() as patch:
+        patch.setattr(steps_engine.backend, "take_step", refused)
+        with pytest.raises(MemoryError):
+            optimizer.step()
+    assert optimizer.steps == 0
+    assert not optimizer.state_dict()["state"]
+    twin = one_parameter([1.0, 2.0], [0.5, 0.25])
+    other = fastreg.torch.AdamW([twin], lr=0.1)
+    optimizer.step()
+    other.step()
+    assert torch.equal(parameter, twin)
+
+
+@pytest.mark.parametrize("option", [{"rules": L1(0.5)}, {"max_norm": 0.1}, {"mode": "gradient"}])
+def test_options_of_one_group_are_refused(option):
+    with pytest.raises(ValueError, match="is no option of a group"):
+        fastreg.torch.SGD([{"params": [one_parameter([1.0], [0.0])], **option}], lr=0.1)
+
+
+def test_a_rate_that_is_changed_in_place_is_seen():
+    for lr in (torch.nn.Parameter(torch.tensor(0.5)), torch.tensor(0.5)):
+        parameter = one_parameter([1.0], [1.0])
+        optimizer = fastreg.torch.SGD([parameter], lr=lr)
+        optimizer.step()
+        with torch.no_grad():
+            lr.fill_(0.0)
+        optimizer.step()
+        assert parameter.item() == 0.5
+
+
+def of_weights(name, parameter):
+    return L1(0.5) if name == "weight" else None
+
+
+def test_rules_by_a_function_are_pickled_and_copied():
+    model = torch.nn.Linear(2, 1)
+    optimizer = fastreg.torch.SGD(model, lr=0.1, rules=of_weights)
+    assert pickle.loads(pickle.dumps(optimizer)).state_dict() == optimizer.state_dict()
+    _, copied = copy.deepcopy((model, optimizer))
+    copied.add_param_group({"params": [("weight2", one_parameter([1.0], [0.0]))]})
+    assert len(copied.param_groups) == 2
+
+
+def test_states_that_no_step_could_follow_are_refused():
+    model = torch.nn.Linear(2, 1)
+    model(torch.ones(1, 2)).sum().backward()
+    sgd, adamw = fastreg.torch.SGD(model, lr=0.1, momentum=0.9), fastreg.torch.AdamW(model)
+    sgd.step()
+    adamw.step()
+    without = copy.deepcopy(adamw.state_dict())
+    for one in without["state"].values():
+        del one["step"]
+    nan = copy.deepcopy(adamw.state_dict())
+    nan["state"][0]["step"] = torch.tensor(math.nan)
+    for optimizer, given, said in (
+        (adamw, sgd.state_dict(), "another algorithm"),
+        (sgd, adamw.state_dict(), "another algorithm"),
+        (adamw, without, "lacks 'step'"),
+        (adamw, nan, "must be a number of steps"),
+    ):
+        groups = [{**given["param_groups"][0], **optimizer.param_groups[0], "params": [0, 1]}]
+        with pytest.raises(ValueError, match=said):
+            optimizer.load_state_dict({**given, "param_groups": groups})
+        optimizer.step()
+
+
+def test_the_size_of_a_record_is_that_of_the_parameters_now():
+    parameter = one_parameter([1.0, 1.0], [1.0, 1.0])
+    optimizer = fastreg.torch.SGD([parameter], lr=0.1, rules=L1(0.5))
+    optimizer.step()
+    parameter.data, parameter.grad = torch.zeros(100), torch.zeros(100)
+    optimizer.step()
+    assert (optimizer.last.size, optimizer.last.sparsity) == (100, 1.0)
+
+
+def test_a_loaded_state_has_its_own_number_of_steps():
+    pair = [one_parameter([1.0], [0.5]) for _ in range(2)]
+    optimizer, other = fastreg.torch.AdamW(pair[:1]), torch.optim.AdamW(pair[1:])
+    for _ in range(3):
+        optimizer.step()
+    other.step()
+    optimizer.load_state_dict(other.state_dict())
+    assert optimizer.steps == 1

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..._arrays import torch_shards
-from ..._base import arguments, steps
+from ..._base import arguments, errors, steps
 from ..._base.float_environment import Default, products
 from ..._base.steps import Settings
 from ..._engine import backend
@@ -188,6 +188,12 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
         if roster.has_dtensors and (self.max_norm is not None or self._guard() != "ignore"):
             question = f"a step clipped to {self.max_norm} with on_nonfinite={self._guard()!r}"
             processes = processes_of(now.names, now.parameters, question)
+        prepared, count = now, self._steps
+
+        def commit(is_taken: bool) -> None:
+            prepared.count(self.state, is_taken)
+            self._steps = count + int(is_taken)
+
         try:
             outcome = take(
                 NamedStep(
@@ -207,6 +213,7 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
                 found_inf=found_inf,
                 processes=processes,
                 judges=processes is not None and is_new,
+                commit=commit,
             )
         except Exception as error:
             if processes is not None and not found_inf:
@@ -216,9 +223,8 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
             raise
         if not outcome.skipped:
             now.was_taken(self.state)
-            self._steps += 1
         penalties = [*compress(outcome.penalties, now.is_ruled)]
-        record = StepRecord(0.0, outcome.norm, sum(outcome.zeros), outcome.skipped, now.size)
+        record = StepRecord(0.0, outcome.norm, sum(outcome.zeros), outcome.skipped, now.size())
         if roster.has_dtensors:
             parameters = tuple(compress(now.parameters, now.is_ruled))
             zeros = compress(outcome.zeros, now.is_ruled)
@@ -230,7 +236,9 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
         """Return what ``GradScaler`` has left to the step: its scale, and whether to skip."""
         scale = getattr(self, "grad_scale", None)
         found = getattr(self, "found_inf", None)
-        return 1.0 if scale is None else float(scale), found is not None and bool(found)
+        if found is not None and bool(found):
+            return 1.0, True
+        return 1.0 if scale is None else positive(scale, "grad_scale"), False
 
     def _guard(self) -> str:
         if self._on_nonfinite is not None:
@@ -280,7 +288,7 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
         if known is not None and known[0] == raw:
             return known[1]
         found = self._checked(group, f"param_groups[{number}]")
-        if torch.Tensor not in set(map(type, raw)):  # which may be changed in place
+        if _FIXED.issuperset(map(type, raw)):  # no tensors, nor what else may be changed in place
             self._plain[number] = raw, found
         return found
 
@@ -432,8 +440,7 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
             {**now, **given}
             for now, given in zip(self.param_groups, found["param_groups"], strict=True)
         ]
-        counts = [self._steps] if all(_STEPS not in group for group in groups) else []
-        counts += [int(group.pop(_STEPS)) for group in groups if _STEPS in group]
+        counts = [_steps_of(group.pop(_STEPS)) for group in groups if _STEPS in group]
         for number, (group, now) in enumerate(zip(groups, self.param_groups, strict=True)):
             # What torch's optimizer of a device was told does not bind this one.
             for name in _OURS:
@@ -449,13 +456,15 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
         kept = found["state"]
         for parameter, one in [*kept.items()]:
             if id(parameter) in labels and isinstance(one, dict):
-                kept[parameter] = state.loaded(parameter, labels[id(parameter)], one)
+                label, counts_steps = labels[id(parameter)], self._algorithm == steps.ADAMW
+                kept[parameter] = state.loaded(parameter, label, one, counts_steps)
         counts += [one[state.STEP] for one in kept.values() if state.STEP in one]
         super().__setstate__({**found, "param_groups": groups})
-        self._steps = max(counts)
+        self._steps = max(counts, default=self._steps)
         self._forget()
 
 
+_FIXED = {bool, int, float, type(None)}
 _OURS = ("capturable", "decoupled_weight_decay")
 _KEPT = (
     "_strength",
@@ -478,6 +487,14 @@ _KEPT = (
 """Attributes that a copy has as well."""
 
 _step = outside_of_graphs(Penalised._take)
+
+
+def _steps_of(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(
+            f"{_STEPS!r} of a group must be a number of steps, not {errors.described(value)}"
+        )
+    return value
 
 
 def _names_of(group: Mapping[str, Any], number: int) -> list[str]:

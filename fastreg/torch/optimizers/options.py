@@ -9,6 +9,12 @@ import torch
 
 from ..._base import arguments, errors
 
+OF_ALL_GROUPS = (
+    *("rules", "mode", "scaled", "strength", "independent", "cautious"),
+    *("max_norm", "clip", "on_nonfinite"),
+)
+"""Options that param_groups do not have."""
+
 
 def number(value: Any, label: str, check: Any = arguments.strength) -> float:
     """Return a number of a group, which may be a tensor of one element."""
@@ -36,7 +42,13 @@ def positive(value: Any, label: str) -> float:
 
 
 def require_known_ways(group: Mapping[str, Any], label: str) -> None:
-    """Refuse what torch's optimizers can do and these cannot."""
+    """Refuse what torch's optimizers can do and these cannot, and what is not of one group."""
+    for name in OF_ALL_GROUPS:
+        if name in group:
+            raise ValueError(
+                f"{label}[{name!r}] is no option of a group: it is for all parameters; pass "
+                f"{name}= to the optimizer, and rules by name for what differs"
+            )
     if group.get("differentiable"):
         raise ValueError(
             f"{label}['differentiable'] must be False: this step is not recorded by autograd; use "

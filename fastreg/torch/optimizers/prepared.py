@@ -135,10 +135,10 @@ class Prepared:
         self.names = self.picked(roster.names)
         self.which = self.picked(roster.which)
         self.is_ruled = self.picked(roster.is_ruled)
-        self.size = sum([one.numel() for one in compress(self.parameters, self.is_ruled)])
         self._counts_steps = counts_steps
         self._kinds = kinds
         self._missing: list[tuple[dict[str, Any], str, Any]] = []
+        self._added: list[Any] = []
         self._dicts = [kept.get(one) or self._new() for one in self.parameters]
         self._whole = [*kept.values()]
         if counts_steps:
@@ -152,6 +152,10 @@ class Prepared:
         self.local_parameters = torch_shards.local_tensors(self.parameters, self.names)
         first, second, largest = [*map(_local, given), None, None][:3]
         self.states = first, second, largest
+
+    def size(self) -> int:
+        """Return how many elements the parameters with a rule have now."""
+        return sum([one.numel() for one in compress(self.parameters, self.is_ruled)])
 
     def picked(self, values: Tensors) -> Tensors:
         """Return those of the roster's values that are of parameters with a gradient."""
@@ -208,18 +212,31 @@ class Prepared:
             self.taken = self._steps()
         return True
 
-    def was_taken(self, kept: dict[Any, dict[str, Any]]) -> None:
-        """Keep what is new, and count the step."""
+    def count(self, kept: dict[Any, dict[str, Any]], is_taken: bool) -> None:
+        """Keep what is new and count the step; or take that back, where it was not taken."""
         if self._counts_steps:
+            more = int(is_taken)
             for one, taken in zip(self._dicts, self.taken, strict=True):
-                one[STEP] = taken + 1
-        if self._missing:
+                one[STEP] = taken + more
+        if is_taken:
             for one, kind, x in self._missing:
                 one[kind] = x
-            self._missing = []
             for parameter, one in zip(self.parameters, self._dicts, strict=True):
                 if one and kept.get(parameter) is not one:
                     kept[parameter] = one
+                    self._added.append(parameter)
+            return
+        for one, kind, _ in self._missing:
+            one.pop(kind, None)
+        for parameter in self._added:
+            del kept[parameter]
+        self._added = []
+
+    def was_taken(self, kept: dict[Any, dict[str, Any]]) -> None:
+        """Go on from a step that was counted."""
+        self._added = []
+        if self._missing:
+            self._missing = []
             self._whole = [*kept.values()]
             if not self._counts_steps:
                 self.taken = tuple([int(bool(one)) for one in self._dicts])

@@ -38,7 +38,7 @@ class ParameterRules:
 
     def _without_modes(self, rules: Any) -> Any:
         if is_predicate(rules):
-            return self._asking(rules)
+            return _Asking(rules, self._mode, self._modes)
         if isinstance(rules, Mapping) and not isinstance(rules.get("class_name"), str):
             pairs = {
                 glob: split(rule, self._mode, f"rules[{glob!r}]") for glob, rule in rules.items()
@@ -47,14 +47,6 @@ class ParameterRules:
             return {glob: rule for glob, (rule, _) in pairs.items()}
         rule, self._modes["*"] = split(rules, self._mode, "rules")
         return rule
-
-    def _asking(self, rules: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
-        def ask(name: str, parameter: Any) -> Any:
-            label = f"rules({name!r}, parameter)"
-            rule, self._modes[name] = split(rules(name, parameter), self._mode, label)
-            return rule
-
-        return ask
 
     def of(self, parameters: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Ruled]:
         """Return what acts on each parameter that has a rule.
@@ -76,6 +68,20 @@ class ParameterRules:
             _require_fused(rule, name)
             found[name] = Ruled(rule, self._modes[name if self._asks else origins[name]])
         return found
+
+
+class _Asking:
+    """A function of name and parameter without the modes, which it keeps; it can be pickled."""
+
+    def __init__(self, rules: Callable[[str, Any], Any], mode: str, modes: dict[str, str]) -> None:
+        self._rules = rules
+        self._mode = mode
+        self._modes = modes
+
+    def __call__(self, name: str, parameter: Any) -> Any:
+        label = f"rules({name!r}, parameter)"
+        rule, self._modes[name] = split(self._rules(name, parameter), self._mode, label)
+        return rule
 
 
 class _Named:

@@ -65,8 +65,21 @@ def hold(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return {**state_dict, "state": state}
 
 
-def loaded(parameter: Any, label: str, one: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the state of a parameter from what was saved of it."""
+def loaded(
+    parameter: Any, label: str, one: Mapping[str, Any], counts_steps: bool
+) -> dict[str, Any]:
+    """Return the state of a parameter from what was saved of it; AdamW counts steps, not SGD."""
+    other = "momentum_buffer" if counts_steps else "exp_avg"
+    if other in one:
+        raise ValueError(
+            f"the state of {label} is that of another algorithm, for it has {other!r}; load what "
+            "an optimizer of the same name has saved"
+        )
+    if counts_steps and one and STEP not in one:
+        raise ValueError(
+            f"the state of {label} lacks {STEP!r}, the number of its steps; load what state_dict() "
+            "returned"
+        )
     found: dict[str, Any] = {}
     for name, value in one.items():
         x = value.tensor if isinstance(value, _Held) else value
@@ -81,7 +94,7 @@ def loaded(parameter: Any, label: str, one: Mapping[str, Any]) -> dict[str, Any]
 
 def count(step: Any, label: str) -> int:
     number = step.item() if isinstance(step, torch.Tensor) and step.numel() == 1 else step
-    if not isinstance(number, (int, float)) or number < 0 or number != int(number):
+    if not isinstance(number, (int, float)) or not (number >= 0 and number % 1 == 0):
         raise ValueError(
             f"the step of {label} must be a number of steps, not {errors.described(step)}"
         )
