@@ -166,9 +166,7 @@ class Whole(L1):
         return np.sign(w)
 
 
-@pytest.mark.parametrize(
-    "rule", [OrthogonalRegularizer(0.1), Double(0.5), lambda w: 0.0, np.sum], ids=str
-)
+@pytest.mark.parametrize("rule", [OrthogonalRegularizer(0.1), Double(0.5), lambda w: 0.0, np.sum])
 def test_rules_without_one_are_refused_by_name(backend, rule):
     weights = {"good": np.ones(2), "w": np.eye(2)}
     with pytest.raises(
