@@ -6,7 +6,6 @@
 
 #include "canonical_sum.h"
 #include "cpu/float_environment.h"
-#include "cpu/policy.h"
 #include "cpu/shared_chunks.h"
 #include "cpu/step_loops.h"
 
@@ -18,14 +17,6 @@ constexpr std::int64_t piece_size = 256;
 static_assert(piece_size % lanes_per_chunk == 0);
 
 bool is_converted(const StepItem& item) { return item.gradient_dtype != item.dtype; }
-
-std::int64_t bytes_of(const StepItem& item) {
-  const std::size_t moments = (item.first.data != nullptr ? 1u : 0u) + (item.second.data != nullptr ? 1u : 0u) +
-                              (item.largest.data != nullptr ? 1u : 0u);
-  const std::size_t each =
-      item_size(item.dtype) + item_size(item.gradient_dtype) + moments * item_size(arithmetic_of(item.dtype));
-  return item.count * static_cast<std::int64_t>(each);
-}
 
 // An operand's elements where the loops can take them: in their place, or gathered.
 class Staged {
@@ -62,13 +53,12 @@ bool lies_right(const StepItem& item) {
            is_staged(item.largest));
 }
 
-void take_elements(const StepLoops& loops, const StepItem& item, const StepArguments& arguments, Variant variant,
-                   StepLanes& lanes) {
+void take_elements(const StepLoops& loops, const StepItem& item, const StepArguments& arguments, StepLanes& lanes) {
   loops.take[static_cast<std::size_t>(item.rule.algorithm)][static_cast<std::size_t>(item.dtype)]
-            [is_converted(item) ? 1 : 0](item.rule, arguments, variant, lanes);
+            [is_converted(item) ? 1 : 0](item.rule, arguments, lanes);
 }
 
-void take_pieces(const StepLoops& loops, const StepItem& item, std::int64_t begin, std::int64_t count, Variant variant,
+void take_pieces(const StepLoops& loops, const StepItem& item, std::int64_t begin, std::int64_t count,
                  StepLanes& lanes) {
   const DType arithmetic = arithmetic_of(item.dtype);
   Staged parameters(item.parameters, Operand::weights, item.dtype);
@@ -81,7 +71,7 @@ void take_pieces(const StepLoops& loops, const StepItem& item, std::int64_t begi
     take_elements(loops, item,
                   {parameters.read(begin, some), gradients.read(begin, some), first.read(begin, some),
                    second.read(begin, some), largest.read(begin, some), some},
-                  variant, lanes);
+                  lanes);
     parameters.write(begin, some);
     first.write(begin, some);
     second.write(begin, some);
@@ -89,10 +79,10 @@ void take_pieces(const StepLoops& loops, const StepItem& item, std::int64_t begi
   }
 }
 
-void take_chunk(const StepLoops& loops, const StepItem& item, std::int64_t begin, std::int64_t count, Variant variant,
+void take_chunk(const StepLoops& loops, const StepItem& item, std::int64_t begin, std::int64_t count,
                 StepLanes& lanes) {
   if (!lies_right(item)) {
-    take_pieces(loops, item, begin, count, variant, lanes);
+    take_pieces(loops, item, begin, count, lanes);
     return;
   }
   const auto at = [&](const StepOperand& operand, DType dtype) {
@@ -104,7 +94,7 @@ void take_chunk(const StepLoops& loops, const StepItem& item, std::int64_t begin
   take_elements(loops, item,
                 {at(item.parameters, item.dtype), at(item.gradients, item.gradient_dtype), at(item.first, arithmetic),
                  at(item.second, arithmetic), at(item.largest, arithmetic), count},
-                variant, lanes);
+                lanes);
 }
 
 // What is left of a chunk; nothing where no item has a penalty.
@@ -183,15 +173,11 @@ void measure_steps(const StepItem* items, std::size_t item_count, Clip clip, int
 void take_steps(const StepItem* items, std::size_t item_count, double* penalties, std::int64_t* zeros, Owner owner) {
   const FloatEnvironment environment;
   const StepLoops& loops = step_loops();
-  const std::int64_t bytes =
-      std::accumulate(items, items + item_count, std::int64_t{0},
-                      [](std::int64_t sum, const StepItem& item) { return sum + bytes_of(item); });
-  const Variant variant = policy().variant(bytes, true);
   ChunkPenalties kept;
   SharedChunks work(items, item_count,
                     [&](const StepItem& item, std::int64_t begin, std::int64_t count, std::int64_t chunk) {
                       StepLanes lanes;
-                      take_chunk(loops, item, begin, count, variant, lanes);
+                      take_chunk(loops, item, begin, count, lanes);
                       if (item.rule.counts) {
                         kept.keep(chunk, lanes);
                       }

@@ -4,23 +4,16 @@
 // added to the lane sums, and its zeros are counted. The penalty is that of the elements as they are stored.
 #include <cstring>
 
-#include "../canonical_sum.h"
 #include "../prox.inl"
 #include "fetch.h"
 #include "kernel.h"
+#include "lane_sums.h"
 #include "vec.h"
 
 namespace fastreg {
 namespace {
 
-constexpr int registers_per_group = 4;
-constexpr int group_lanes = registers_per_group * wide_lanes;
-static_assert(lanes_per_chunk % group_lanes == 0);
-
-struct LaneSums {
-  Wide l1[lanes_per_chunk / wide_lanes] = {};
-  Wide l2[lanes_per_chunk / wide_lanes] = {};
-};
+using Sums = LaneSums<FASTREG_VECTOR_BYTES>;
 
 template <Variant variant, class E, unsigned terms, bool wants_value>
 struct ProxKernel {
@@ -49,43 +42,6 @@ struct ProxKernel {
     }
   }
 
-  FASTREG_INLINE std::int64_t count_zeros(const Real* numbers, int count) {
-    Bits<Real> zeros = {};
-    for (int i = 0; i < count; i += real_lanes<Real>) {
-      zeros -= bit_cast<Bits<Real>>(load_vector<Vector<Real>>(numbers + i) == Vector<Real>{});  // true is all ones
-    }
-    std::int64_t total = 0;
-    for (int i = 0; i < real_lanes<Real>; ++i) {
-      total += static_cast<std::int64_t>(zeros[i]);
-    }
-    return total;
-  }
-
-  FASTREG_INLINE void add_group(const Real* numbers, int count, Wide* l1_sums, Wide* l2_sums) {
-    Wide l1[registers_per_group];
-    Wide l2[registers_per_group];
-    for (int k = 0; k < registers_per_group; ++k) {
-      l1[k] = l1_sums[k];
-      l2[k] = l2_sums[k];
-    }
-    for (int i = 0; i < count; i += lanes_per_chunk) {
-      for (int k = 0; k < registers_per_group; ++k) {
-        const Wide x = load_wide<Wide>(numbers + i + k * wide_lanes);
-        if constexpr ((terms & term_l1) != 0) {
-          l1[k] += absolute<double>(x);
-        }
-        if constexpr ((terms & term_l2) != 0) {
-          // Only the square of a float64 is rounded before it is added, and must not be fused.
-          l2[k] = sizeof(Storage) == sizeof(double) ? l2[k] + x * x : add_exact_product<double>(x, x, l2[k]);
-        }
-      }
-    }
-    for (int k = 0; k < registers_per_group; ++k) {
-      l1_sums[k] = l1[k];
-      l2_sums[k] = l2[k];
-    }
-  }
-
   FASTREG_INLINE void write_steps(const Storage* from, Storage* to, int count, Thresholds thresholds) {
     for (int i = 0; i < count; i += elements_per_store) {
       fetch_ahead<variant, elements_per_store* static_cast<int>(sizeof(Storage))>(from + i);
@@ -99,7 +55,7 @@ struct ProxKernel {
   }
 
   // `count` is a multiple of 32; returns the number of zeros.
-  FASTREG_INLINE std::int64_t run_block(const Storage* from, Storage* to, int count, LaneSums& sums,
+  FASTREG_INLINE std::int64_t run_block(const Storage* from, Storage* to, int count, Sums& sums,
                                         Thresholds thresholds) {
     if constexpr (terms != 0) {
       write_steps(from, to, count, thresholds);
@@ -110,9 +66,7 @@ struct ProxKernel {
       alignas(64) Real memory[converts ? block_size : 1];
       const Real* numbers = widened(to, count, memory);
       if constexpr (terms != 0) {
-        for (int lane = 0; lane < lanes_per_chunk; lane += group_lanes) {
-          add_group(numbers + lane, count, sums.l1 + lane / wide_lanes, sums.l2 + lane / wide_lanes);
-        }
+        add_rows<terms, sizeof(Storage) == sizeof(double), false>(numbers, count / lanes_per_chunk, sums);
       }
       return count_zeros(numbers, count);
     }
@@ -120,7 +74,7 @@ struct ProxKernel {
   }
 
   // The last row may be short: it is padded with zeros, which change no sum and are not counted.
-  FASTREG_INLINE std::int64_t run_short_row(const Storage* from, Storage* to, int elements, LaneSums& sums,
+  FASTREG_INLINE std::int64_t run_short_row(const Storage* from, Storage* to, int elements, Sums& sums,
                                             Thresholds thresholds) {
     alignas(64) Storage padded[lanes_per_chunk] = {};
     const std::size_t bytes = static_cast<std::size_t>(elements) * sizeof(Storage);
@@ -128,14 +82,6 @@ struct ProxKernel {
     const std::int64_t zeros = run_block(padded, padded, lanes_per_chunk, sums, thresholds);
     std::memcpy(to, padded, bytes);
     return zeros - (lanes_per_chunk - elements);
-  }
-
-  FASTREG_INLINE double halve(Wide* registers) {
-    halve_lanes(registers, lanes_per_chunk / wide_lanes);
-    double lanes[wide_lanes];
-    std::memcpy(lanes, registers, sizeof lanes);
-    halve_lanes(lanes, wide_lanes);
-    return lanes[0];
   }
 
   static void run(const KernelArguments& arguments) {
@@ -147,7 +93,7 @@ struct ProxKernel {
     for (std::int64_t chunk = 0; left > 0; ++chunk) {
       int elements = left < chunk_size ? static_cast<int>(left) : chunk_size;
       left -= elements;
-      LaneSums sums;
+      Sums sums;
       std::int64_t zeros = 0;
       while (elements >= lanes_per_chunk) {
         const int whole = elements - elements % lanes_per_chunk;

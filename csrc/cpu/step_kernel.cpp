@@ -204,7 +204,7 @@ struct StepKernel {
     largest.put_back(at.largest);
   }
 
-  static void run(const StepRule& rule, const StepArguments& arguments, Variant, StepLanes& lanes) {
+  static void run(const StepRule& rule, const StepArguments& arguments, StepLanes& lanes) {
     const Numbers n = broadcast_numbers<Real>(rule.numbers);
     Streams at = {static_cast<Storage*>(arguments.parameters),
                   static_cast<const typename G::Storage*>(arguments.gradients), static_cast<Real*>(arguments.first),

@@ -7,7 +7,6 @@
 #include "../canonical_sum.h"
 #include "../dtype.h"
 #include "../step.h"
-#include "kernel.h"
 
 namespace fastreg {
 
@@ -28,7 +27,7 @@ struct StepLanes {
   std::int64_t zeros = 0;
 };
 
-using TakeStep = void (*)(const StepRule& rule, const StepArguments& arguments, Variant variant, StepLanes& lanes);
+using TakeStep = void (*)(const StepRule& rule, const StepArguments& arguments, StepLanes& lanes);
 using StepGradient = void (*)(const StepRule& rule, bool with_penalty, const void* parameters, const void* gradients,
                               std::int64_t count, void* to);
 

@@ -250,7 +250,7 @@ struct Held {
   std::size_t elements;
 };
 
-void run_case(const Case& cell, std::size_t offset, Variant variant, const std::string& what) {
+void run_case(const Case& cell, std::size_t offset, const std::string& what) {
   Held w(cell.w, cell.dtype, cell.count, offset);
   Held g(cell.g, cell.gradient_dtype, cell.count, 2 * offset);
   Held m(cell.m, cell.arithmetic, cell.count, 3 * offset);
@@ -269,7 +269,7 @@ void run_case(const Case& cell, std::size_t offset, Variant variant, const std::
          {place(w), place(g), uses_first(settings) ? place(m) : nullptr, is_adamw ? place(v) : nullptr,
           has_largest(settings) ? place(h) : nullptr,
           static_cast<std::int64_t>(std::min<std::size_t>(cell.count - begin, chunk_size))},
-         variant, lanes);
+         lanes);
     halve_lanes(lanes.l1, lanes_per_chunk);
     halve_lanes(lanes.l2, lanes_per_chunk);
     zeros += lanes.zeros;
@@ -337,13 +337,12 @@ void run_random(int rounds, std::initializer_list<std::size_t> counts, Fill kind
       for (const bool converted : {false, true}) {
         const std::size_t count = *(counts.begin() + random.below(static_cast<int>(counts.size())));
         const Case cell(step, dtype, converted, count, kind);
-        const auto variant = static_cast<Variant>(random.below(static_cast<int>(variant_count)));
         for (const std::string& name : usable_instruction_sets()) {
           choose_instruction_set(name, "the test");
-          const std::string what = text(name, name_of(variant), name_of(dtype), converted ? "converted" : "", "count",
-                                        count, description(step));
-          run_case(cell, 0, variant, what);
-          run_case(cell, 1, variant, what + " at any byte");
+          const std::string what =
+              text(name, name_of(dtype), converted ? "converted" : "", "count", count, description(step));
+          run_case(cell, 0, what);
+          run_case(cell, 1, what + " at any byte");
         }
       }
     }
