@@ -293,7 +293,7 @@ def _require_numbers(step: Step) -> None:
                 raise ValueError(
                     f"{steps.SPOKEN.get(name, name)} must be finite in "
                     f"{'float64' if dtype == 'f64' else 'float32'}, the type of the arithmetic for "
-                    f"{step.label(place)}, not {number!r}; use a smaller learning rate or strength"
+                    f"{step.label(place)}, not {number!r}; change the options that it is made of"
                 )
 
 
@@ -400,12 +400,13 @@ def _require_state(label: str, parameter: Any, state: Any, needed: bool) -> None
     compute = compute_dtype(dtype)
     if state[1] != compute:
         raise TypeError(
-            f"{label} has dtype {dtypes.spoken(state[1])}; it is kept in {dtypes.spoken(compute)}"
+            f"{label} has dtype {dtypes.spoken(state[1])}; it is kept in {dtypes.spoken(compute)} "
+            "for this tensor: make a new optimizer, or load a state of tensors like these"
         )
     if state[0].shape != view.shape:
         raise ValueError(
-            f"{label} has shape {state[0].shape}, but its tensor has {view.shape}; pass one of "
-            "that shape"
+            f"{label} has shape {state[0].shape}, but its tensor has {view.shape}; make a new "
+            "optimizer, or load a state of tensors like these"
         )
 
 
