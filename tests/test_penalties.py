@@ -257,7 +257,7 @@ def test_rules_that_never_win():
         ({"*": "l3"}, ValueError, r"rules\['\*'\]: identifier must name"),
         ({"*": 0.01}, TypeError, r"rules\['\*'\]: identifier must stand"),
         ({1: "l1"}, TypeError, "rules must have globs"),
-        (0.01, TypeError, "identifier must stand for a regularizer"),
+        (0.01, TypeError, "^rules: identifier must stand for a regularizer"),
     ],
 )
 def test_rules_that_are_refused(rules, error, words):

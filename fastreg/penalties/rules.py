@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ class Rules(NamedTuple):
 def checked_rules(rules: Any, argument: str = "rules") -> Rules:
     """Return the rules that a user passed as `argument`, which is their name in errors."""
     if not isinstance(rules, Mapping) or isinstance(rules.get("class_name"), str):
-        return Rules({"*": checked_rule(rules, argument, False)}, True)
+        return Rules({"*": checked_rule(rules, argument)}, True)
     checked: dict[str, Any] = {}
     for glob, rule in rules.items():
         if not isinstance(glob, str):
@@ -42,12 +41,9 @@ def checked_rules(rules: Any, argument: str = "rules") -> Rules:
     return Rules(checked, False)
 
 
-def checked_rule(given: Any, label: str, names: bool = True) -> Any:
-    """Return the regularizer that a user's rule stands for, or None.
-
-    Errors begin with `label` if `names` is true.
-    """
-    with errors.prefixed(label) if names else nullcontext():
+def checked_rule(given: Any, label: str) -> Any:
+    """Return the regularizer that a user's rule stands for, or None; errors begin with `label`."""
+    with errors.prefixed(label):
         found = converted(regularizers.get(given))
     warn_of_nothing(given, found, label)
     return found

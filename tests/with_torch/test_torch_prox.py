@@ -220,3 +220,16 @@ def test_no_parameter():
 def test_a_number_of_numpy_is_a_step(backend):
     w = numbers(9)
     assert torch.equal(L1(0.5).prox(w, np.float32(0.5)), L1(0.5).prox(w, 0.5))
+
+
+def test_derivatives_by_torch_func_are_refused():
+    """They would be 0: a proximal step is in no graph."""
+
+    def total(w):
+        return L1(0.5).prox(w, 1.0).sum()
+
+    for transform in (torch.func.grad(total), torch.func.vmap(torch.func.grad(total))):
+        with pytest.raises(TypeError, match=r"torch.func differentiates.*outside of torch.func"):
+            transform(torch.ones(2, 3))
+    rows = torch.func.vmap(lambda w: L1(0.5).prox(w, 1.0))(torch.ones(2, 3))
+    assert torch.equal(rows, torch.full((2, 3), 0.5))

@@ -78,6 +78,8 @@ def proximal(
         if tensor.dtype not in _FLOATING:
             raise errors.dtype_error("w", tensor.dtype, "pass w.float()")
     if not torch.compiler.is_compiling():
+        for tensor in tensors:
+            _require_undifferentiated(tensor)
         scale, step = arguments.strength(scale, "scale"), arguments.strength(step, "step")
         names = [str(tensor.dtype).removeprefix("torch.") for tensor in tensors]
         checks.check_thresholds(strengths, which, [SHORT[name] for name in names], scale, step)
@@ -88,6 +90,19 @@ def proximal(
         t1, t2 = step * l1, 1.0 + step * (2.0 * l2)
         made.append(_shrunk(tensor.detach(), l1 != 0.0, t1, t2))
     return made
+
+
+def _require_undifferentiated(tensor: torch.Tensor) -> None:
+    """Refuse what torch.func differentiates: of no graph, its derivative would be 0, unsaid."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_gradtrackingtensor(tensor):
+            raise errors.special_array_error(
+                "w",
+                "a tensor that torch.func differentiates, and a proximal step is in no graph",
+                "call prox outside of torch.func.grad and its like",
+            )
+        tensor = functorch.get_unwrapped(tensor)
 
 
 _FLOATING = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
