@@ -505,3 +505,11 @@ def test_arrays_that_a_mapping_makes_anew_are_refused(tmp_path):
 def test_an_initial_rate_without_use_is_refused():
     with pytest.raises(ValueError, match="is for independent=True alone"):
         optimizers.SGD([np.ones(2)], 0.1, initial_lr=1.0)
+
+
+@pytest.mark.parametrize("name", ["momentum", "mode", "rules", "learning_rate", "steps"])
+def test_attributes_that_would_do_nothing_cannot_be_set(name):
+    optimizer = optimizers.SGD([np.ones(2)], 0.1)
+    with pytest.raises(AttributeError, match=f"'{name}' of an optimizer cannot be set"):
+        setattr(optimizer, name, 0.5)
+    optimizer.lr, optimizer.strength, optimizer.max_norm = 0.2, 0.5, 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .._base import arguments, errors, steps
@@ -105,19 +105,17 @@ class AdamW(Optimizer):
             eps=self._eps,
         )
 
-    def _mode(self, mode: str) -> int:
-        found = super()._mode(mode)
-        return steps.SCALED if found == steps.PROXIMAL and self._is_scaled else found
 
-
-def checked_betas(betas: Any) -> tuple[float, float]:
-    """Return the factors of the moments, two numbers from 0 to below 1."""
+def checked_betas(
+    betas: Any, label: str = "betas", number: Callable[[Any, str], float] = arguments.strength
+) -> tuple[float, float]:
+    """Return the factors of the moments, from 0 to below 1, each as `number` reads it."""
     if not isinstance(betas, Sequence) or isinstance(betas, str) or len(betas) != 2:
-        raise TypeError(f"betas must be a pair of numbers, not {errors.described(betas)}")
-    found = [arguments.strength(one, f"betas[{place}]") for place, one in enumerate(betas)]
+        raise TypeError(f"{label} must be a pair of numbers, not {errors.described(betas)}")
+    found = [number(one, f"{label}[{place}]") for place, one in enumerate(betas)]
     for place, one in enumerate(found):
         if not one < 1.0:
-            raise ValueError(f"betas[{place}] must be a number from 0 to below 1, not {one!r}")
+            raise ValueError(f"{label}[{place}] must be a number from 0 to below 1, not {one!r}")
     return found[0], found[1]
 
 

@@ -12,16 +12,16 @@ import numpy as np
 from .._arrays import host
 from .._arrays.libraries import ALL_NUMPY
 from .._base import arguments, dtypes, errors, steps
-from .._base.float_environment import Default, products
+from .._base.float_environment import Default
 from .._base.steps import Settings
 from .._engine import backend
 from .._engine.steps import Step, compute_dtype, take
 from ..penalties import callables
 from ..penalties.names import counted
-from ..penalties.plan import STRENGTHS, Arrays
+from ..penalties.plan import Arrays
 from . import saved
 from .records import StepRecord
-from .rules import Ruled, checked, require_acting
+from .rules import Ruled, acting, checked, require_acting
 from .tensors import Tensors
 
 Rate = float | Callable[[int], float]
@@ -34,6 +34,13 @@ ON_NONFINITE = ("raise", "skip", "ignore")
 def rate(value: Any, name: str) -> Rate:
     """Return a learning rate or factor: a number >= 0, or a function of the step that gives one."""
     return value if callable(value) else arguments.strength(value, name)
+
+
+def guard(on_nonfinite: str | None, max_norm: float | None) -> str:
+    """Return what is done about gradients that are not finite: a clip sees them for nothing."""
+    if on_nonfinite is not None:
+        return on_nonfinite
+    return "ignore" if max_norm is None else "raise"
 
 
 def _bound(value: Any, name: str) -> float | None:
@@ -88,6 +95,14 @@ class Optimizer:
         )
         self._kept = _Kept(tuple({} for _ in self._kinds))
         self._progress: tuple[int, dict[str, int]] = 0, {}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_") and name not in ("lr", "strength", "max_norm"):
+            raise AttributeError(
+                f"{name!r} of an optimizer cannot be set: it would do nothing; lr, strength and "
+                "max_norm can, and so can the strengths of its rules; make a new optimizer"
+            )
+        super().__setattr__(name, value)
 
     def _checked_initial(self, independent: bool, initial_lr: float | None) -> float | None:
         if not arguments.flag(independent, "independent"):
@@ -180,7 +195,7 @@ class Optimizer:
                 scale,
                 self.max_norm,
                 self._clips_data,
-                self._guard(),
+                guard(self._on_nonfinite, self.max_norm),
             ),
             found_inf=skips,
             commit=commit,
@@ -230,11 +245,6 @@ class Optimizer:
             )
         return number
 
-    def _guard(self) -> str:
-        if self._on_nonfinite is not None:
-            return self._on_nonfinite
-        return "ignore" if self.max_norm is None else "raise"
-
     def _settings(self, rules: tuple[Ruled | None, ...], count: int) -> tuple[Settings, ...]:
         lr = self._now("lr", count)
         strength = self._now("strength", count)
@@ -244,7 +254,8 @@ class Optimizer:
                 factor = lr / self._initial_lr
         plain = self._plain(lr)
         return tuple(
-            plain if one is None else self._ruled(plain, one, strength, factor) for one in rules
+            plain if one is None else acting(plain, one, strength, factor, self._is_scaled)
+            for one in rules
         )
 
     def _now(self, name: str, count: int) -> float:
@@ -254,14 +265,6 @@ class Optimizer:
     def _plain(self, lr: float) -> Settings:
         """Return the settings of tensors without a rule."""
         raise NotImplementedError
-
-    def _mode(self, mode: str) -> int:
-        modes = {"gradient": steps.GRADIENT, "proximal": steps.PROXIMAL}
-        return modes.get(mode, steps.DECOUPLED)
-
-    def _ruled(self, plain: Settings, one: Ruled, strength: float, factor: float) -> Settings:
-        l1, l2 = products(STRENGTHS(one.rule), strength)
-        return plain._replace(mode=self._mode(one.mode), l1=l1, l2=l2, factor=factor)
 
     def _kept_of(self, names: tuple[str, ...], parameters: Arrays) -> _Kept:
         """Return the arrays that are kept, with zeros for tensors that have none yet."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
-from .._base import arguments, errors
+from .._base import arguments, errors, steps
+from .._base.float_environment import products
+from .._base.steps import Settings
+from ..penalties.plan import STRENGTHS
 from ..penalties.rules import Rules, checked_rules, rule_name
 from ..regularizers.elementwise import Elementwise, is_fused
 
@@ -51,6 +54,23 @@ def split(given: Any, mode: str, label: str) -> tuple[Any, str]:
             f"{len(given)}"
         )
     return given[0], arguments.choice(given[1], f"the mode of {label}", MODES)
+
+
+def acting(
+    plain: Settings, one: Ruled, strength: float, factor: float, is_scaled: bool
+) -> Settings:
+    """Return the settings of tensors with a rule, given those of tensors without one.
+
+    `factor` is that of decoupled strengths; `is_scaled` is about AdamW's proximal steps.
+    """
+    l1, l2 = products(STRENGTHS(one.rule), strength)
+    is_scaled = is_scaled and plain.algorithm == steps.ADAMW
+    modes = {
+        "gradient": steps.GRADIENT,
+        "proximal": steps.SCALED if is_scaled else steps.PROXIMAL,
+        "decoupled": steps.DECOUPLED,
+    }
+    return plain._replace(mode=modes[one.mode], l1=l1, l2=l2, factor=factor)
 
 
 def require_acting(

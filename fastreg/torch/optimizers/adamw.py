@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from operator import itemgetter
 from typing import Any
 
-from ..._base import arguments, errors, steps
+from ..._base import arguments, steps
 from ..._base.steps import Settings
+from ...optimizers.adamw import checked_betas
 from ...optimizers.base import Rate, flags
 from .base import Penalised
 from .options import number
@@ -113,17 +114,13 @@ class AdamW(Penalised):
             on_nonfinite=on_nonfinite,
         )
 
-    def _mode(self, mode: str) -> int:
-        found = super()._mode(mode)
-        return steps.SCALED if found == steps.PROXIMAL and self._is_scaled else found
-
     def _numbers(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
         lr, betas, *others = _NUMBERS(group)
         return lr, *betas, *others
 
     def _checked(self, group: Mapping[str, Any], label: str) -> Settings:
         lr, betas, eps, weight_decay, amsgrad, maximize = _NUMBERS(group)
-        beta1, beta2 = _checked_betas(betas, f"{label}['betas']")
+        beta1, beta2 = checked_betas(betas, f"{label}['betas']", number)
         return Settings(
             self._algorithm,
             steps.NONE,
@@ -138,16 +135,6 @@ class AdamW(Penalised):
             beta2=beta2,
             eps=number(eps, f"{label}['eps']"),
         )
-
-
-def _checked_betas(betas: Any, label: str) -> tuple[float, float]:
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise TypeError(f"{label} must be a pair of numbers, not {errors.described(betas)}")
-    found = [number(one, f"{label}[{place}]") for place, one in enumerate(betas)]
-    for place, one in enumerate(found):
-        if not one < 1.0:
-            raise ValueError(f"{label}[{place}] must be a number from 0 to below 1, not {one!r}")
-    return found[0], found[1]
 
 
 # The package makes itself the module of this class; doctest then needs to be told of it.

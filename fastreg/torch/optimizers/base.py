@@ -10,15 +10,14 @@ import torch
 
 from ..._arrays import torch_shards
 from ..._base import arguments, errors, steps
-from ..._base.float_environment import Default, products
+from ..._base.float_environment import Default
 from ..._base.steps import Settings
 from ..._engine import backend
 from ..._engine.steps import take
 from ...optimizers import StepRecord
-from ...optimizers.base import CLIPS, ON_NONFINITE, Rate, rate
-from ...optimizers.rules import MODES, require_acting
+from ...optimizers.base import CLIPS, ON_NONFINITE, Rate, guard, rate
+from ...optimizers.rules import MODES, acting, require_acting
 from ...penalties.names import counted
-from ...penalties.plan import STRENGTHS
 from .. import kinds as kinds_of
 from ..in_backward import outside_of_graphs
 from . import state
@@ -184,9 +183,9 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
                 roster, there, self.state, self._kinds, needs, self._algorithm == steps.ADAMW
             )
             self._prepared = now
-        processes = None
-        if roster.has_dtensors and (self.max_norm is not None or self._guard() != "ignore"):
-            question = f"a step clipped to {self.max_norm} with on_nonfinite={self._guard()!r}"
+        processes, on_nonfinite = None, guard(self._on_nonfinite, self.max_norm)
+        if roster.has_dtensors and (self.max_norm is not None or on_nonfinite != "ignore"):
+            question = f"a step clipped to {self.max_norm} with on_nonfinite={on_nonfinite!r}"
             processes = processes_of(now.names, now.parameters, question)
         prepared, count = now, self._steps
 
@@ -207,7 +206,7 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
                     loss_scale,
                     self.max_norm,
                     self._clips_data,
-                    self._guard(),
+                    on_nonfinite,
                     ("parameters", "gradients"),
                 ),
                 found_inf=found_inf,
@@ -240,11 +239,6 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
             return 1.0, True
         return 1.0 if scale is None else positive(scale, "grad_scale"), False
 
-    def _guard(self) -> str:
-        if self._on_nonfinite is not None:
-            return self._on_nonfinite
-        return "ignore" if self.max_norm is None else "raise"
-
     # ------------------------------------------------------------------------------- its numbers
 
     def _settings(self, roster: Roster) -> tuple[Settings, ...]:
@@ -262,12 +256,11 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
         )
 
     def _acting(self, group: int, plain: Settings, one: Any, strength: float) -> Settings:
-        l1, l2 = products(STRENGTHS(one.rule), strength)
         factor = plain.lr
         if self._is_independent and one.mode == "decoupled":
             with Default():
                 factor = plain.lr / self._initial(group)
-        return plain._replace(mode=self._mode(one.mode), l1=l1, l2=l2, factor=factor)
+        return acting(plain, one, strength, factor, self._is_scaled)
 
     def _initial(self, group: int) -> float:
         if self._initial_lr is not None:
@@ -275,10 +268,6 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
         label = f"param_groups[{group}]['initial_lr']"
         found = self.param_groups[group].get("initial_lr")
         return self._first_lr[group] if found is None else positive(found, label)
-
-    def _mode(self, mode: str) -> int:
-        modes = {"gradient": steps.GRADIENT, "proximal": steps.PROXIMAL}
-        return modes.get(mode, steps.DECOUPLED)
 
     def _plain_of(self, number: int) -> Settings:
         """Return the settings of a group without a rule."""
