@@ -15,28 +15,11 @@
 #include "../canonical_sum.h"
 #include "../penalty.inl"
 #include "fetch.h"
+#include "lane_sums.h"
 #include "vec.h"
 
 namespace fastreg {
 namespace {
-
-// The lane sums of one chunk, one register after the other.
-template <int sum_bytes>
-struct LaneSums {
-  using Sum = typename VectorOf<double, sum_bytes>::type;
-  static constexpr int lanes = sum_bytes / static_cast<int>(sizeof(double));
-  static constexpr int registers = lanes_per_chunk / lanes;
-  static constexpr int registers_per_group = has_avx512 ? registers : 4;
-  static constexpr int groups = registers / registers_per_group;
-  Sum l1[registers];
-  Sum l2[registers];
-  LaneSums() {
-    // One by one: a compiler clears the arrays by an instruction that takes 40 cycles.
-    for (int k = 0; k < registers; ++k) {
-      l1[k] = l2[k] = Sum{};
-    }
-  }
-};
 
 template <Variant variant, class E, unsigned terms, unsigned outputs, bool streaming>
 struct PenaltyKernel {
@@ -74,42 +57,15 @@ struct PenaltyKernel {
 
   // ---- sums
 
-  FASTREG_INLINE void add_group(const Real* weights, int rows, Sum* l1_sums, Sum* l2_sums) {
-    Sum l1[Sums::registers_per_group];
-    Sum l2[Sums::registers_per_group];
-    for (int k = 0; k < Sums::registers_per_group; ++k) {
-      l1[k] = l1_sums[k];
-      l2[k] = l2_sums[k];
-    }
-    // Zen adds where it widens; the units of the products are free.
-    constexpr bool by_product = has_fused_product && (sizeof(Storage) == sizeof(float) || widens_by_row);
-    const Sum one = opaque(Sum{} + 1.0);
-    for (int row = 0; row < rows; ++row, weights += lanes_per_chunk) {
-      if constexpr (!converts) {
-        prefetch<Sums::registers_per_group * Sums::lanes* static_cast<int>(sizeof(Real))>(weights);
-      }
-      for (int k = 0; k < Sums::registers_per_group; ++k) {
-        const Sum x = load_wide<Sum>(weights + k * Sums::lanes);
-        if constexpr (has_l1) {
-          const Sum magnitude = converts ? x : absolute<double>(x);
-          l1[k] = by_product ? add_exact_product<double>(magnitude, one, l1[k]) : l1[k] + magnitude;
-        }
-        if constexpr (has_l2) {
-          // Only the square of a float64 is rounded before it is added, and must not be fused.
-          l2[k] = sizeof(Storage) == sizeof(double) ? l2[k] + x * x : add_exact_product<double>(x, x, l2[k]);
-        }
-      }
-    }
-    for (int k = 0; k < Sums::registers_per_group; ++k) {
-      l1_sums[k] = l1[k];
-      l2_sums[k] = l2[k];
-    }
-  }
-
   FASTREG_INLINE void add_groups(const Real* weights, int rows, Sums& sums) {
-    for (int first = 0; first < Sums::registers; first += Sums::registers_per_group) {
-      add_group(weights + first * Sums::lanes, rows, sums.l1 + first, sums.l2 + first);
-    }
+    constexpr Addition how = {sizeof(Storage) == sizeof(double), converts,
+                              sizeof(Storage) == sizeof(float) || widens_by_row};
+    // Inlined at once: GCC leaves out calls of a function that does nothing but fetch.
+    fastreg::add_rows<terms, how>(weights, rows, sums, [](const Real* row) __attribute__((always_inline)) {
+      if constexpr (!converts) {
+        prefetch<Sums::registers_per_group * Sums::lanes* static_cast<int>(sizeof(Real))>(row);
+      }
+    });
   }
 
   // Half precision is widened in memory: to magnitudes, since a register holds twice as many floats as float64 whose
@@ -163,19 +119,12 @@ struct PenaltyKernel {
     add_rows(padded, 1, sums);
   }
 
-  FASTREG_INLINE double halve(Sum* registers, int count) {
-    halve_lanes(registers, count);
-    double lanes[Sums::lanes];
-    std::memcpy(lanes, registers, sizeof lanes);
-    halve_lanes(lanes, Sums::lanes);
-    return lanes[0];
-  }
-  FASTREG_INLINE double halve(Sum* registers) {
+  FASTREG_INLINE double sum_of(Sum* registers) {
     if constexpr (Memory::comes_in_pairs) {  // the even lanes, then the odd ones, which meet last
       constexpr int half = Sums::registers / 2;
       return halve(registers, half) + halve(registers + half, half);
     } else {
-      return halve(registers, Sums::registers);
+      return halve(registers);
     }
   }
 
@@ -272,10 +221,10 @@ struct PenaltyKernel {
   }
   FASTREG_INLINE void keep(const KernelArguments& arguments, std::int64_t chunk, Sums& sums) {
     if constexpr (has_l1) {
-      arguments.l1_sums[chunk] = halve(sums.l1);
+      arguments.l1_sums[chunk] = sum_of(sums.l1);
     }
     if constexpr (has_l2) {
-      arguments.l2_sums[chunk] = halve(sums.l2);
+      arguments.l2_sums[chunk] = sum_of(sums.l2);
     }
   }
 

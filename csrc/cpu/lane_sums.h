@@ -22,6 +22,7 @@ struct LaneSums {
   static constexpr int lanes = sum_bytes / static_cast<int>(sizeof(double));
   static constexpr int registers = lanes_per_chunk / lanes;
   static constexpr int registers_per_group = has_avx512 ? registers : 4;
+  static constexpr int groups = registers / registers_per_group;
   static_assert(registers % registers_per_group == 0);
 
   Sum l1[registers];
@@ -49,13 +50,19 @@ struct LaneSums {
   }
 };
 
-// Adds rows of numbers. `rounds`: their squares have to be rounded, as those of float64 are; else they are exact.
-template <unsigned terms, bool rounds, bool are_magnitudes, class Sums, class Real>
-FASTREG_INLINE void add_rows(const Real* numbers, int rows, Sums& sums) {
+// How numbers are added.
+struct Addition {
+  bool rounds;          // their squares have to be rounded, as those of float64 are; else they are exact
+  bool are_magnitudes;  // they have no sign
+  bool by_product;      // magnitudes times one: Zen adds where it widens, and the units of the products are free
+};
+
+// Adds rows of numbers; fetch(address) goes before what a group takes of a row.
+template <unsigned terms, Addition how, class Sums, class Real, class Fetch>
+FASTREG_INLINE void add_rows(const Real* numbers, int rows, Sums& sums, Fetch fetch) {
   using Sum = typename Sums::Sum;
   constexpr int group = Sums::registers_per_group;
-  // Zen adds where it widens; the units of the products are free.
-  constexpr bool by_product = has_fused_product && !rounds && !are_magnitudes;
+  constexpr bool by_product = has_fused_product && how.by_product;
   const Sum one [[maybe_unused]] = opaque(Sum{} + 1.0);
   for (int first = 0; first < Sums::registers; first += group) {
     Sum l1[group];
@@ -66,14 +73,15 @@ FASTREG_INLINE void add_rows(const Real* numbers, int rows, Sums& sums) {
     }
     const Real* row = numbers + first * Sums::lanes;
     for (int i = 0; i < rows; ++i, row += lanes_per_chunk) {
+      fetch(row);
       for (int k = 0; k < group; ++k) {
         const Sum x = load_wide<Sum>(row + k * Sums::lanes);
         if constexpr ((terms & term_l1) != 0) {
-          const Sum magnitude = are_magnitudes ? x : absolute<double>(x);
+          const Sum magnitude = how.are_magnitudes ? x : absolute<double>(x);
           l1[k] = by_product ? add_exact_product<double>(magnitude, one, l1[k]) : l1[k] + magnitude;
         }
         if constexpr ((terms & term_l2) != 0) {
-          l2[k] = rounds ? l2[k] + x * x : add_exact_product<double>(x, x, l2[k]);
+          l2[k] = how.rounds ? l2[k] + x * x : add_exact_product<double>(x, x, l2[k]);
         }
       }
     }
@@ -84,11 +92,18 @@ FASTREG_INLINE void add_rows(const Real* numbers, int rows, Sums& sums) {
   }
 }
 
-// The sum of all lanes of one term.
+template <unsigned terms, bool rounds, bool are_magnitudes, class Sums, class Real>
+FASTREG_INLINE void add_rows(const Real* numbers, int rows, Sums& sums) {
+  add_rows<terms, Addition{rounds, are_magnitudes, !rounds && !are_magnitudes}>(numbers, rows, sums,
+                                                                                [](const Real*) {});
+}
+
+// The sum of all lanes of one term, or of those in its first `count` registers.
 template <class Sum>
-FASTREG_INLINE double halve(Sum* registers) {
+FASTREG_INLINE double halve(Sum* registers, int count = lanes_per_chunk * static_cast<int>(sizeof(double)) /
+                                                        static_cast<int>(sizeof(Sum))) {
   constexpr int lanes = static_cast<int>(sizeof(Sum) / sizeof(double));
-  halve_lanes(registers, lanes_per_chunk / lanes);
+  halve_lanes(registers, count);
   double last[lanes];
   std::memcpy(last, registers, sizeof last);
   halve_lanes(last, lanes);
