@@ -79,7 +79,7 @@ fastreg_plant(warp_not_waited_for strided.cuh
 fastreg_plant(starts_replaced_too_early strided.cuh
   "__syncwarp();  // the starts of the last chunk have been read"
   "if (!PLANTED(starts_replaced_too_early)) __syncwarp();  // the starts of the last chunk have been read"
-  tsan "data race.*in run_strided_chunk" layouts_tiny)
+  tsan "data race.*in (run|walk)_strided_chunk" layouts_tiny)
 
 # ---- what must be inside
 
