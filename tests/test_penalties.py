@@ -4,6 +4,7 @@ import collections
 import copy
 import gc
 import pickle
+import types
 
 import canonical
 import ml_dtypes
@@ -685,3 +686,20 @@ def test_tied_tensors_whose_rules_come_to_differ_are_refused():
     second.l2 = 2.0
     with pytest.raises(ValueError, match="different rules"):
         penalties.value()
+
+
+def test_arrays_that_a_mapping_makes_anew_are_not_written(tmp_path):
+    """What is written to them would be lost, without a sign."""
+    np.savez(tmp_path / "w.npz", w=np.ones(3, np.float32))
+    with np.load(tmp_path / "w.npz") as made:
+        penalties = fastreg.attach(made, L1(0.5))
+        assert penalties.value() == 1.5  # to read is fine
+        for write, argument in (
+            (lambda: penalties.prox(1.0), "tensors"),
+            (lambda: penalties.accumulate(made), "grads"),
+            (lambda: fastreg.clip_by_global_norm(made, 0.1), "tensors"),
+        ):
+            with pytest.raises(TypeError, match=rf"{argument}\['w'\] is another array at every"):
+                write()
+    kept = types.MappingProxyType({"w": np.ones(3, np.float32)})
+    assert fastreg.attach(kept, L1(0.5)).prox(1.0).penalty == 0.75

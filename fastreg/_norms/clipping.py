@@ -14,6 +14,7 @@ from .._arrays.results import all_written, check_targets
 from .._base import arguments, dtypes, errors, memory
 from .._base.float_environment import Default
 from .._engine.totals import clip_factor, nonfinite_message
+from ..penalties.names import require_kept
 from .measured import Arrays, Selected, is_module, parameters_of, selected
 from .measuring import measure, stays_on_device
 
@@ -82,8 +83,10 @@ def clip_by_global_norm(tensors: Any, max_norm: float, *, on_nonfinite: str = "r
             f"tensors must be a mapping or sequence of gradients, not {errors.described(tensors)}, "
             f"which can be read only once; pass a list of gradients, or {_FOR_PARAMETERS}"
         )
-    chosen = selected(_gradients(tensors) if is_module(tensors) else tensors)
+    source = _gradients(tensors) if is_module(tensors) else tensors
+    chosen = selected(source)
     _require_mutable(chosen)
+    require_kept(source, *chosen, "tensors")
     if on_nonfinite == "ignore" and stays_on_device(chosen):
         return _clipped_there(chosen, most)
     question = f"a clip to {most} with on_nonfinite={on_nonfinite!r}"

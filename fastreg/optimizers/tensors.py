@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from .._arrays import host
 from .._base import memory
-from ..penalties.names import Names, is_mapping, names_of, require_strings
+from ..penalties.names import Names, is_mapping, names_of, require_kept, require_strings
 from ..penalties.plan import Arrays, Selection, require_known, resolve, share_address, ties
 from ..penalties.rules import match
 from .rules import Moded, Ruled, require_fused, require_same
@@ -92,17 +90,6 @@ def _require_no_other(grads: dict[str, Any], name: str, first: str) -> None:
     )
 
 
-def _require_kept(name: str, array: Any, again: Any) -> None:
-    """Refuse a mapping that makes its arrays when it is asked: what is written would be lost."""
-    if array is again or type(array) is not np.ndarray or array.size == 0:
-        return
-    if not np.may_share_memory(array, again):
-        raise TypeError(
-            f"tensors[{name!r}] is another array at every look-up, so that what is written to it "
-            "would be lost; pass dict(tensors)"
-        )
-
-
 class Tensors:
     """A mapping or sequence of tensors, as it is at each step."""
 
@@ -133,8 +120,7 @@ class Tensors:
         rule_of, globs = match(names, self._rules.rules)
         resolve(names, source, rule_of, globs)  # refuses different rules of tied tensors
         arrays = dict(zip(names, Selection(names, names)(source), strict=True))
-        for name, again in zip(names, Selection(names, names)(source), strict=True):
-            _require_kept(name, arrays[name], again)
+        require_kept(source, names, arrays.values(), "tensors")
         tied = ties(arrays)
         ruled: dict[str, Ruled] = {}
         first_ruled: dict[str, str] = {}

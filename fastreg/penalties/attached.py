@@ -8,7 +8,7 @@ from .._arrays import results
 from .._arrays.libraries import ALL_NUMPY
 from .._base.penalty import GRADIENT, VALUE_AND_ADD, VALUE_AND_GRADIENT
 from . import evaluation, proximal
-from .names import counted, names_of
+from .names import counted, names_of, require_kept
 from .plan import Arrays, Plan, Planner
 from .proximal import ProxRecord
 from .report import Report, make_report, shares_of_zeros
@@ -202,6 +202,7 @@ class Penalties:
         array([ 0.5, -1.5,  0. ])
         """
         plan, weights = self._ready(tensors)
+        require_kept(self._tensors if tensors is None else tensors, plan.names, weights, "tensors")
         return proximal.take(plan, weights, step, scale)
 
     def report(self, *, tensors: Any = None, scale: float = 1.0) -> Report:

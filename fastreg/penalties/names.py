@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from .._base import errors
 
 Names = list[str]  # compared at every call: a list of a dict's names is made fastest
@@ -67,4 +69,21 @@ def require_strings(names: Names, argument: str) -> None:
         if not isinstance(name, str):
             raise TypeError(
                 f"{argument} must have names (str) as keys, not {errors.described(name)}"
+            )
+
+
+def require_kept(source: Any, names: Iterable[str], arrays: Iterable[Any], argument: str) -> None:
+    """Refuse a mapping that makes its arrays when it is asked: what is written would be lost.
+
+    `arrays` are those that it has given by these names.
+    """
+    if type(source) in (dict, list, tuple) or not is_mapping(source):
+        return
+    for name, array in zip(names, arrays, strict=True):
+        if type(array) is not np.ndarray or array.size == 0:
+            continue
+        if not np.may_share_memory(array, source[name]):
+            raise TypeError(
+                f"{argument}[{name!r}] is another array at every look-up, so that what is written "
+                f"to it would be lost; pass dict({argument}), and keep it"
             )

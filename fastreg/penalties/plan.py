@@ -19,7 +19,7 @@ from .._autodiff import dispatch
 from .._base import errors, memory
 from .._engine import backend, calls
 from ..regularizers.elementwise import Elementwise, is_fused
-from .names import Names, is_mapping, names_of, numbered, require_strings
+from .names import Names, is_mapping, names_of, numbered, require_kept, require_strings
 from .rules import Rules, match, same_rule
 
 Arrays = tuple[Any, ...]
@@ -152,13 +152,15 @@ class Plan:
         )
 
     def gradients(self, grads: Any) -> Arrays:
-        """Pick the gradients of the penalised tensors, once names have shown to fit."""
+        """Pick the gradients to write of the penalised tensors, once names have shown to fit."""
         picked = self._gradients.of_same_names(grads, "grads")
         if picked is None:
             names = names_of(grads, "grads")
             self._require_fitting(names)
             self._gradients = Selection(names, self.source.wanted)
             picked = self._gradients(grads)
+        if type(grads) is not dict:
+            require_kept(grads, self.names, picked, "grads")
         return picked
 
     def _require_fitting(self, names: Names) -> None:
