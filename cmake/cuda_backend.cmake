@@ -1,10 +1,12 @@
 # libfastreg_cuda: the CUDA backend, a library of its own that is opened at the first device tensor, so that everything
 # else works without a driver. FASTREG_CUDA=AUTO builds it where nvcc is found and can compile, ON insists, OFF does not
-# look.
+# look. A build by pip is OFF unless it is told otherwise (pyproject.toml).
 
 set(FASTREG_CUDA_REASON "" CACHE INTERNAL "Why the CUDA backend is not built; empty when it is")
 
-if(FASTREG_CUDA STREQUAL "OFF")
+if(FASTREG_CUDA STREQUAL "OFF" AND SKBUILD)
+  set(FASTREG_CUDA_REASON "not built (pip install with -C cmake.define.FASTREG_CUDA=ON builds it)")
+elseif(FASTREG_CUDA STREQUAL "OFF")
   set(FASTREG_CUDA_REASON "not built (FASTREG_CUDA=OFF)")
 elseif(NOT FASTREG_NVCC)
   set(FASTREG_CUDA_REASON "not built (no nvcc was found)")

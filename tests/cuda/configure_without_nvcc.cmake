@@ -24,3 +24,7 @@ fastreg_expect(error "FASTREG_CUDA is ON, but the CUDA backend is not built \\([
 fastreg_configure(${no_wheels} -DFASTREG_CUDA=OFF "-DFASTREG_CUDA_ROOTS=${broken}")
 fastreg_expect(fine "CUDA backend: not built \\(FASTREG_CUDA=OFF\\)")
 fastreg_expect_installed(NO)
+
+# By pip, which pyproject.toml makes OFF.
+fastreg_configure(${no_wheels} -DFASTREG_CUDA=OFF -DSKBUILD=2)
+fastreg_expect(fine "CUDA backend: not built \\(pip install with -C cmake\\.define\\.FASTREG_CUDA=ON builds it\\)")
