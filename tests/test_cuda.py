@@ -39,6 +39,7 @@ def test_the_reason_is_one_that_the_build_knows() -> None:
     reason = runs(STATE, **NO_DEVICE).strip()
     known = (
         r"not built \((FASTREG_CUDA=OFF|no nvcc was found|.* cannot compile)\)",
+        r"not built \(pip install with -C cmake\.define\.FASTREG_CUDA=ON builds it\)",
         r"there is no CUDA device, or no driver for it: cudaError(InsufficientDriver|NoDevice): .+",
     )
     assert re.fullmatch("|".join(known), reason), reason
