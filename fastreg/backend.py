@@ -150,7 +150,7 @@ var = _reduction("var", "variance", "[1.]", ", without Bessel's correction")
 std = _reduction("std", "standard deviation", "[1.]", ", without Bessel's correction")
 
 _STACKS = "the product of two matrices, or of two stacks of them"
-_RANKS = "the product of two matrices; :func:`numpy.dot` for other ranks"
+_RANKS = "the product of two matrices; ``numpy.dot`` for other ranks"
 
 dot = _of_two("dot", _RANKS, "[[1.0, 2.0]]", "[[3.0], [4.0]]", "[[11.]]")
 matmul = _of_two("matmul", _STACKS, "[[1.0, 2.0]]", "[[3.0], [4.0]]", "[[11.]]")

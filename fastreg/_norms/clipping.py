@@ -65,6 +65,8 @@ def clip_by_global_norm(tensors: Any, max_norm: float, *, on_nonfinite: str = "r
         In every process that shares DTensors, where they have different tensors, or one of them has
         refused its arrays.
 
+    Notes
+    -----
     After any error all arrays are as they were.
 
     Examples

@@ -40,8 +40,8 @@ def norms(tensors: Any) -> Norms:
     Returns
     -------
     Norms
-        A dict of :class:`Norm` by name.  Its ``total`` is of all tensors together; an array that is
-        there under two names counts once.  ``str`` of it is a table.
+        A dict of :class:`~fastreg._norms.records.Norm` by name.  Its ``total`` is of all tensors
+        together; an array that is there under two names counts once.  ``str`` of it is a table.
 
     Raises
     ------

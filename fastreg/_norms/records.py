@@ -11,11 +11,11 @@ class Norm(NamedTuple):
     """The norms of one tensor, or of several together."""
 
     l1: float
-    """The sum of |x|."""
+    """The sum of abs(x)."""
     l2: float
     """The square root of the sum of x * x."""
     maximum: float
-    """The largest |x|; 0.0 without elements, NaN if an element is NaN."""
+    """The largest abs(x); 0.0 without elements, NaN if an element is NaN."""
     zeros: int
     """How many elements are 0, of either sign."""
     nonfinite: int

@@ -63,9 +63,9 @@ def zeros(model: Any, names: Any = None) -> Zeros:
     model : keras.Model
         Built.
     names : str or sequence of str, optional
-        Globs over the paths of weights ("*kernel"): those count that one of them matches.  Without,
-        the weights that have a rule of the model's :class:`Proximal`; in a model that has none,
-        all trainable ones.
+        Globs over the paths of weights (``"*kernel"``): those count that one of them matches.
+        Without, the weights that have a rule of the model's :class:`Proximal`; in a model that has
+        none, all trainable ones.
 
     Returns
     -------

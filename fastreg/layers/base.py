@@ -194,7 +194,7 @@ class Layer:
 
     @property
     def weights(self) -> list[Array]:
-        """All weights, kernel before bias: the arrays themselves, which may be changed in-place."""
+        """All weights, kernel before bias, as arrays that may be changed in-place."""
         return []
 
     @property
@@ -413,7 +413,7 @@ class Layer:
 
     @property
     def losses(self) -> list[float]:
-        """The penalties as Keras lists them: activity, kernel, bias; absent terms are absent.
+        """The penalties in Keras' order (activity, kernel, bias); absent terms are absent.
 
         The activity term is that of the last call; weight terms are computed now, from the weights
         as they are, and are there from `build` on.  A frozen layer has no weight terms.

@@ -43,7 +43,7 @@ class KernelLayer(Layer):
     kernel_regularizer, bias_regularizer : optional
         What ``regularizers.get`` takes.
     **others
-        The arguments of :class:`~fastreg.layers.base.Layer`.
+        The arguments of :class:`~fastreg.layers.Layer`.
     """
 
     #: The first arguments of the subclass, in the order of its configuration.

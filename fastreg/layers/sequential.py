@@ -203,7 +203,7 @@ class Sequential:
     def __call__(self, x: Any, *, training: bool | None = None) -> Array:
         """Return the output for a batch; builds the model at the first call.
 
-        Parameters, result and errors are those of :class:`~fastreg.layers.base.Layer`; a model
+        Parameters, result and errors are those of :class:`~fastreg.layers.Layer`; a model
         without layers is a RuntimeError.
         """
         self._require_layers()
@@ -228,7 +228,7 @@ class Sequential:
     ) -> Array | None:
         """Return the gradient with respect to the input, and leave `gradients`, penalties included.
 
-        Parameters, result and errors are those of :meth:`~fastreg.layers.base.Layer.backward`; a
+        Parameters, result and errors are those of :meth:`~fastreg.layers.Layer.backward`; a
         layer that was called on its own after the model is a RuntimeError.
         """
         if not self._calls:
@@ -289,7 +289,7 @@ class Sequential:
 
     @property
     def losses(self) -> list[float]:
-        """The penalties as Keras lists them: all activity terms, then all weight terms."""
+        """The penalties in Keras' order, all activity terms before all weight terms."""
         return [term for layer in self._layers for term in layer._activity_losses()] + [
             term for layer in self._layers for term in layer._weight_losses()
         ]
@@ -307,7 +307,7 @@ class Sequential:
         """Write new numbers into all weights, or into none when one does not fit.
 
         They are in the order of :meth:`get_weights`, which is that of Keras; errors are those of
-        :meth:`~fastreg.layers.base.Layer.set_weights`.
+        :meth:`~fastreg.layers.Layer.set_weights`.
         """
         self._require_built("set_weights(...)")
         require_list(weights, [*self.weights], self.name, "what get_weights() gave")
@@ -381,7 +381,7 @@ class Sequential:
     ) -> AnySequential:
         """Return a new model of the form that :meth:`get_config` returned, here or in Keras.
 
-        Parameters and errors are those of :meth:`~fastreg.layers.base.Layer.from_config`; the form
+        Parameters and errors are those of :meth:`~fastreg.layers.Layer.from_config`; the form
         of a graph of layers (a functional model of Keras) is a ValueError.
         """
         layers = forms.layers_of(config, custom_objects)

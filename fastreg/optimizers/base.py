@@ -57,9 +57,9 @@ class Optimizer:
     _kinds: tuple[str, ...]
     """What messages and the saved state call the arrays that are kept of each tensor."""
 
-    lr = arguments.Checked(rate, "The learning rate: a number >= 0, or a function of the step.")
+    lr = arguments.Checked(rate, "The learning rate, a number >= 0 or a function of the step.")
     strength = arguments.Checked(
-        rate, "What all strengths are multiplied with: a number >= 0, or a function of the step."
+        rate, "What all strengths are multiplied with, a number >= 0 or a function of the step."
     )
     max_norm = arguments.Checked(_bound, "The bound of the clip, or None for no clip.")
 
