@@ -97,7 +97,7 @@ def teach(core: Any) -> bool:
     """
     global _tries_left
     torch = loaded("torch")
-    if _tries_left == 0 or torch is None:
+    if _tries_left <= 0 or torch is None:  # below 0: several threads have tried at once
         return False
     tensor: Any = getattr(torch, "Tensor", None)
     if not hasattr(tensor, "__dlpack_c_exchange_api__"):
@@ -111,7 +111,7 @@ def teach(core: Any) -> bool:
     except Exception:  # torch's, of any kind
         return False
     learned: bool = core.learn_torch(
-        tensor, torch.nn.Parameter, torch.is_inference_mode_enabled, flags, *found, _tries_left == 0
+        tensor, torch.nn.Parameter, torch.is_inference_mode_enabled, flags, *found, _tries_left <= 0
     )
     if learned:
         _tries_left = 0

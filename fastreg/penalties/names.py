@@ -51,9 +51,10 @@ _numbers: Names = []
 def numbered(count: int) -> Names:
     """Return "0", "1", ..., the same strings at every call: comparing them is then quick."""
     global _numbers
-    if len(_numbers) < count:
-        _numbers = [str(index) for index in range(count)]
-    return _numbers[:count]
+    numbers = _numbers  # read once: another thread may put a shorter list there
+    if len(numbers) < count:
+        _numbers = numbers = [str(index) for index in range(count)]
+    return numbers[:count]
 
 
 def counted(names: Iterable[str], count: int, things: str) -> str:

@@ -157,8 +157,9 @@ class Plan:
         if picked is None:
             names = names_of(grads, "grads")
             self._require_fitting(names)
-            self._gradients = Selection(names, self.source.wanted)
-            picked = self._gradients(grads)
+            # Not read again: another thread may have put one for another order there.
+            self._gradients = selection = Selection(names, self.source.wanted)
+            picked = selection(grads)
         if type(grads) is not dict:
             require_kept(grads, self.names, picked, "grads")
         return picked
