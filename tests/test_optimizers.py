@@ -165,6 +165,47 @@ def test_functions_of_the_step_count_what_was_taken(backend):
         optimizer.step(good)
 
 
+def frozen():
+    array = np.ones(3, np.float32)
+    array.flags.writeable = False
+    return array
+
+
+WRONG = {
+    "read-only": (frozen(), np.ones(3, np.float32), BufferError),
+    "integers": (np.ones(3, np.int32), np.ones(3, np.float32), TypeError),
+    "overlaps itself": (
+        np.lib.stride_tricks.as_strided(np.ones(1, np.float32), (3,), (0,)),
+        np.ones(3, np.float32),
+        ValueError,
+    ),
+    "another dtype": (np.ones(3, np.float32), np.ones(3, np.float64), TypeError),
+    "another shape": (np.ones(3, np.float32), np.ones(4, np.float32), ValueError),
+}
+
+
+@pytest.mark.parametrize("rules", [None, L1(0.5)])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_wrong_is_refused_in_a_skipped_step_too(backend, wrong, rules):
+    array, gradient, error = WRONG[wrong]
+    for on_nonfinite in ("skip", "raise"):
+        optimizer = optimizers.SGD([array], 0.1, rules=rules, on_nonfinite=on_nonfinite)
+        for first in (1.0, math.inf):
+            bad = gradient.copy()
+            bad[0] = first
+            with pytest.raises(error, match=r"tensors|grads"):
+                optimizer.step([bad])
+
+
+@pytest.mark.parametrize("rules", [None, L1(0.5)])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_found_inf_skips_before_anything_is_judged(backend, wrong, rules):
+    array, gradient, _ = WRONG[wrong]
+    optimizer = optimizers.SGD([array], 0.1, rules=rules, max_norm=1.0)
+    record = optimizer.step([gradient], found_inf=True)
+    assert record == (0.0 if rules is None else 1.5, None, 0, True, 0 if rules is None else 3)
+
+
 @pytest.mark.parametrize("make", [optimizers.SGD, optimizers.AdamW])
 def test_a_skipped_step_changes_nothing(backend, make):
     params, _ = model()

@@ -120,9 +120,9 @@ def take(
     `commit` is called with True just before arrays are written, and with False if they were not:
     the caller counts the step then, since Ctrl-C raises as soon as the core returns.
     """
-    tensors = _Readable(step, judges)
     if found_inf:
-        return _skipped(tensors, None)
+        return _skipped(step, None)
+    tensors = _Readable(step, judges)
     if not _numbers_fit(step):
         _require_numbers(_described(step))
     norm, factor = None, 1.0
@@ -132,11 +132,13 @@ def take(
             norm = total.l2
             if step.max_norm is not None:
                 factor = clip_factor(total, step.max_norm)
+        if bad is not None and step.on_nonfinite != "ignore":
+            tensors.judge()
         if bad is not None and step.on_nonfinite == "raise":
             remedy = 'stepped; pass on_nonfinite="skip" to leave such steps out, or "ignore"'
             raise ValueError(nonfinite_message(step.gradient_label(bad[0]), bad[1], remedy))
         if bad is not None and step.on_nonfinite == "skip":
-            return _skipped(tensors, norm)
+            return _skipped(step, norm)
     penalties, zeros = tensors.taken(factor, commit)
     if not ALL_NUMPY(map(type, step.parameters)):
         all_written(step.parameters)
@@ -156,9 +158,10 @@ class _Readable:
         if self._is_checked:
             self._step = _described(step)
 
-    @property
-    def step(self) -> Step:
-        return self._step
+    def judge(self) -> None:
+        """Raise what a step deserves that is not taken, and so not judged by the core."""
+        if not self._is_checked:
+            _described(self._step)
 
     def measured(self, exponent: int) -> list[Sums]:
         """Return the sums of d at the line of the clip, of elements times 2**exponent."""
@@ -211,14 +214,6 @@ class _Readable:
         penalties, zeros = self._called(call)
         return penalties, zeros
 
-    def sums(self, places: Sequence[int]) -> list[Sums]:
-        """Return the sums of some parameters."""
-
-        def call(step: Step, _: bool) -> Any:
-            return backend.norm_sums(tuple(step.parameters[i] for i in places), 0, False)
-
-        return [Sums(*one) for one in self._called(call)]
-
     def _called(self, call: Callable[[Step, bool], Any]) -> Any:
         found = call(self._step, self._is_checked)
         if found is NotImplemented and not self._is_checked:
@@ -253,17 +248,29 @@ def _looked_at(
         return total_of(sums, squares), bad
 
 
-def _skipped(tensors: _Readable, norm: float | None) -> Taken:
+def _skipped(step: Step, norm: float | None) -> Taken:
     """Return what a skipped step reports: penalties and zeros of the parameters as they are."""
-    step = tensors.step
     ruled = [
         place for place in range(len(step.names)) if step.settings_of(place).mode != steps.NONE
     ]
     penalties, zeros = [0.0] * len(step.names), [0] * len(step.names)
-    for place, sums in zip(ruled, tensors.sums(ruled), strict=True):
+    for place, sums in zip(ruled, _sums_of(step, ruled), strict=True):
         penalties[place] = _penalty(step.settings_of(place), sums)
         zeros[place] = sums.zeros
     return Taken(penalties, zeros, norm, True)
+
+
+def _sums_of(step: Step, places: Sequence[int]) -> list[Sums]:
+    """Return the sums of some parameters, which are only read: nothing else is judged."""
+    found, arrays = NotImplemented, tuple([step.parameters[i] for i in places])
+    if backend.name == "native" and tuple not in map(type, arrays):
+        found = backend.norm_sums(arrays, 0, False)
+    if found is NotImplemented:
+        views = [host.host_view(step.parameters[i], step.label(i), False) for i in places]
+        found = backend.norm_sums(tuple(views), 0, False)
+    if found is NotImplemented:  # another thread has changed an array since
+        raise errors.changed_error()
+    return [Sums(*one) for one in found]
 
 
 def _penalty(one: Settings, sums: Sums) -> float:
