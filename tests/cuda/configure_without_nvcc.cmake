@@ -28,3 +28,12 @@ fastreg_expect_installed(NO)
 # By pip, which pyproject.toml makes OFF.
 fastreg_configure(${no_wheels} -DFASTREG_CUDA=OFF -DSKBUILD=2)
 fastreg_expect(fine "CUDA backend: not built \\(pip install with -C cmake\\.define\\.FASTREG_CUDA=ON builds it\\)")
+
+# MSVC, which cannot compile the kernels: pip installs the package without its core, anything else is an error.
+set(msvc ${no_wheels} -DCMAKE_CXX_COMPILER_FORCED=ON -DCMAKE_CXX_COMPILER_ID=MSVC -DCMAKE_CXX_COMPILER_ID_RUN=ON)
+file(REMOVE_RECURSE "${SCRATCH}/build")
+fastreg_configure(${msvc} -DSKBUILD=2)
+fastreg_expect(fine "the package is installed without its compiled core and runs on NumPy\\. clang-cl")
+file(REMOVE_RECURSE "${SCRATCH}/build")
+fastreg_configure(${msvc})
+fastreg_expect(error "GCC 11 or Clang 14 or later is needed, not MSVC")
