@@ -2,6 +2,8 @@
 # else works without a driver. FASTREG_CUDA=AUTO builds it where nvcc is found and can compile, ON insists, OFF does not
 # look. A build by pip is OFF unless it is told otherwise (pyproject.toml).
 
+set(FASTREG_CUDA_DESTINATION "fastreg" CACHE STRING "The Python package that the library is installed in")
+set(FASTREG_CUDA_MAJOR "" CACHE STRING "The version of CUDA that nvcc has to be of; empty: any")
 set(FASTREG_CUDA_REASON "" CACHE INTERNAL "Why the CUDA backend is not built; empty when it is")
 
 if(FASTREG_CUDA STREQUAL "OFF" AND SKBUILD)
@@ -43,6 +45,10 @@ if(FASTREG_CUDA_REASON)
   message(STATUS "CUDA backend: ${FASTREG_CUDA_REASON}")
   return()
 endif()
+if(FASTREG_CUDA_MAJOR AND NOT CMAKE_CUDA_COMPILER_VERSION MATCHES "^${FASTREG_CUDA_MAJOR}\\.")
+  message(FATAL_ERROR "This is to be CUDA ${FASTREG_CUDA_MAJOR}, but ${CMAKE_CUDA_COMPILER} is of CUDA ${CMAKE_CUDA_COMPILER_VERSION}. "
+                      "Name another compiler by CMAKE_CUDA_COMPILER.")
+endif()
 message(STATUS "CUDA backend: ${CMAKE_CUDA_COMPILER} for ${CMAKE_CUDA_ARCHITECTURES}")
 
 # Objects, since tests/cuda links the same ones with a stub of the runtime.
@@ -65,4 +71,4 @@ if(FASTREG_CUDA_LIBRARIES)
 endif()
 # What static cudart brings along is nobody else's business.
 target_link_options(fastreg_cuda PRIVATE "LINKER:--exclude-libs,ALL")
-install(TARGETS fastreg_cuda LIBRARY DESTINATION fastreg)
+install(TARGETS fastreg_cuda LIBRARY DESTINATION ${FASTREG_CUDA_DESTINATION})

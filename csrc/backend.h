@@ -19,7 +19,10 @@
 namespace fastreg {
 
 // Changes whenever anything below does: library and core may come from different builds.
-constexpr std::uint32_t backend_version = 5;
+constexpr std::uint32_t backend_version = 6;
+
+// Whose bits and words these are: a library that is installed by itself may be of another release than the core.
+constexpr char own_release[] = FASTREG_RELEASE;
 
 enum class BackendStatus : std::int32_t {
   ok,
@@ -90,6 +93,7 @@ struct Mark;
 struct Backend {
   std::uint32_t version;
   const char* name;
+  const char* fastreg_release;  // the first three stay where they are, for cores of other versions to read
   BackendStatus (*device_count)(int* count, BackendError* error);
   // `recording` is set to null unless the stream is being captured. A recording lives as long as the graph may be
   // replayed: until `forget`. With a null `recording` it is never forgotten.

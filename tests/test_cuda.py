@@ -6,10 +6,13 @@ What runs on a device is tested by tests/cuda on a stand-in, and by tests/gpu on
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from interpreter import runs
+from interpreter import ROOT, runs
 
 from fastreg import _info
 
@@ -106,3 +109,73 @@ def test_a_wrong_library_is_told(library: str, words: str) -> None:
     assert core is not None
     reason = runs(STATE, FASTREG_CUDA_LIBRARY=library or str(core.__file__))
     assert re.search(words, reason), reason
+
+
+@pytest.fixture
+def library_of_another_release(tmp_path: Path) -> Path:
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    folder = tmp_path / "fastreg_kernels_cuda13"
+    folder.mkdir()
+    source, library = tmp_path / "backend.c", folder / "libfastreg_cuda.so"
+    source.write_text(
+        """
+        struct { unsigned version; const char *name, *release; } backend = {7, "cuda", "9.9.9"};
+        const void* fastreg_backend(void) { return &backend; }
+        """
+    )
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+    return library
+
+
+OF_ANOTHER_RELEASE = (
+    "the library of the CUDA backend is that of fastreg-kernels 9.9.9, and this is {}; "
+    "install the same version of both: "
+)
+
+
+def own_release() -> str:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    return re.findall(r'^version = "(.*)"$', project, re.MULTILINE)[0]
+
+
+def test_a_library_of_another_release_is_refused_and_the_cpu_goes_on(
+    library_of_another_release: Path,
+) -> None:
+    output = runs(
+        STATE
+        + """
+import numpy
+from fastreg.regularizers import L2
+assert L2(0.5)(numpy.ones(3)) == 1.5
+""",
+        FASTREG_CUDA_LIBRARY=str(library_of_another_release),
+    )
+    expected = OF_ANOTHER_RELEASE.format(own_release())
+    assert output.strip() == expected + str(library_of_another_release)
+
+
+def test_a_library_that_is_installed_by_itself_is_found(library_of_another_release: Path) -> None:
+    """Beside the package, where there is none in it; here one that is then refused."""
+    core = _info.native_core()
+    assert core is not None
+    package = library_of_another_release.parents[1] / "fastreg"
+    package.mkdir()
+    copy = shutil.copy(str(core.__file__), package)
+    reason = runs(f"""
+        import importlib.util
+        spec = importlib.util.spec_from_file_location("fastreg._core", {copy!r})
+        core = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(core)
+        print(core.cuda_state()[1])
+    """)
+    assert reason.startswith(OF_ANOTHER_RELEASE.format(own_release())), reason
+    assert reason.strip().endswith("/../fastreg_kernels_cuda13/libfastreg_cuda.so")
+
+
+def test_the_distribution_of_the_library_has_the_version_of_this_one() -> None:
+    project = (ROOT / "packages/cuda13/pyproject.toml").read_text(encoding="utf-8")
+    version = own_release()
+    assert f'version = "{version}"' in project.splitlines()
+    assert f'dependencies = ["fastreg-kernels=={version}"]' in project.splitlines()

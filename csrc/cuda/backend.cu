@@ -197,9 +197,9 @@ BackendStatus device_of(const void* address, int* device, BackendError* error) {
   });
 }
 
-constexpr Backend backend = {backend_version, "cuda",   count_devices, evaluate, norms,     set_strengths,
-                             forget,          allocate, release,       set_mark, drop_mark, has_passed,
-                             wait_for_mark,   wait,     copy_to_host,  device_of};
+constexpr Backend backend = {backend_version, "cuda",        own_release, count_devices, evaluate, norms,
+                             set_strengths,   forget,        allocate,    release,       set_mark, drop_mark,
+                             has_passed,      wait_for_mark, wait,        copy_to_host,  device_of};
 
 }  // namespace
 }  // namespace fastreg::cuda

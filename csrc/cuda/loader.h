@@ -13,8 +13,8 @@ struct LoadedBackend {
   int device_count = 0;
 };
 
-// Looks once, and keeps what it found. FASTREG_CUDA_LIBRARY names another library than the one that lies beside the
-// core.
+// Looks once, and keeps what it found: the library that FASTREG_CUDA_LIBRARY names, else the one that was built with
+// the core, else that of a distribution of its own. A library of another release than the core's is refused by name.
 const LoadedBackend& cuda_backend();
 
 }  // namespace fastreg

@@ -1,0 +1,1 @@
+"""The CUDA backend of fastreg-kernels: fastreg opens the library that lies here."""
