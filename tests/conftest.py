@@ -9,8 +9,9 @@ from left_out import LeftOut
 
 from fastreg._engine import backend as _backend
 
-# Several directories have a conftest.py; as modules with doctests they would be one.
-collect_ignore_glob = ["*conftest.py"]
+# Several directories have a conftest.py; as modules with doctests they would be one. Debian's
+# Python has a sitecustomize too, and ours is for builds alone.
+collect_ignore_glob = ["*conftest.py", "*sitecustomize.py"]
 
 
 def pytest_configure(config):

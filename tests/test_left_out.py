@@ -24,6 +24,19 @@ def test_a_run_without_frameworks_names_what_it_leaves_out():
     )
 
 
+def test_a_python_with_a_sitecustomize_of_its_own(tmp_path, monkeypatch):
+    """As Debian's: tests/cpp has one too, for builds, and pytest would take them for one module."""
+    (tmp_path / "sitecustomize.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    output = runs(f"""
+        import pytest
+        pytest.main(["-q", "-c", {str(ROOT / "pyproject.toml")!r}, "-p", "no:cacheprovider",
+                     "--collect-only", {str(ROOT / "tests" / "cpp")!r}])
+    """)
+    assert "no tests collected" in output
+    assert "error" not in output
+
+
 @pytest.mark.parametrize(
     ("module", "needed"),
     [
