@@ -16,6 +16,7 @@ from interpreter import runs
 import fastreg
 from fastreg._engine import backend as _backend
 from fastreg.penalties import names
+from fastreg.penalties.plan import Plan, Selection
 from fastreg.regularizers import L1L2, OrthogonalRegularizer
 
 THREADS = 4
@@ -138,6 +139,40 @@ def test_gradients_of_equal_shapes_go_to_their_own_names():
         return body
 
     assert all(at_once(*map(work, ("abcd", "dcba", "cdab", "badc"))))
+
+
+def test_the_order_that_another_thread_has_put_there_is_not_used():
+    """As if it came between the two steps of one thread, which chance seldom does."""
+
+    class Contested(Plan):
+        __slots__ = ()
+
+        @property
+        def _gradients(self):
+            return Plan._gradients.__get__(self)
+
+        @_gradients.setter
+        def _gradients(self, selection):
+            Plan._gradients.__set__(self, Selection(["a", "b"], ["a", "b"]))
+
+    params = {"a": numbers(8, 0), "b": numbers(8, 1)}
+    penalties = fastreg.attach(params, {"a": L1L2(0.25, 0.5), "b": L1L2(3.0, 0.0)})
+    _, expected = penalties.value_and_grad()
+    penalties._planner._plan.__class__ = Contested
+    grads = {name: np.zeros(8, np.float32) for name in "ba"}
+    penalties.accumulate(grads)
+    assert (grads["a"] == expected["a"]).all()
+    assert (grads["b"] == expected["b"]).all()
+
+
+def test_the_numbers_that_another_thread_has_put_there_are_not_used(monkeypatch):
+    class Contested(list):
+        def __len__(self):
+            names._numbers = ["0"]
+            return super().__len__()
+
+    monkeypatch.setattr(names, "_numbers", Contested("01234"))
+    assert names.numbered(3) == ["0", "1", "2"]
 
 
 def test_one_attach_whose_tensors_are_replaced(backend):
