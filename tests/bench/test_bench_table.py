@@ -96,6 +96,7 @@ def test_a_terminal_folds_lines_between_words(
 ) -> None:
     """It would fold them anywhere by itself, in the middle of a number."""
     monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.setenv("TERM", "xterm")  # of a dumb one rich believes that it has 80 columns
     text = f"against the best of all peers 12,345.67 times {'ever so ' * 9}long"
     screen.show(text)
     assert capsys.readouterr().out == f"{text}\n"  # a file
