@@ -43,12 +43,13 @@ exclude_patterns = ["build", "**/.*"]
 
 html_theme = "furo"
 html_title = f"{project} {release}"
-html_static_path = ["site.css"]
+html_static_path = ["site.css", "site.js"]
 html_css_files = ["site.css"]
+html_js_files = ["site.js"]
 html_copy_source = False
 html_show_sphinx = False
 pygments_style = "friendly"
-pygments_dark_style = "monokai"
+pygments_dark_style = "github-dark"
 graphviz_output_format = "svg"
 
 myst_heading_anchors = 6  # as GitHub makes them
