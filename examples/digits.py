@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from threadpoolctl import threadpool_limits
@@ -122,9 +122,11 @@ class Data:
 
     @classmethod
     def load(cls, seed: int) -> Data:
+        x: Any
         x, y = load_digits(return_X_y=True)
         x = (x / 16).astype(np.float32)
-        return cls(*train_test_split(x, y, test_size=0.3, random_state=seed, stratify=y))
+        parts: Any = train_test_split(x, y, test_size=0.3, random_state=seed, stratify=y)
+        return cls(*parts)
 
 
 @dataclass
@@ -159,7 +161,7 @@ class Run:
 
 def initial_parameters(rng: np.random.Generator, hidden: int) -> Arrays:
     """He initialisation in float32."""
-    params = {}
+    params: Arrays = {}
     for layer, (rows, columns) in {"hidden": (64, hidden), "output": (hidden, 10)}.items():
         kernel = rng.normal(0.0, np.sqrt(2 / rows), (rows, columns))
         params[f"{layer}/kernel"] = kernel.astype(np.float32)
@@ -208,7 +210,8 @@ def train(
 
     for epoch in range(1, epochs + 1):
         learning_rate = LEARNING_RATE * (1 - (epoch - 1) / epochs)
-        losses, activity_penalties = [], []
+        losses: list[float] = []
+        activity_penalties: list[float] = []
         for batch in mini_batches(rng, len(data.x_train)):
             start = perf_counter()
             x, y = data.x_train[batch], data.y_train[batch]
@@ -308,6 +311,7 @@ def save_picture(path: Path, fast: Run, by_hand: Run, without: Run) -> None:
 
     matplotlib.use("Agg")  # a file is written, no window opened
     from matplotlib import pyplot as plt
+    from matplotlib import ticker
 
     numbers = range(1, len(fast.epochs) + 1)
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
@@ -319,7 +323,7 @@ def save_picture(path: Path, fast: Run, by_hand: Run, without: Run) -> None:
         ("NumPy by hand", by_hand, {"color": "black", "linestyle": ":"}),
     ):
         left.plot(numbers, [e.test_accuracy for e in run.epochs], label=label, **style)
-    left.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
+    left.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
     left.set_xlabel("epoch")
     left.legend(loc="lower right")
 
@@ -386,7 +390,9 @@ def main(arguments: list[str] | None = None) -> None:
         for label, make_penalty in penalties.items():
             task = progress.add_task(label, total=options.epochs)
 
-            def after_epoch(number: int, epoch: Epoch, task=task, shown=not runs) -> None:
+            def after_epoch(
+                number: int, epoch: Epoch, task: TaskID = task, shown: bool = not runs
+            ) -> None:
                 if shown:
                     console.print(epoch_line(number, epoch))
                 progress.advance(task)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -106,7 +107,8 @@ def train(model: Sequential, data: list[np.ndarray], epochs: int, seed: int) -> 
     for epoch in range(1, epochs + 1):
         learning_rate = LEARNING_RATE * (1 - (epoch - 1) / epochs)
         order = rng.permutation(len(x_train))
-        losses, penalties = [], []
+        losses: list[float] = []
+        penalties: list[float] = []
         start = perf_counter()
         for place in range(0, len(order), BATCH):
             batch = order[place : place + BATCH]
@@ -155,9 +157,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
+    x: Any
     x, y = load_digits(return_X_y=True)
     x = (x / 16).astype(np.float32).reshape(-1, 8, 8, 1)
-    data = train_test_split(x, y, test_size=0.3, random_state=options.seed, stratify=y)
+    data: Any = train_test_split(x, y, test_size=0.3, random_state=options.seed, stratify=y)
 
     # matrices this small gain nothing from BLAS threads, which on a busy machine only wait
     with threadpool_limits(1, "blas"):

@@ -30,7 +30,8 @@ BLOCK = 1 << 16
 LIBRARIES = ("numpy", "torch", "jax", "keras")
 
 #: What is summed -> (library, expression, the sum of an array of that library).
-Ways = dict[str, list[tuple[str, str, Callable[[Any], Any]]]]
+Way = tuple[str, str, Callable[[Any], Any]]
+Ways = dict[str, list[Way]]
 
 
 def of_numpy() -> Ways:
@@ -114,7 +115,7 @@ def of_keras() -> Ways:
 
 
 def of_fastreg() -> Ways:
-    magnitudes = [("fastreg", "L1(1.0)(w)", L1(1.0))]
+    magnitudes: list[Way] = [("fastreg", "L1(1.0)(w)", L1(1.0))]
     return {
         "|w|, float32": magnitudes,
         "w**2, float32": [("fastreg", "L2(1.0)(w)", L2(1.0))],

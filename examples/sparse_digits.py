@@ -57,10 +57,9 @@ class Data:
     @classmethod
     def load(cls) -> Data:
         x, y = load_digits(return_X_y=True)
-        x_train, x_test, y_train, y_test = train_test_split(
-            x, y, test_size=0.2, random_state=0, stratify=y
-        )
-        scaler = StandardScaler().fit(x_train)
+        parts: Any = train_test_split(x, y, test_size=0.2, random_state=0, stratify=y)
+        x_train, x_test, y_train, y_test = parts
+        scaler: Any = StandardScaler().fit(x_train)
         x_train, x_test = (scaler.transform(part).astype(np.float32) for part in (x_train, x_test))
         return cls(x_train, x_test, y_train, y_test)
 
@@ -70,7 +69,7 @@ class Recipe:
     """How one network is trained: an optimizer of its parameters, with a learning rate."""
 
     label: str
-    make: Callable[..., Any]
+    make: partial[Any]
     learning_rate: float
 
 
@@ -251,9 +250,10 @@ def save_picture(path: Path, results: dict[str, list[Run]]) -> None:
 
     matplotlib.use("Agg")  # a file is written, no window opened
     from matplotlib import pyplot as plt
+    from matplotlib import ticker
 
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
-    percent = matplotlib.ticker.PercentFormatter(1.0)
+    percent = ticker.PercentFormatter(1.0)
     left.set_title("Exact zeros and accuracy, a point per seed")
     middle.set_title("Exact zeros over the epochs")
     for number, (label, runs) in enumerate(results.items()):

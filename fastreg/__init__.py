@@ -17,7 +17,7 @@ layers of Keras with their regularizer keywords, for loops in NumPy.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import regularizers
 from ._autodiff import dispatch as _dispatch
@@ -25,6 +25,13 @@ from ._base import arguments as _arguments
 from ._engine import backend as _backend
 from ._norms import clip_by_global_norm, norms
 from .penalties import Penalties, attach
+
+if TYPE_CHECKING:
+    from . import backend, cuda, layers, models, optimizers
+    from . import jax as jax
+    from . import keras as keras
+    from . import torch as torch
+    from .layers import Sequential
 
 __all__ = [
     "Penalties",
@@ -57,14 +64,16 @@ _LAZY = ("backend", "cuda", "layers", "models", "optimizers", *_ADAPTERS)
 _dispatch.PORTS["keras"] = "fastreg.keras.expression"
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return import_module(f"{__name__}.{name}")
-    if name == "Sequential":
-        return import_module(f"{__name__}.layers").Sequential
-    if name == "__version__":
-        return _version()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # or every name would be an attribute
+
+    def __getattr__(name: str) -> Any:
+        if name in _LAZY:
+            return import_module(f"{__name__}.{name}")
+        if name == "Sequential":
+            return import_module(f"{__name__}.layers").Sequential
+        if name == "__version__":
+            return _version()
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -101,17 +101,23 @@ _SQUARE_ROOTS = """square roots; NaN below 0, where the old ``keras.backend`` sa
 
 The gradient at 0 is infinite: add :func:`epsilon` under the root of a norm"""
 
-abs = _of_one("abs", "absolute values; the gradient is the sign, 0 at 0", "[-1.0, 2.0]", "[1., 2.]")
-square = _of_one("square", "``x * x``", "[-1.0, 2.0]", "[1., 4.]")
-sqrt = _of_one("sqrt", _SQUARE_ROOTS, "[4.0]", "[2.]")
-exp = _of_one("exp", "``e**x``", "[0.0]", "[1.]")
-log = _of_one("log", "natural logarithms", "[1.0]", "[0.]")
-sin = _of_one("sin", "sines", "[0.0]", "[0.]")
-cos = _of_one("cos", "cosines", "[0.0]", "[1.]")
-tanh = _of_one("tanh", "hyperbolic tangents", "[0.0]", "[0.]")
-sign = _of_one("sign", "-1, 0 or 1; the gradient is 0", "[-3.0, 0.0]", "[-1.,  0.]")
-maximum = _of_two("maximum", f"the larger of two, {_HALVES}", "[-1.0, 2.0]", "0.0", "[0., 2.]")
-minimum = _of_two("minimum", f"the smaller of two, {_HALVES}", "[-1.0, 2.0]", "0.0", "[-1.,  0.]")
+abs: OfOne = _of_one(
+    "abs", "absolute values; the gradient is the sign, 0 at 0", "[-1.0, 2.0]", "[1., 2.]"
+)
+square: OfOne = _of_one("square", "``x * x``", "[-1.0, 2.0]", "[1., 4.]")
+sqrt: OfOne = _of_one("sqrt", _SQUARE_ROOTS, "[4.0]", "[2.]")
+exp: OfOne = _of_one("exp", "``e**x``", "[0.0]", "[1.]")
+log: OfOne = _of_one("log", "natural logarithms", "[1.0]", "[0.]")
+sin: OfOne = _of_one("sin", "sines", "[0.0]", "[0.]")
+cos: OfOne = _of_one("cos", "cosines", "[0.0]", "[1.]")
+tanh: OfOne = _of_one("tanh", "hyperbolic tangents", "[0.0]", "[0.]")
+sign: OfOne = _of_one("sign", "-1, 0 or 1; the gradient is 0", "[-3.0, 0.0]", "[-1.,  0.]")
+maximum: OfTwo = _of_two(
+    "maximum", f"the larger of two, {_HALVES}", "[-1.0, 2.0]", "0.0", "[0., 2.]"
+)
+minimum: OfTwo = _of_two(
+    "minimum", f"the smaller of two, {_HALVES}", "[-1.0, 2.0]", "0.0", "[-1.,  0.]"
+)
 
 
 def pow(x: Any, a: Any) -> Any:
@@ -141,20 +147,22 @@ def cast(x: Any, dtype: Any) -> Any:
     return x.astype(np.dtype(dtype))
 
 
-sum = _reduction("sum", "sum", "[4.]")
-mean = _reduction("mean", "mean", "[2.]")
-max = _reduction("max", "largest", "[3.]", "; equal ones share the gradient")
-min = _reduction("min", "smallest", "[1.]", "; equal ones share the gradient")
-prod = _reduction("prod", "product", "[3.]")
-var = _reduction("var", "variance", "[1.]", ", without Bessel's correction")
-std = _reduction("std", "standard deviation", "[1.]", ", without Bessel's correction")
+sum: Reduction = _reduction("sum", "sum", "[4.]")
+mean: Reduction = _reduction("mean", "mean", "[2.]")
+max: Reduction = _reduction("max", "largest", "[3.]", "; equal ones share the gradient")
+min: Reduction = _reduction("min", "smallest", "[1.]", "; equal ones share the gradient")
+prod: Reduction = _reduction("prod", "product", "[3.]")
+var: Reduction = _reduction("var", "variance", "[1.]", ", without Bessel's correction")
+std: Reduction = _reduction("std", "standard deviation", "[1.]", ", without Bessel's correction")
 
 _STACKS = "the product of two matrices, or of two stacks of them"
 _RANKS = "the product of two matrices; ``numpy.dot`` for other ranks"
 
-dot = _of_two("dot", _RANKS, "[[1.0, 2.0]]", "[[3.0], [4.0]]", "[[11.]]")
-matmul = _of_two("matmul", _STACKS, "[[1.0, 2.0]]", "[[3.0], [4.0]]", "[[11.]]")
-transpose = _of_one("transpose", "`x` with its axes reversed", "[[1.0], [2.0]]", "[[1., 2.]]")
+dot: OfTwo = _of_two("dot", _RANKS, "[[1.0, 2.0]]", "[[3.0], [4.0]]", "[[11.]]")
+matmul: OfTwo = _of_two("matmul", _STACKS, "[[1.0, 2.0]]", "[[3.0], [4.0]]", "[[11.]]")
+transpose: OfOne = _of_one(
+    "transpose", "`x` with its axes reversed", "[[1.0], [2.0]]", "[[1., 2.]]"
+)
 
 
 def permute_dimensions(x: Any, pattern: Sequence[int]) -> Any:

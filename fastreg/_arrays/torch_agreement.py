@@ -48,7 +48,7 @@ class Terms:
         bits = digest(content)
         numbers = [bits >> shift & (1 << _BITS) - 1 for shift in (0, _BITS, 2 * _BITS)]
         self._numbers = (*numbers, *[number * number for number in numbers])
-        self.describe = describe
+        self.describe: Callable[[], Description] = describe
 
     def head(self, knows: bool) -> list[float]:
         """Return what is summed over the processes; `knows` is of an earlier disagreement."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal, overload
 
-import numpy
+import numpy as np
 
 from .._arrays.libraries import library_of, owner
 from .._arrays.library import loaded
 from .._arrays.results import all_written, check_targets
 from .._base import arguments, dtypes, errors, memory
+from .._base.array_types import HasParameters, Real, Tensors
 from .._base.float_environment import Default
 from .._engine.totals import clip_factor, nonfinite_message
 from ..penalties.names import require_kept
@@ -24,7 +25,22 @@ _FOR_PARAMETERS = (
 )
 
 
-def clip_by_global_norm(tensors: Any, max_norm: float, *, on_nonfinite: str = "raise") -> Any:
+@overload
+def clip_by_global_norm(
+    tensors: Mapping[str, np.ndarray[Any, Any] | None] | Sequence[np.ndarray[Any, Any] | None],
+    max_norm: Real,
+    *,
+    on_nonfinite: Literal["raise", "ignore"] = "raise",
+) -> float: ...
+@overload
+def clip_by_global_norm(
+    tensors: Tensors | HasParameters, max_norm: Real, *, on_nonfinite: Literal["raise"] = "raise"
+) -> float: ...
+@overload
+def clip_by_global_norm(
+    tensors: Tensors | HasParameters, max_norm: Real, *, on_nonfinite: Literal["raise", "ignore"]
+) -> Any: ...
+def clip_by_global_norm(tensors: Any, max_norm: Any, *, on_nonfinite: str = "raise") -> Any:
     """Scale arrays in place so that the norm of all of them together is at most `max_norm`.
 
     The factor is that of ``torch.nn.utils.clip_grad_norm_``, ``min(1, max_norm / (norm + 1e-6))``,
@@ -144,7 +160,7 @@ def _require_no_parameters(chosen: Selected) -> None:
     torch = loaded("torch")
     if torch is None:
         return
-    others = set(map(type, chosen.arrays)) - {numpy.ndarray, torch.Tensor}
+    others = set(map(type, chosen.arrays)) - {np.ndarray, torch.Tensor}
     for place, array in enumerate(chosen.arrays if others else ()):
         if type(array) in others and isinstance(array, torch.nn.Parameter):
             raise errors.special_array_error(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from .._arrays.libraries import has_dtensors
+from .._base.array_types import HasParameters, Tensors
 from .._base.float_environment import Default
 from .._engine.cuda_norms import has_device_arrays
 from .measured import (
@@ -20,7 +19,7 @@ from .measured import (
 from .records import Norms
 
 
-def norms(tensors: Any) -> Norms:
+def norms(tensors: Tensors | HasParameters) -> Norms:
     """Return the norms of many tensors: L1, L2, the largest magnitude, zeros and non-finite ones.
 
     All of it comes from one pass over the elements, in float64, and is right at every magnitude:

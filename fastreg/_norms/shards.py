@@ -39,7 +39,7 @@ class Shards:
         self._mesh = _common_mesh(names, arrays)
         self._coordinates = list(itertools.product(*map(range, self._mesh.shape)))
         own = self._mesh.get_coordinate()
-        self.own = None if own is None else self._coordinates.index(tuple(own))
+        self.own: int | None = None if own is None else self._coordinates.index(tuple(own))
         """The row of this process; None where the mesh leaves it out: it waits for nobody."""
 
     def local(self) -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Iterable
 from itertools import compress
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,19 +16,22 @@ from .._arrays import results
 from .._autodiff import dispatch
 from .._autodiff.jax import functions
 from .._autodiff.jax.sharding import checked_specs
+from .._base.array_types import Factor, Real
 from .._base.errors import leaf_label
 from .._base.penalty import VALUE
 from ..penalties import evaluation, proximal
 from ..penalties.names import counted
 from ..penalties.plan import Plan, make_plan
 from ..penalties.report import Report, make_report
-from ..penalties.rules import Rules, checked_rules, match
+from ..penalties.rules import GivenRules, Rules, checked_rules, match
 from ..regularizers.base import Configured
 from . import leaves
 from .pytrees import REGISTERED
 
+Tree = TypeVar("Tree")
 
-def attach(params: Any, rules: Any) -> TreePenalties:
+
+def attach(params: Any, rules: GivenRules) -> TreePenalties:
     """Put penalties on the leaves of a tree, by name.
 
     Parameters
@@ -83,7 +86,7 @@ class TreePenalties:
 
     __slots__ = ("_plan", "_rules", "_treedef")
 
-    def __init__(self, params: Any, rules: Any) -> None:
+    def __init__(self, params: Any, rules: GivenRules) -> None:
         self._rules = checked_rules(rules)
         self._treedef = jax.tree_util.tree_structure(params)
         self._plan = _make_plan(leaves.names_of(params), self._rules)
@@ -97,7 +100,12 @@ class TreePenalties:
         return f"<TreePenalties on {counted(self._plan.names, self._treedef.num_leaves, 'leaves')}>"
 
     def value(
-        self, params: Any, *, scale: Any = 1.0, mesh: Any = None, specs: Any = None
+        self,
+        params: Any,
+        *,
+        scale: Factor = 1.0,
+        mesh: jax.sharding.Mesh | None = None,
+        specs: Any = None,
     ) -> jax.Array:
         """Return the penalty of all leaves.
 
@@ -130,7 +138,7 @@ class TreePenalties:
         mesh, every = checked_specs(mesh, specs, params, plan.source.names)
         return _value(plan, weights, scale, mesh, plan.source(every))
 
-    def gradient(self, params: Any, *, scale: Any = 1.0, grad_scale: Any = 1.0) -> Any:
+    def gradient(self, params: Tree, *, scale: Factor = 1.0, grad_scale: Factor = 1.0) -> Tree:
         """Return the gradient as a tree like `params`, zeros where there is no penalty.
 
         Parameters
@@ -151,11 +159,12 @@ class TreePenalties:
         """
         plan, weights = self._ready(params)
         leaves.require_floating(weights, plan.names)
-        return _like(params, plan, gradients(plan, weights, scale, grad_scale))
+        found: Tree = _like(params, plan, gradients(plan, weights, scale, grad_scale))
+        return found
 
     def value_and_grad(
-        self, params: Any, *, scale: Any = 1.0, grad_scale: Any = 1.0
-    ) -> tuple[jax.Array, Any]:
+        self, params: Tree, *, scale: Factor = 1.0, grad_scale: Factor = 1.0
+    ) -> tuple[jax.Array, Tree]:
         """Return what :meth:`value` and :meth:`gradient` give, from one call of the core."""
         plan, weights = self._ready(params)
         leaves.require_floating(weights, plan.names)
@@ -163,7 +172,7 @@ class TreePenalties:
         made = gradients(plan, weights, scale, grad_scale, value)
         return value, _like(params, plan, made)
 
-    def prox(self, params: Any, step: Any, *, scale: Any = 1.0) -> Any:
+    def prox(self, params: Tree, step: Factor, *, scale: Factor = 1.0) -> Tree:
         """Return the proximal steps of all penalties as a tree like `params`.
 
         Parameters
@@ -203,15 +212,16 @@ class TreePenalties:
         leaves.require_floating(weights, plan.names)
         of_weights = iter(proximal_steps(plan, weights, step, scale))
         all_leaves, treedef = jax.tree_util.tree_flatten(params)
-        return jax.tree_util.tree_unflatten(
+        found: Tree = jax.tree_util.tree_unflatten(
             treedef,
             [
                 next(of_weights) if name in plan.rules else leaf
                 for name, leaf in zip(plan.source.names, all_leaves, strict=True)
             ],
         )
+        return found
 
-    def report(self, params: Any, *, scale: float = 1.0) -> Report:
+    def report(self, params: Any, *, scale: Real = 1.0) -> Report:
         """Return each leaf's penalty, share of zeros and rule, outside of compiled functions.
 
         Parameters

@@ -10,10 +10,12 @@ import jax
 from .._autodiff.jax import functions
 from .._autodiff.jax.strengths import may_be_traced
 from .._base import arguments
+from .._base.array_types import AnyArray, Factor
+from ..penalties.rules import GivenRules
 from .attached import TreePenalties, attach
 
 
-def penalty(x: Any, *, l1: Any = 0.0, l2: Any = 0.0, scale: Any = 1.0) -> jax.Array:
+def penalty(x: AnyArray, *, l1: Factor = 0.0, l2: Factor = 0.0, scale: Factor = 1.0) -> jax.Array:
     """Return ``scale * (l1 * sum(abs(x)) + l2 * sum(x**2))``, with strengths that may be traced.
 
     Parameters
@@ -55,7 +57,9 @@ def _strength(number: Any, name: str) -> Any:
     return number if may_be_traced(number) else arguments.strength(number, name)
 
 
-def sharded_penalty(mesh: Any, specs: Any, rules: Any) -> Callable[..., jax.Array]:
+def sharded_penalty(
+    mesh: jax.sharding.Mesh, specs: Any, rules: GivenRules | TreePenalties
+) -> Callable[..., jax.Array]:
     """Make a function that gives the penalty of sharded parameters where their shards are.
 
     Every device sums its own shards; one all-reduce of a small vector adds the sums up.  Gradients

@@ -13,7 +13,7 @@ Contract
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +21,15 @@ import numpy as np
 
 from .._autodiff.jax.strengths import factor, may_be_traced
 from .._base import arguments, errors
+from .._base.array_types import Factor
 from ..penalties.plan import Plan
 from ..penalties.proximal import require_prox
-from ..penalties.rules import Rules, checked_rules
+from ..penalties.rules import GivenRules, Rules, checked_rules
 from . import leaves
 from .attached import TreePenalties, gradients, proximal_steps
+
+Scheduled: TypeAlias = Factor | Callable[[Any], Any]
+"""A number, or a function of the number of updates."""
 
 
 class Transformation(NamedTuple):
@@ -44,7 +48,7 @@ class PenaltyState(NamedTuple):
     """int32, 0-d: how many updates were made, which functions of the step get."""
 
 
-def add_penalty(rules: Any, *, scale: Any = 1.0) -> Transformation:
+def add_penalty(rules: GivenRules, *, scale: Scheduled = 1.0) -> Transformation:
     """Return a gradient transformation that adds the gradient of the penalty to the updates.
 
     It stands where the gradient of the loss would have it: first, so that a clip and the optimizer
@@ -90,7 +94,9 @@ def add_penalty(rules: Any, *, scale: Any = 1.0) -> Transformation:
     return _transformation(checked_rules(rules), lambda plan: None, changed)
 
 
-def proximal(rules: Any, learning_rate: Any, *, scale: Any = 1.0) -> Transformation:
+def proximal(
+    rules: GivenRules, learning_rate: Scheduled, *, scale: Scheduled = 1.0
+) -> Transformation:
     """Return a gradient transformation after which the update ends in a proximal step.
 
     It is the last of a chain: what ``optax.apply_updates(params, updates)`` gives is

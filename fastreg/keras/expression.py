@@ -9,7 +9,7 @@ the result is float64 for float64, else float32.  The order of the sum is the ba
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from .. import regularizers
 from .._autodiff import orthogonal as _orthogonal
@@ -92,7 +92,7 @@ def factor(number: Any, name: str) -> Any:
     return number if _ops.is_tensor(number) else arguments.multiplier(number, name)
 
 
-def orthogonal(w: Any, factor: Any, mode: str) -> Any:
+def orthogonal(w: Any, factor: Any, mode: Literal["rows", "columns"]) -> Any:
     """Return the penalty of ``OrthogonalRegularizer``, 0-d."""
     _orthogonal.require_matrix(w)
     if isinstance(w, keras.KerasTensor):

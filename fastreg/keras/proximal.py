@@ -19,7 +19,7 @@ from typing import Any
 from .._base import arguments, errors
 from .._base.warnings import warn
 from ..penalties import callables
-from ..penalties.rules import checked_rules, match, rule_name
+from ..penalties.rules import GivenRules, checked_rules, match, rule_name
 from ..regularizers.elementwise import is_fused
 from ._framework import backend, keras
 from .strengths import strengths_of
@@ -84,7 +84,7 @@ class Proximal(keras.optimizers.Optimizer):  # type: ignore[misc]
     """
 
     def __init__(
-        self, optimizer: Any, rules: Any, *, scale: Any = 1.0, name: str | None = None
+        self, optimizer: Any, rules: GivenRules, *, scale: Any = 1.0, name: str | None = None
     ) -> None:
         inner = _checked_optimizer(optimizer)
         checked = checked_rules(rules)

@@ -10,13 +10,21 @@ from __future__ import annotations
 
 import inspect
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .. import regularizers
 from ..regularizers.elementwise import SAME_PENALTY, Elementwise
 from ._framework import backend, keras
 
-_theirs: Any = keras.regularizers
+if TYPE_CHECKING:  # Keras has no types, and a base without types would hide those of fastreg
+
+    class _theirs:  # noqa: N801
+        L1: TypeAlias = object
+        L2: TypeAlias = object
+        L1L2: TypeAlias = object
+        OrthogonalRegularizer: TypeAlias = object
+else:
+    _theirs = keras.regularizers
 
 
 def _tensor(value: Any, w: Any) -> Any:
@@ -27,7 +35,7 @@ def _tensor(value: Any, w: Any) -> Any:
     return keras.ops.convert_to_tensor(value, "float64" if double else "float32")
 
 
-def _call(self: Elementwise, w: Any, *, scale: float = 1.0) -> Any:
+def _call(self: Elementwise, w: Any, *, scale: Any = 1.0) -> Any:
     """Return the penalty of `w`, times `scale`, as a 0-d tensor of the backend."""
     return _tensor(Elementwise.__call__(self, w, scale=scale), w)
 
@@ -44,7 +52,7 @@ def _with_arguments_of(base: type, kind: type) -> str | None:
     return f"{head}{arguments}Examples\n{examples}"
 
 
-class L1(regularizers.L1, _theirs.L1):  # type: ignore[misc]
+class L1(regularizers.L1, _theirs.L1):
     """The penalty ``l1 * sum(abs(w))``, for the layers of Keras.
 
     Examples
@@ -61,7 +69,7 @@ class L1(regularizers.L1, _theirs.L1):  # type: ignore[misc]
     __call__ = _call
 
 
-class L2(regularizers.L2, _theirs.L2):  # type: ignore[misc]
+class L2(regularizers.L2, _theirs.L2):
     """The penalty ``l2 * sum(w**2)``, for the layers of Keras: no half, no root.
 
     Examples
@@ -76,7 +84,7 @@ class L2(regularizers.L2, _theirs.L2):  # type: ignore[misc]
     __call__ = _call
 
 
-class L1L2(regularizers.L1L2, _theirs.L1L2):  # type: ignore[misc]
+class L1L2(regularizers.L1L2, _theirs.L1L2):
     """The penalty ``l1 * sum(abs(w)) + l2 * sum(w**2)``, for the layers of Keras.
 
     Examples
@@ -90,10 +98,7 @@ class L1L2(regularizers.L1L2, _theirs.L1L2):  # type: ignore[misc]
     __call__ = _call
 
 
-class OrthogonalRegularizer(
-    regularizers.OrthogonalRegularizer,
-    _theirs.OrthogonalRegularizer,  # type: ignore[misc]
-):
+class OrthogonalRegularizer(regularizers.OrthogonalRegularizer, _theirs.OrthogonalRegularizer):
     """Push the rows (or columns) of a matrix to be orthogonal, for the layers of Keras.
 
     Examples
@@ -106,9 +111,10 @@ class OrthogonalRegularizer(
     """
 
     # Named again beside __call__: a class that redefines only that one has lost its gradient.
-    gradient = regularizers.OrthogonalRegularizer.gradient
+    if not TYPE_CHECKING:
+        gradient = regularizers.OrthogonalRegularizer.gradient
 
-    def __call__(self, w: Any, *, scale: float = 1.0) -> Any:
+    def __call__(self, w: Any, *, scale: Any = 1.0) -> Any:
         """Return the penalty of a matrix, as a tensor of the backend."""
         return _tensor(regularizers.OrthogonalRegularizer.__call__(self, w, scale=scale), w)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._base import errors
 from ..penalties.report import share_of_zeros
@@ -55,7 +55,7 @@ class Zeros(dict[str, ZerosRow]):
         )
 
 
-def zeros(model: Any, names: Any = None) -> Zeros:
+def zeros(model: Any, names: str | Iterable[str] | None = None) -> Zeros:
     """Count the weights of a model that are exactly 0.
 
     Parameters
@@ -104,7 +104,15 @@ def zeros(model: Any, names: Any = None) -> Zeros:
     return Zeros(rows)
 
 
-class ZerosLogger(keras.callbacks.Callback):  # type: ignore[misc]
+if TYPE_CHECKING:  # Keras has no types
+
+    class _Callback:
+        model: Any
+else:
+    _Callback = keras.callbacks.Callback
+
+
+class ZerosLogger(_Callback):
     """A callback that counts the weights that are exactly 0 after every epoch.
 
     Their share of all that are counted goes into the logs as "zeros", so it is in the history, and
@@ -129,7 +137,7 @@ class ZerosLogger(keras.callbacks.Callback):  # type: ignore[misc]
     ([1.0], ZerosRow(zeros=6, size=6))
     """
 
-    def __init__(self, names: Any = None, verbose: int = 0) -> None:
+    def __init__(self, names: str | Iterable[str] | None = None, verbose: int = 0) -> None:
         super().__init__()
         self._names = _globs(names)
         self.verbose = verbose

@@ -138,11 +138,11 @@ class Layer:
         self._precision = precision.get(dtype)
         self.trainable = trainable
         self.activity_regularizer = activity_regularizer
-        self.activity_reduction = arguments.choice(
+        self.activity_reduction: str = arguments.choice(
             activity_reduction, "activity_reduction", REDUCTIONS
         )
         self._first_input = _input_without_batch(input_shape, input_dim)
-        self.built = False
+        self.built: bool = False
         self._name = automatic_name(type(self)) if name is None else checked_name(name)
         self._call: Call | None = None
         self._step: Step | None = None
@@ -157,10 +157,10 @@ class Layer:
         """The name of the dtype of weights, outputs and gradients."""
         return self._precision.name
 
-    trainable = arguments.Checked(
+    trainable: arguments.Checked[bool] = arguments.Checked(
         arguments.flag, "Whether the weights are trained; may be set at any time."
     )
-    activity_regularizer = arguments.Checked(
+    activity_regularizer: arguments.Checked[Any] = arguments.Checked(
         terms.regularizer, "The regularizer of the output, or None; may be set, for later calls."
     )
 

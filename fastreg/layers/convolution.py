@@ -63,17 +63,17 @@ class Conv(KernelLayer):
         activity_regularizer: Any = None,
         **others: Any,
     ) -> None:
-        self.filters = arguments.positive_integer(filters, "filters")
-        self.kernel_size = self._extents(kernel_size, "kernel_size")
-        self.strides = self._extents(strides, "strides")
-        self.dilation_rate = self._extents(dilation_rate, "dilation_rate")
+        self.filters: int = arguments.positive_integer(filters, "filters")
+        self.kernel_size: tuple[int, ...] = self._extents(kernel_size, "kernel_size")
+        self.strides: tuple[int, ...] = self._extents(strides, "strides")
+        self.dilation_rate: tuple[int, ...] = self._extents(dilation_rate, "dilation_rate")
         if max(self.strides) > 1 and max(self.dilation_rate) > 1:
             raise ValueError(
                 f"strides and dilation_rate must not both be above 1, as in Keras; they were "
                 f"{self.strides} and {self.dilation_rate}"
             )
         lowered = padding.lower() if isinstance(padding, str) else padding
-        self.padding = arguments.choice(lowered, "padding", PADDINGS)
+        self.padding: str = arguments.choice(lowered, "padding", PADDINGS)
         super().__init__(
             activation=activation,
             use_bias=use_bias,

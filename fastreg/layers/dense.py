@@ -54,7 +54,7 @@ class Dense(KernelLayer):
         activity_regularizer: Any = None,
         **others: Any,
     ) -> None:
-        self.units = arguments.positive_integer(units, "units")
+        self.units: int = arguments.positive_integer(units, "units")
         super().__init__(
             activation=activation,
             use_bias=use_bias,

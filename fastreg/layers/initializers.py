@@ -46,7 +46,7 @@ class Constant(Initializer):
     """
 
     def __init__(self, value: float = 0.0) -> None:
-        self.value = _arguments.multiplier(value, "value")
+        self.value: float = _arguments.multiplier(value, "value")
 
     def __call__(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
         return np.full(shape, self.value, dtype)
@@ -72,7 +72,7 @@ class _Random(Initializer):
             raise TypeError(f"seed must be an integer or None, not {errors.described(seed)}")
         if seed is not None and seed < 0:
             raise ValueError(f"seed must be 0 or more, not {seed}")
-        self.seed = None if seed is None else int(seed)
+        self.seed: int | None = None if seed is None else int(seed)
 
     def _generator(self) -> np.random.Generator:
         return np.random.default_rng(self.seed)
@@ -90,8 +90,8 @@ class RandomUniform(_Random):
         self, minval: float = -0.05, maxval: float = 0.05, seed: int | None = None
     ) -> None:
         super().__init__(seed)
-        self.minval = _arguments.multiplier(minval, "minval")
-        self.maxval = _arguments.multiplier(maxval, "maxval")
+        self.minval: float = _arguments.multiplier(minval, "minval")
+        self.maxval: float = _arguments.multiplier(maxval, "maxval")
         if not 0 <= self.maxval - self.minval < math.inf:
             raise ValueError(
                 f"maxval must be minval or more, by a finite difference; they were {self.maxval!r} "
@@ -107,8 +107,8 @@ class RandomNormal(_Random):
 
     def __init__(self, mean: float = 0.0, stddev: float = 0.05, seed: int | None = None) -> None:
         super().__init__(seed)
-        self.mean = _arguments.multiplier(mean, "mean")
-        self.stddev = _arguments.strength(stddev, "stddev")
+        self.mean: float = _arguments.multiplier(mean, "mean")
+        self.stddev: float = _arguments.strength(stddev, "stddev")
 
     def __call__(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
         return self._generator().normal(self.mean, self.stddev, shape).astype(dtype)
@@ -153,13 +153,13 @@ class VarianceScaling(_Random):
         output_axes: None = None,
     ) -> None:
         super().__init__(seed)
-        self.scale = _arguments.strength(scale, "scale")
+        self.scale: float = _arguments.strength(scale, "scale")
         if self.scale == 0.0:
             raise ValueError("scale must be above 0, not 0.0; use Zeros")
-        self.mode = _arguments.choice(mode, "mode", self._modes)
+        self.mode: str = _arguments.choice(mode, "mode", self._modes)
         # "normal" is Keras' other name of the cut one
         wanted = "truncated_normal" if distribution == "normal" else distribution
-        self.distribution = _arguments.choice(wanted, "distribution", self._distributions)
+        self.distribution: str = _arguments.choice(wanted, "distribution", self._distributions)
         for name, axes in (("input_axes", input_axes), ("output_axes", output_axes)):
             if axes is not None:
                 raise ValueError(

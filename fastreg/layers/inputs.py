@@ -26,14 +26,14 @@ class InputLayer:
         if (shape is None) == (batch_shape is None):
             raise ValueError("Input must have one of shape (without the batch) and batch_shape")
         if batch_shape is not None:
-            self.batch_shape = shape_of(batch_shape, "batch_shape")
+            self.batch_shape: tuple[int | None, ...] = shape_of(batch_shape, "batch_shape")
         else:
             size = (
                 None if batch_size is None else arguments.positive_integer(batch_size, "batch_size")
             )
             self.batch_shape = (size, *shape_of(shape, "shape"))
-        self.dtype = precision.get(dtype).name
-        self.name = automatic_name(InputLayer) if name is None else checked_name(name)
+        self.dtype: str = precision.get(dtype).name
+        self.name: str = automatic_name(InputLayer) if name is None else checked_name(name)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that make this input, in Keras' form."""

@@ -80,11 +80,11 @@ class KernelLayer(Layer):
         """Whether there is a bias."""
         return self._use_bias
 
-    kernel_regularizer = arguments.Checked(
+    kernel_regularizer: arguments.Checked[Any] = arguments.Checked(
         terms.regularizer,
         "The regularizer of the kernel, or None; unlike in Keras, may be set at any time.",
     )
-    bias_regularizer = arguments.Checked(
+    bias_regularizer: arguments.Checked[Any] = arguments.Checked(
         terms.regularizer,
         "The regularizer of the bias, or None; unlike in Keras, may be set at any time.",
     )

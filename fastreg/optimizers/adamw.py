@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .._base import arguments, errors, steps
+from .._base.array_types import Real, Tensors
 from .._base.steps import Settings
-from .base import Optimizer, Rate, flags
+from .base import Clip, OnNonfinite, Optimizer, Rate, flags
+from .rules import GivenModed, Mode
 
 
 class AdamW(Optimizer):
@@ -50,24 +52,24 @@ class AdamW(Optimizer):
 
     def __init__(
         self,
-        tensors: Any,
+        tensors: Tensors,
         lr: Rate = 1e-3,
         *,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
+        betas: tuple[Real, Real] = (0.9, 0.999),
+        eps: Real = 1e-8,
+        weight_decay: Real = 1e-2,
         amsgrad: bool = False,
         maximize: bool = False,
-        rules: Any = None,
-        mode: str = "proximal",
+        rules: GivenModed = None,
+        mode: Mode = "proximal",
         scaled: bool = True,
         strength: Rate = 1.0,
         independent: bool = False,
-        initial_lr: float | None = None,
+        initial_lr: Real | None = None,
         cautious: bool = False,
-        max_norm: float | None = None,
-        clip: str = "total",
-        on_nonfinite: str | None = None,
+        max_norm: Real | None = None,
+        clip: Clip = "total",
+        on_nonfinite: OnNonfinite | None = None,
     ) -> None:
         self._betas = checked_betas(betas)
         self._eps = arguments.strength(eps, "eps")
@@ -120,4 +122,4 @@ def checked_betas(
 
 
 # The package makes itself the module of this class; doctest then needs to be told of it.
-__test__ = {"AdamW": AdamW}
+__test__: dict[str, Any] = {"AdamW": AdamW}

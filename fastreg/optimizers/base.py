@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import compress, repeat
 from operator import attrgetter, is_
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from .._arrays import host
 from .._arrays.libraries import ALL_NUMPY
 from .._base import arguments, dtypes, errors, steps
+from .._base.array_types import Factor, Real, Tensors
 from .._base.float_environment import Default
 from .._base.steps import Settings
 from .._engine import backend
@@ -21,11 +22,14 @@ from ..penalties.names import counted
 from ..penalties.plan import Arrays
 from . import saved
 from .records import StepRecord
-from .rules import Ruled, acting, checked, require_acting
-from .tensors import Tensors
+from .rules import GivenModed, Mode, Ruled, acting, checked, require_acting
+from .tensors import Tensors as Named
 
-Rate = float | Callable[[int], float]
+Rate: TypeAlias = Real | Callable[[int], Real]
 """A number, or a function of how many steps the optimizer took."""
+
+Clip: TypeAlias = Literal["total", "data"]
+OnNonfinite: TypeAlias = Literal["raise", "skip", "ignore"]
 
 CLIPS = ("total", "data")
 ON_NONFINITE = ("raise", "skip", "ignore")
@@ -57,25 +61,29 @@ class Optimizer:
     _kinds: tuple[str, ...]
     """What messages and the saved state call the arrays that are kept of each tensor."""
 
-    lr = arguments.Checked(rate, "The learning rate, a number >= 0 or a function of the step.")
-    strength = arguments.Checked(
+    lr: arguments.Checked[Rate] = arguments.Checked(
+        rate, "The learning rate, a number >= 0 or a function of the step."
+    )
+    strength: arguments.Checked[Rate] = arguments.Checked(
         rate, "What all strengths are multiplied with, a number >= 0 or a function of the step."
     )
-    max_norm = arguments.Checked(_bound, "The bound of the clip, or None for no clip.")
+    max_norm: arguments.Checked[float | None] = arguments.Checked(
+        _bound, "The bound of the clip, or None for no clip."
+    )
 
     def __init__(
         self,
-        tensors: Any,
+        tensors: Tensors,
         lr: Rate,
         *,
-        rules: Any,
-        mode: str,
+        rules: GivenModed,
+        mode: Mode,
         strength: Rate,
         independent: bool,
-        initial_lr: float | None,
-        max_norm: float | None,
-        clip: str,
-        on_nonfinite: str | None,
+        initial_lr: Real | None,
+        max_norm: Real | None,
+        clip: Clip,
+        on_nonfinite: OnNonfinite | None,
     ) -> None:
         self.lr = lr
         self.strength = strength
@@ -86,7 +94,7 @@ class Optimizer:
             arguments.choice(on_nonfinite, "on_nonfinite", ON_NONFINITE)
         self._on_nonfinite = on_nonfinite
         moded = checked(rules, mode)
-        self._tensors = Tensors(tensors, moded)
+        self._tensors = Named(tensors, moded)
         require_acting(
             () if rules is None else moded.modes.values(),
             bool(self._flags & steps.CAUTIOUS),
@@ -104,7 +112,7 @@ class Optimizer:
             )
         super().__setattr__(name, value)
 
-    def _checked_initial(self, independent: bool, initial_lr: float | None) -> float | None:
+    def _checked_initial(self, independent: bool, initial_lr: Real | None) -> float | None:
         if not arguments.flag(independent, "independent"):
             if initial_lr is not None:
                 raise ValueError(
@@ -135,7 +143,9 @@ class Optimizer:
         what = counted(ruled, len(roster.names), "tensors")
         return f"<{self._name}(lr={self.lr!r}) with rules for {what}>"
 
-    def step(self, grads: Any, *, loss_scale: float = 1.0, found_inf: Any = None) -> StepRecord:
+    def step(
+        self, grads: Tensors, *, loss_scale: Factor = 1.0, found_inf: bool | Factor | None = None
+    ) -> StepRecord:
         """Take a step: update all tensors in place, or none.
 
         Parameters
@@ -218,7 +228,7 @@ class Optimizer:
         roster, _ = self._tensors.ready()
         return saved.written(self._name, self._state(), roster.names)
 
-    def load_state_dict(self, state: Any) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave, also as ``numpy.load`` reads it.
 
         TypeError or ValueError, with the key, for another algorithm, other names, shapes, dtypes or
@@ -300,4 +310,4 @@ def flags(**given: tuple[Any, int]) -> int:
 
 
 # The package makes itself the module of this class; doctest then needs to be told of it.
-__test__ = {"Optimizer": Optimizer}
+__test__: dict[str, Any] = {"Optimizer": Optimizer}

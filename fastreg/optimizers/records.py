@@ -33,4 +33,4 @@ class StepRecord(NamedTuple):
 
 
 # The package makes itself the module of this class; doctest then needs to be told of it.
-__test__ = {"StepRecord": StepRecord}
+__test__: dict[str, object] = {"StepRecord": StepRecord}

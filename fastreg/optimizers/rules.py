@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from .._base import arguments, errors, steps
 from .._base.float_environment import products
 from .._base.steps import Settings
 from ..penalties.plan import STRENGTHS
-from ..penalties.rules import Rules, checked_rules, rule_name
+from ..penalties.rules import Rule, Rules, checked_rules, rule_name
 from ..regularizers.elementwise import Elementwise, is_fused
 
 MODES = ("gradient", "proximal", "decoupled")
+Mode: TypeAlias = Literal["gradient", "proximal", "decoupled"]
+GivenModed: TypeAlias = Mapping[str, Rule | tuple[Rule, Mode]] | Rule | tuple[Rule, Mode]
+"""Rules as users of an optimizer pass them."""
 
 
 class Moded(NamedTuple):

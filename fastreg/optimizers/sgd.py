@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from .._base import arguments, steps
+from .._base.array_types import Real, Tensors
 from .._base.steps import Settings
-from .base import Optimizer, Rate, flags
+from .base import Clip, OnNonfinite, Optimizer, Rate, flags
+from .rules import GivenModed, Mode
 
 
 class SGD(Optimizer):
@@ -73,23 +75,23 @@ class SGD(Optimizer):
 
     def __init__(
         self,
-        tensors: Any,
+        tensors: Tensors,
         lr: Rate,
         *,
-        momentum: float = 0.0,
-        dampening: float = 0.0,
-        weight_decay: float = 0.0,
+        momentum: Real = 0.0,
+        dampening: Real = 0.0,
+        weight_decay: Real = 0.0,
         nesterov: bool = False,
         maximize: bool = False,
-        rules: Any = None,
-        mode: str = "proximal",
+        rules: GivenModed = None,
+        mode: Mode = "proximal",
         strength: Rate = 1.0,
         independent: bool = False,
-        initial_lr: float | None = None,
+        initial_lr: Real | None = None,
         cautious: bool = False,
-        max_norm: float | None = None,
-        clip: str = "total",
-        on_nonfinite: str | None = None,
+        max_norm: Real | None = None,
+        clip: Clip = "total",
+        on_nonfinite: OnNonfinite | None = None,
     ) -> None:
         self._momentum = arguments.strength(momentum, "momentum")
         self._dampening = arguments.multiplier(dampening, "dampening")
@@ -131,4 +133,4 @@ class SGD(Optimizer):
 
 
 # The package makes itself the module of this class; doctest then needs to be told of it.
-__test__ = {"SGD": SGD}
+__test__: dict[str, Any] = {"SGD": SGD}

@@ -23,9 +23,9 @@ class Roster:
         self.all_names = names
         self.tied = tied
         """Each further name of a tied tensor, and the first one."""
-        self.names = tuple(name for name in names if name not in tied)
+        self.names: tuple[str, ...] = tuple(name for name in names if name not in tied)
         """Each tensor's first name."""
-        self.source = Selection(names, [*self.names])
+        self.source: Selection = Selection(names, [*self.names])
         places: dict[Any, int] = {}
         rules: list[Ruled | None] = []
         which = []
@@ -36,11 +36,11 @@ class Roster:
             if place == len(rules):
                 rules.append(one)
             which.append(place)
-        self.rules = tuple(rules)
+        self.rules: tuple[Ruled | None, ...] = tuple(rules)
         """What acts on the tensors, each once; None stands for nothing."""
-        self.which = tuple(which)
+        self.which: tuple[int, ...] = tuple(which)
         """For each tensor, the index of what acts on it."""
-        self.is_ruled = tuple(name in ruled for name in self.names)
+        self.is_ruled: tuple[bool, ...] = tuple(name in ruled for name in self.names)
 
     def still_tied(self, source: Any) -> bool:
         """Return whether what was tied still is."""

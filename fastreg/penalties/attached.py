@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, overload
 
 from .._arrays import results
 from .._arrays.libraries import ALL_NUMPY
+from .._base.array_types import Factor, Framework, Host, Made, Real, Tensors, Value
 from .._base.penalty import GRADIENT, VALUE_AND_ADD, VALUE_AND_GRADIENT
 from . import evaluation, proximal
 from .names import counted, names_of, require_kept
 from .plan import Arrays, Plan, Planner
 from .proximal import ProxRecord
 from .report import Report, make_report, shares_of_zeros
-from .rules import checked_rules
+from .rules import GivenRules, checked_rules
 
 
-def attach(tensors: Any, rules: Any) -> Penalties:
+@overload
+def attach(
+    tensors: Mapping[str, Host] | Sequence[Host], rules: GivenRules
+) -> Penalties[float, Host]: ...
+@overload
+def attach(
+    tensors: Mapping[str, Framework[Made]] | Sequence[Framework[Made]], rules: GivenRules
+) -> Penalties[float | Made, Made]: ...
+@overload
+def attach(tensors: Tensors, rules: GivenRules) -> Penalties[Any, Any]: ...
+def attach(tensors: Any, rules: Any) -> Penalties[Any, Any]:
     """Put penalties on the tensors of a model, by name.
 
     Parameters
@@ -49,7 +61,7 @@ def attach(tensors: Any, rules: Any) -> Penalties:
     return Penalties(tensors, rules)
 
 
-class Penalties:
+class Penalties(Generic[Value, Made]):
     """Penalties on many tensors; made by :func:`attach`.
 
     Every method takes `tensors` for those whose arrays are immutable or elsewhere this time: it is
@@ -66,7 +78,7 @@ class Penalties:
     there but no gradient, it is a float.
     """
 
-    def __init__(self, tensors: Any, rules: Any) -> None:
+    def __init__(self, tensors: Tensors, rules: GivenRules) -> None:
         self._tensors = tensors
         self._planner = Planner(checked_rules(rules))
         self._planner.ready(tensors)
@@ -81,7 +93,7 @@ class Penalties:
         plan, _ = self._ready(self._tensors)
         return f"<Penalties on {counted(plan.names, len(names), 'tensors')}>"
 
-    def value(self, *, tensors: Any = None, scale: float = 1.0) -> Any:
+    def value(self, *, tensors: Tensors | None = None, scale: Factor = 1.0) -> Value:
         """Return the penalty of all tensors: the canonical sum of their penalties.
 
         It is a float; on a CUDA device 0-d, see above.  Where a tensor requires grad or is traced,
@@ -95,11 +107,12 @@ class Penalties:
         0.03
         """
         plan, weights = self._ready(tensors)
-        return evaluation.value(plan, weights, scale)
+        found: Value = evaluation.value(plan, weights, scale)
+        return found
 
     def gradient(
-        self, *, tensors: Any = None, scale: float = 1.0, grad_scale: float = 1.0
-    ) -> dict[str, Any]:
+        self, *, tensors: Tensors | None = None, scale: Factor = 1.0, grad_scale: Factor = 1.0
+    ) -> dict[str, Made]:
         """Return the gradients of the penalised tensors, as new arrays by name.
 
         There is one of the kind, shape, dtype and layout of each tensor that has a penalty (the
@@ -117,8 +130,8 @@ class Penalties:
         return evaluation.new_gradients(GRADIENT, plan, weights, scale, grad_scale)[1]
 
     def value_and_grad(
-        self, *, tensors: Any = None, scale: float = 1.0, grad_scale: float = 1.0
-    ) -> tuple[Any, dict[str, Any]]:
+        self, *, tensors: Tensors | None = None, scale: Factor = 1.0, grad_scale: Factor = 1.0
+    ) -> tuple[Value, dict[str, Made]]:
         """Return what :meth:`value` and :meth:`gradient` give, in one pass.
 
         Torch tensors that require a gradient are accepted: their gradients are given.
@@ -132,8 +145,13 @@ class Penalties:
         return evaluation.new_gradients(VALUE_AND_GRADIENT, plan, weights, scale, grad_scale)
 
     def accumulate(
-        self, grads: Any, *, tensors: Any = None, scale: float = 1.0, grad_scale: float = 1.0
-    ) -> Any:
+        self,
+        grads: Tensors,
+        *,
+        tensors: Tensors | None = None,
+        scale: Real = 1.0,
+        grad_scale: Real = 1.0,
+    ) -> Value:
         """Add the gradients of all penalties to `grads` in place, and return the penalty.
 
         Parameters
@@ -164,12 +182,12 @@ class Penalties:
         foreign = not ALL_NUMPY(map(type, gradients))
         if foreign:
             results.check_targets(gradients, plan.names)
-        total = evaluation.total(VALUE_AND_ADD, plan, weights, gradients, scale, grad_scale)
+        total: Value = evaluation.total(VALUE_AND_ADD, plan, weights, gradients, scale, grad_scale)
         if foreign:
             results.all_written(gradients)
         return total
 
-    def prox(self, step: float, *, tensors: Any = None, scale: float = 1.0) -> ProxRecord:
+    def prox(self, step: Real, *, tensors: Tensors | None = None, scale: Real = 1.0) -> ProxRecord:
         """Take the proximal step of all penalties, in place: ``w = regularizer.prox(w, step)``.
 
         Call it after the optimizer's step, with the learning rate as `step`, and without the
@@ -205,7 +223,7 @@ class Penalties:
         require_kept(self._tensors if tensors is None else tensors, plan.names, weights, "tensors")
         return proximal.take(plan, weights, step, scale)
 
-    def report(self, *, tensors: Any = None, scale: float = 1.0) -> Report:
+    def report(self, *, tensors: Tensors | None = None, scale: Real = 1.0) -> Report:
         """Return each tensor's penalty, share of zeros and rule, as ``ReportRow`` by name.
 
         ``print(report)`` shows a table.  Tensors on a CUDA device are copied to the host one by one
@@ -231,4 +249,4 @@ class Penalties:
 
 
 # The package makes itself the module of this class; doctest then needs to be told of it.
-__test__ = {"Penalties": Penalties}
+__test__: dict[str, Any] = {"Penalties": Penalties}

@@ -21,7 +21,7 @@ from .plan import Arrays, Plan
 from .rules import called, rule_name
 
 
-def value(plan: Plan, weights: Arrays, scale: float) -> Any:
+def value(plan: Plan, weights: Arrays, scale: Any) -> Any:
     """Return the canonical sum of the penalties, as :func:`total` does or differentiable."""
     port = dispatch.port_for_values(weights, plan.names)
     if port is None:
@@ -48,8 +48,8 @@ def total(
     plan: Plan,
     weights: Arrays,
     gradients: Arrays | None,
-    scale: float,
-    grad_scale: float,
+    scale: Any,
+    grad_scale: Any,
     per_tensor: bool = False,
 ) -> Any:
     """Do what `outputs` asks for, and return the canonical sum of the penalties.
@@ -83,7 +83,7 @@ def total(
     return result
 
 
-def values(plan: Plan, weights: Arrays, scale: float, port: Any = None) -> list[float]:
+def values(plan: Plan, weights: Arrays, scale: Any, port: Any = None) -> list[float]:
     """Return each tensor's penalty, from a `port` where one is given; callables run."""
     if not plan.others and port is None:
         fused_values: list[float] = total(VALUE, plan, weights, None, scale, 1.0, True)
@@ -104,7 +104,7 @@ def values(plan: Plan, weights: Arrays, scale: float, port: Any = None) -> list[
 
 
 def new_gradients(
-    outputs: int, plan: Plan, weights: Arrays, scale: float, grad_scale: float
+    outputs: int, plan: Plan, weights: Arrays, scale: Any, grad_scale: Any
 ) -> tuple[Any, dict[str, Any]]:
     """Return what :func:`total` gives, and new gradients by name in the kinds of the tensors."""
     _require_gradients(plan)
@@ -122,7 +122,7 @@ def new_gradients(
 
 
 def _new_gradients(
-    outputs: int, plan: Plan, weights: Arrays, scale: float, grad_scale: float
+    outputs: int, plan: Plan, weights: Arrays, scale: Any, grad_scale: Any
 ) -> tuple[Any, dict[str, Any]]:
     gradients = tuple(
         np.empty_like(weight)
@@ -183,8 +183,8 @@ def _with_callables(
     plan: Plan,
     weights: Arrays,
     gradients: Arrays,
-    scale: float,
-    grad_scale: float,
+    scale: Any,
+    grad_scale: Any,
 ) -> list[float] | None:
     """Do what one call to the core does, for a plan that has callables."""
     _require_gradients(plan)

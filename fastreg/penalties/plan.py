@@ -33,8 +33,8 @@ class Selection:
     __slots__ = ("_all_wanted", "_getter", "_mask", "names", "wanted")
 
     def __init__(self, names: Names, wanted: Names) -> None:
-        self.names = names
-        self.wanted = wanted
+        self.names: Names = names
+        self.wanted: Names = wanted
         # A dict's values come in the order of its names; where the wanted ones do too, they are
         # picked by position, which is several times faster than by name.
         chosen = set(wanted)
@@ -104,21 +104,21 @@ class Plan:
         rule_of: Mapping[str, Any],
     ) -> None:
         wanted = [name for name in names if name in rules]
-        self.names = tuple(wanted)
+        self.names: tuple[str, ...] = tuple(wanted)
         """Tensors with a penalty, in mapping order."""
-        self.rules = rules
-        self.tied = tied
+        self.rules: dict[str, Any] = rules
+        self.tied: tuple[tuple[str, str], ...] = tied
         """Pairs of a tied tensor's name and the name it counts under."""
         self._tied_rules = [(rule_of[name], rule_of[first]) for name, first in tied]
-        self.source = Selection(names, wanted)
+        self.source: Selection = Selection(names, wanted)
         # A tensor with the rule None has no penalty, but must not come to be tied to one that has.
         folded = {name for name, _ in tied}
         untied = [name for name in names if name in rule_of and name not in folded]
         self._untied = None if untied == wanted else Selection(names, untied)
         self._gradients = self.source
-        self.fused = tuple(is_fused(rules[name]) for name in self.names)
+        self.fused: tuple[bool, ...] = tuple(is_fused(rules[name]) for name in self.names)
         """Which of `names` the core evaluates."""
-        self.others = not all(self.fused)
+        self.others: bool = not all(self.fused)
         places: dict[int, int] = {}
         unique: list[Elementwise] = []
         which = []
@@ -129,7 +129,7 @@ class Plan:
                 unique.append(rule)
             which.append(place)
         self._unique = tuple(unique)
-        self.which = tuple(which)
+        self.which: tuple[int, ...] = tuple(which)
         """For each tensor that the core evaluates, the index of its strengths."""
 
     def strengths(self) -> tuple[tuple[float, float], ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from .. import regularizers
 from .._base import errors
@@ -14,6 +14,19 @@ from .names import Names
 
 Takes = Callable[[str, str], bool]
 """Whether the rule of a glob that matches a name takes it, given the name and the glob."""
+
+Rule: TypeAlias = (
+    regularizers.Regularizer
+    | str
+    | type[regularizers.Regularizer]
+    | Callable[[Any], Any]
+    | Mapping[str, str | Mapping[str, Any] | None]
+    | None
+)
+"""What ``fastreg.regularizers.get`` takes; the mapping is a saved form."""
+
+GivenRules: TypeAlias = Mapping[str, Rule] | Rule
+"""Rules as users pass them: by glob, or one for all tensors."""
 
 
 class Rules(NamedTuple):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Regularizer:
@@ -31,7 +34,7 @@ class Regularizer:
         return 0.0
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Regularizer:
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Return a regularizer with the arguments that :meth:`get_config` returned.
 
         >>> from fastreg.regularizers import L1
@@ -70,4 +73,4 @@ class Configured(Regularizer):
 
 
 # The package makes itself the module of this class; doctest then needs to be told of it.
-__test__ = {"Regularizer": Regularizer}
+__test__: dict[str, Any] = {"Regularizer": Regularizer}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 from .._arrays import results
 from .._autodiff import dispatch
 from .._base import arguments
+from .._base.array_types import AnyArray, Factor, Framework, Host, Made, Other, Real, Target
 from .._base.penalty import GRADIENT, PROXIMAL, VALUE, VALUE_AND_ADD, VALUE_AND_GRADIENT
 from .._engine import backend, calls
 from .._engine.recording import claim, unclaimed
@@ -25,7 +26,13 @@ class Elementwise(Configured):
     _l1: float
     _l2: float
 
-    def __call__(self, w: Any, *, scale: float = 1.0) -> Any:
+    @overload
+    def __call__(self, w: Host, *, scale: Real = 1.0) -> float: ...
+    @overload
+    def __call__(self, w: Framework[Made], *, scale: Factor = 1.0) -> Made: ...
+    @overload
+    def __call__(self, w: Other, *, scale: Factor = 1.0) -> Any: ...
+    def __call__(self, w: Any, *, scale: Any = 1.0) -> Any:
         """Return the penalty ``scale * (l1 * sum(abs(w)) + l2 * sum(w**2))``.
 
         Parameters
@@ -70,9 +77,23 @@ class Elementwise(Configured):
             claim(self._strengths)
         return results.wrap_value(value, w)
 
+    @overload
     def gradient(
-        self, w: Any, out: Any = None, *, scale: float = 1.0, grad_scale: float = 1.0
-    ) -> Any:
+        self, w: Host, out: None = None, *, scale: Real = 1.0, grad_scale: Real = 1.0
+    ) -> Host: ...
+    @overload
+    def gradient(
+        self, w: Framework[Made], out: None = None, *, scale: Factor = 1.0, grad_scale: Factor = 1.0
+    ) -> Made: ...
+    @overload
+    def gradient(
+        self, w: Other, out: None = None, *, scale: Factor = 1.0, grad_scale: Factor = 1.0
+    ) -> Any: ...
+    @overload
+    def gradient(
+        self, w: AnyArray, out: Target, *, scale: Real = 1.0, grad_scale: Real = 1.0
+    ) -> Target: ...
+    def gradient(self, w: Any, out: Any = None, *, scale: Any = 1.0, grad_scale: Any = 1.0) -> Any:
         """Return the gradient ``scale * grad_scale * (l1 * sign(w) + 2 * l2 * w)``.
 
         Parameters
@@ -107,8 +128,32 @@ class Elementwise(Configured):
             calls.complete_one(GRADIENT, w, result, self._l1, self._l2, scale, grad_scale)
         return result if type(result) is type(w) is _ndarray else self._made(result, w, out)
 
+    @overload
     def value_and_grad(
-        self, w: Any, out: Any = None, *, scale: float = 1.0, grad_scale: float = 1.0
+        self, w: Host, out: None = None, *, scale: Real = 1.0, grad_scale: Real = 1.0
+    ) -> tuple[float, Host]: ...
+    @overload
+    def value_and_grad(
+        self, w: Framework[Made], out: None = None, *, scale: Factor = 1.0, grad_scale: Factor = 1.0
+    ) -> tuple[Made, Made]: ...
+    @overload
+    def value_and_grad(
+        self, w: Other, out: None = None, *, scale: Factor = 1.0, grad_scale: Factor = 1.0
+    ) -> tuple[Any, Any]: ...
+    @overload
+    def value_and_grad(
+        self, w: Host, out: Target, *, scale: Real = 1.0, grad_scale: Real = 1.0
+    ) -> tuple[float, Target]: ...
+    @overload
+    def value_and_grad(
+        self, w: Framework[Made], out: Target, *, scale: Real = 1.0, grad_scale: Real = 1.0
+    ) -> tuple[Made, Target]: ...
+    @overload
+    def value_and_grad(
+        self, w: Other, out: Target, *, scale: Real = 1.0, grad_scale: Real = 1.0
+    ) -> tuple[Any, Target]: ...
+    def value_and_grad(
+        self, w: Any, out: Any = None, *, scale: Any = 1.0, grad_scale: Any = 1.0
     ) -> tuple[Any, Any]:
         """Return the penalty and its gradient from one pass over `w`.
 
@@ -143,7 +188,19 @@ class Elementwise(Configured):
             return value, result
         return results.wrap_value(value, w), self._made(result, w, out)
 
-    def accumulate(self, w: Any, grad: Any, *, scale: float = 1.0, grad_scale: float = 1.0) -> Any:
+    @overload
+    def accumulate(
+        self, w: Host, grad: AnyArray, *, scale: Real = 1.0, grad_scale: Real = 1.0
+    ) -> float: ...
+    @overload
+    def accumulate(
+        self, w: Framework[Made], grad: AnyArray, *, scale: Real = 1.0, grad_scale: Real = 1.0
+    ) -> float | Made: ...
+    @overload
+    def accumulate(
+        self, w: Other, grad: AnyArray, *, scale: Real = 1.0, grad_scale: Real = 1.0
+    ) -> Any: ...
+    def accumulate(self, w: Any, grad: Any, *, scale: Any = 1.0, grad_scale: Any = 1.0) -> Any:
         """Add the gradient to `grad` in-place, in one pass over both, and return the penalty.
 
         Parameters
@@ -185,7 +242,17 @@ class Elementwise(Configured):
             results.written(grad)
         return value
 
-    def prox(self, w: Any, step: float, out: Any = None, *, scale: float = 1.0) -> Any:
+    @overload
+    def prox(self, w: Host, step: Real, out: None = None, *, scale: Real = 1.0) -> Host: ...
+    @overload
+    def prox(
+        self, w: Framework[Made], step: Factor, out: None = None, *, scale: Factor = 1.0
+    ) -> Made: ...
+    @overload
+    def prox(self, w: Other, step: Factor, out: None = None, *, scale: Factor = 1.0) -> Any: ...
+    @overload
+    def prox(self, w: AnyArray, step: Real, out: Target, *, scale: Real = 1.0) -> Target: ...
+    def prox(self, w: Any, step: Any, out: Any = None, *, scale: Any = 1.0) -> Any:
         """Return the proximal step: of all u the one with the least |u - w|**2 / 2 + step * f(u).
 
         f is the penalty, times `scale`.  This is ``sign(w) * max(abs(w) - step * l1, 0) /
@@ -277,9 +344,9 @@ class L1(Elementwise):
     __slots__ = ()
 
     _arguments = ("l1",)
-    l1 = _strength("sum(abs(w))")
+    l1: arguments.Checked[float] = _strength("sum(abs(w))")
 
-    def __init__(self, l1: float | None = 0.01) -> None:
+    def __init__(self, l1: Real | None = 0.01) -> None:
         self._l1 = _default(l1, 0.01, "l1")
         self._l2 = 0.0
 
@@ -303,9 +370,9 @@ class L2(Elementwise):
     __slots__ = ()
 
     _arguments = ("l2",)
-    l2 = _strength("sum(w**2)")
+    l2: arguments.Checked[float] = _strength("sum(w**2)")
 
-    def __init__(self, l2: float | None = 0.01) -> None:
+    def __init__(self, l2: Real | None = 0.01) -> None:
         self._l1 = 0.0
         self._l2 = _default(l2, 0.01, "l2")
 
@@ -329,10 +396,10 @@ class L1L2(Elementwise):
     __slots__ = ()
 
     _arguments = ("l1", "l2")
-    l1 = _strength("sum(abs(w))")
-    l2 = _strength("sum(w**2)")
+    l1: arguments.Checked[float] = _strength("sum(abs(w))")
+    l2: arguments.Checked[float] = _strength("sum(w**2)")
 
-    def __init__(self, l1: float | None = 0.0, l2: float | None = 0.0) -> None:
+    def __init__(self, l1: Real | None = 0.0, l2: Real | None = 0.0) -> None:
         self._l1 = _default(l1, 0.0, "l1")
         self._l2 = _default(l2, 0.0, "l2")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,7 @@ import numpy.typing as npt
 from .._arrays import results
 from .._autodiff import dispatch, orthogonal
 from .._base import arguments, dtypes
+from .._base.array_types import AnyArray, Factor, Framework, Host, Made, Other, Real, Target
 from .._base.float_environment import Default
 from .._base.penalty import VALUE, VALUE_AND_ADD, VALUE_AND_GRADIENT, call_of_one
 from .._engine import checks
@@ -53,14 +54,24 @@ class OrthogonalRegularizer(Configured):
     _factor: float
     _mode: str
     _arguments = ("factor", "mode")
-    factor = arguments.Checked(arguments.strength, "Strength; may be set between calls.")
-    mode = arguments.Checked(_checked_mode, 'What is to be orthogonal, "rows" or "columns".')
+    factor: arguments.Checked[float] = arguments.Checked(
+        arguments.strength, "Strength; may be set between calls."
+    )
+    mode: arguments.Checked[str] = arguments.Checked(
+        _checked_mode, 'What is to be orthogonal, "rows" or "columns".'
+    )
 
-    def __init__(self, factor: float = 0.01, mode: str = "rows") -> None:
+    def __init__(self, factor: Real = 0.01, mode: Literal["rows", "columns"] = "rows") -> None:
         self.factor = factor
         self.mode = mode
 
-    def __call__(self, w: Any, *, scale: float = 1.0) -> Any:
+    @overload
+    def __call__(self, w: Host, *, scale: Real = 1.0) -> float: ...
+    @overload
+    def __call__(self, w: Framework[Made], *, scale: Factor = 1.0) -> Made: ...
+    @overload
+    def __call__(self, w: Other, *, scale: Factor = 1.0) -> Any: ...
+    def __call__(self, w: Any, *, scale: Any = 1.0) -> Any:
         """Return the penalty of a matrix; arguments and result are as for :class:`L1`."""
         port = dispatch.port_for_value(w, self._factor, scale)
         if port is not None:
@@ -69,14 +80,52 @@ class OrthogonalRegularizer(Configured):
         value, _ = self._evaluate(VALUE, w, None, scale, 1.0)
         return results.wrap_value(value, w)
 
+    @overload
     def gradient(
-        self, w: Any, out: Any = None, *, scale: float = 1.0, grad_scale: float = 1.0
-    ) -> Any:
+        self, w: Host, out: None = None, *, scale: Real = 1.0, grad_scale: Real = 1.0
+    ) -> Host: ...
+    @overload
+    def gradient(
+        self, w: Framework[Made], out: None = None, *, scale: Factor = 1.0, grad_scale: Factor = 1.0
+    ) -> Made: ...
+    @overload
+    def gradient(
+        self, w: Other, out: None = None, *, scale: Factor = 1.0, grad_scale: Factor = 1.0
+    ) -> Any: ...
+    @overload
+    def gradient(
+        self, w: AnyArray, out: Target, *, scale: Real = 1.0, grad_scale: Real = 1.0
+    ) -> Target: ...
+    def gradient(self, w: Any, out: Any = None, *, scale: Any = 1.0, grad_scale: Any = 1.0) -> Any:
         """Return the gradient; arguments and result are as for :class:`L1`."""
         return self.value_and_grad(w, out, scale=scale, grad_scale=grad_scale)[1]
 
+    @overload
     def value_and_grad(
-        self, w: Any, out: Any = None, *, scale: float = 1.0, grad_scale: float = 1.0
+        self, w: Host, out: None = None, *, scale: Real = 1.0, grad_scale: Real = 1.0
+    ) -> tuple[float, Host]: ...
+    @overload
+    def value_and_grad(
+        self, w: Framework[Made], out: None = None, *, scale: Factor = 1.0, grad_scale: Factor = 1.0
+    ) -> tuple[Made, Made]: ...
+    @overload
+    def value_and_grad(
+        self, w: Other, out: None = None, *, scale: Factor = 1.0, grad_scale: Factor = 1.0
+    ) -> tuple[Any, Any]: ...
+    @overload
+    def value_and_grad(
+        self, w: Host, out: Target, *, scale: Real = 1.0, grad_scale: Real = 1.0
+    ) -> tuple[float, Target]: ...
+    @overload
+    def value_and_grad(
+        self, w: Framework[Made], out: Target, *, scale: Real = 1.0, grad_scale: Real = 1.0
+    ) -> tuple[Made, Target]: ...
+    @overload
+    def value_and_grad(
+        self, w: Other, out: Target, *, scale: Real = 1.0, grad_scale: Real = 1.0
+    ) -> tuple[Any, Target]: ...
+    def value_and_grad(
+        self, w: Any, out: Any = None, *, scale: Any = 1.0, grad_scale: Any = 1.0
     ) -> tuple[Any, Any]:
         """Return the penalty and its gradient; arguments and result are as for :class:`L1`."""
         if out is None:
@@ -97,9 +146,19 @@ class OrthogonalRegularizer(Configured):
             results.wrap_gradient(result, w) if out is None else results.written(out)
         )
 
+    @overload
     def accumulate(
-        self, w: Any, grad: Any, *, scale: float = 1.0, grad_scale: float = 1.0
-    ) -> float:
+        self, w: Host, grad: AnyArray, *, scale: Real = 1.0, grad_scale: Real = 1.0
+    ) -> float: ...
+    @overload
+    def accumulate(
+        self, w: Framework[Made], grad: AnyArray, *, scale: Real = 1.0, grad_scale: Real = 1.0
+    ) -> float | Made: ...
+    @overload
+    def accumulate(
+        self, w: Other, grad: AnyArray, *, scale: Real = 1.0, grad_scale: Real = 1.0
+    ) -> Any: ...
+    def accumulate(self, w: Any, grad: Any, *, scale: Any = 1.0, grad_scale: Any = 1.0) -> Any:
         """Add the gradient to `grad` and return the penalty; as for :class:`L1`."""
         results.checked_target(grad, "grad")
         value, slope = self._evaluate(VALUE_AND_ADD, w, grad, scale, grad_scale)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
@@ -35,6 +35,20 @@ def _by_name(name: str, argument: str) -> Regularizer:
     return _CLASSES[name]()
 
 
+Kind = TypeVar("Kind")
+Rule = TypeVar("Rule", bound=Callable[..., Any])
+
+
+@overload
+def get(identifier: None) -> None: ...
+@overload
+def get(identifier: str) -> Regularizer: ...
+@overload
+def get(identifier: Mapping[str, Any]) -> Any: ...
+@overload
+def get(identifier: type[Kind]) -> Kind: ...  # type: ignore[overload-overlap]
+@overload
+def get(identifier: Rule) -> Rule: ...
 def get(identifier: Any) -> Any:
     """Return the regularizer that an argument stands for, as ``keras.regularizers.get`` does.
 
@@ -113,6 +127,12 @@ def saved_instance(found: Any, argument: str) -> Any:
     return saved_form(None, name, found.get_config(), name)
 
 
+@overload
+def serialize(regularizer: None) -> None: ...
+@overload
+def serialize(regularizer: str) -> str: ...
+@overload
+def serialize(regularizer: Callable[..., Any]) -> dict[str, Any]: ...
 def serialize(regularizer: Any) -> Any:
     """Return the saved form of a regularizer: plain Python objects, those that Keras writes.
 
@@ -166,6 +186,12 @@ def serialize(regularizer: Any) -> Any:
     return saved_form(module, kind.__name__, regularizer.get_config(), registered)
 
 
+@overload
+def deserialize(config: None, custom_objects: Mapping[str, Any] | None = None) -> None: ...
+@overload
+def deserialize(
+    config: Mapping[str, Any] | str, custom_objects: Mapping[str, Any] | None = None
+) -> Any: ...
 def deserialize(config: Any, custom_objects: Mapping[str, Any] | None = None) -> Any:
     """Return the regularizer of a saved form, one of Keras or :func:`serialize`.
 

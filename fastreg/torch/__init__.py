@@ -19,10 +19,10 @@ from __future__ import annotations
 
 try:
     import torch as _torch
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
-        f"fastreg.torch needs PyTorch 2.6 or later ({error}); install fastreg-kernels[torch]"
-    ) from error
+        f"fastreg.torch needs PyTorch 2.6 or later ({_error}); install fastreg-kernels[torch]"
+    ) from _error
 
 if tuple(int(part) for part in _torch.__version__.split(".")[:2]) < (2, 6):
     raise ImportError(

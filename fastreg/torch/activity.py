@@ -47,13 +47,14 @@ class Activity:
         batch_axis: Any,
         allow_unmatched: bool = False,
     ) -> None:
-        self.divides = arguments.choice(reduction, "activity_reduction", REDUCTIONS) == "mean"
+        self.divides: bool = arguments.choice(reduction, "activity_reduction", REDUCTIONS) == "mean"
         self.terms: list[_Term] = []
         self.rules: Rules | None = None
         self._module = module
         self._handles: list[Any] = []
         self._hooked: dict[str, Any] = {}
         self._waiting = 0
+        self.batch_axis: int
         by_glob, self.batch_axis = _checked_batch_axis(batch_axis)
         if rules is None:
             return
@@ -83,7 +84,7 @@ class Activity:
             self._hooked[name] = weakref.ref(modules[name])
             self._handles.append(modules[name].register_forward_hook(hook, prepend=first))
 
-    def take(self, scale: float | None) -> Any:
+    def take(self, scale: Any) -> Any:
         """Return the sum of the terms, 0-d, and forget them; 0.0 where there are none."""
         if scale is not None:
             scale = arguments.multiplier(scale, "scale")

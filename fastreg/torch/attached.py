@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 
 from .._autodiff.torch import engines
+from .._base.array_types import Real
 from ..penalties import ProxRecord, Report
 from ..penalties.names import counted
+from ..penalties.rules import Rule
 from . import in_backward, proximal
 from .activity import Activity
 from .module_penalties import ModulePenalties, summed
-from .parameters import require_module
+from .parameters import ModuleRules, require_module
 from .steps import UNSAID, StepHandle, checked_max_norm, unwrapped, warn_of_weight_decay
 
 
 def attach(
-    module: Any,
-    rules: Any,
-    activity_regularizer: Any = None,
+    module: torch.nn.Module,
+    rules: ModuleRules,
+    activity_regularizer: Mapping[str, Rule] | None = None,
     *,
-    activity_reduction: str = "mean",
-    activity_batch_axis: Any = 0,
+    activity_reduction: Literal["mean", "sum"] = "mean",
+    activity_batch_axis: int | Mapping[str, Any] = 0,
     allow_unmatched: bool = False,
 ) -> Penalties:
     """Put penalties on the parameters of a module, by name.
@@ -108,12 +111,12 @@ class Penalties:
 
     def __init__(
         self,
-        module: Any,
-        rules: Any,
-        activity_regularizer: Any = None,
+        module: torch.nn.Module,
+        rules: ModuleRules,
+        activity_regularizer: Mapping[str, Rule] | None = None,
         *,
-        activity_reduction: str = "mean",
-        activity_batch_axis: Any = 0,
+        activity_reduction: Literal["mean", "sum"] = "mean",
+        activity_batch_axis: int | Mapping[str, Any] = 0,
         allow_unmatched: bool = False,
     ) -> None:
         require_module(module)
@@ -188,7 +191,19 @@ class Penalties:
             self._penalties.step.remove()
             self._penalties.step = None
 
-    def accumulate(self, *, scale: float = 1.0, grad_scale: float = 1.0, value: bool = True) -> Any:
+    @overload
+    def accumulate(
+        self, *, scale: Real = 1.0, grad_scale: Real = 1.0, value: Literal[True] = True
+    ) -> float | torch.Tensor: ...
+    @overload
+    def accumulate(
+        self, *, scale: Real = 1.0, grad_scale: Real = 1.0, value: Literal[False]
+    ) -> None: ...
+    @overload
+    def accumulate(
+        self, *, scale: Real = 1.0, grad_scale: Real = 1.0, value: bool
+    ) -> float | torch.Tensor | None: ...
+    def accumulate(self, *, scale: Real = 1.0, grad_scale: Real = 1.0, value: bool = True) -> Any:
         """Add the gradients of all penalties to the ``.grad`` of the parameters.
 
         Call it once per optimizer step, after the last ``backward()``.  A ``.grad`` that is missing
@@ -244,7 +259,9 @@ class Penalties:
             self._activity.require_taken()
         return summed(self._penalties.add(scale, grad_scale, value, not torch.is_grad_enabled()))
 
-    def value(self, *, tensors: Any = None, scale: float = 1.0) -> Any:
+    def value(
+        self, *, tensors: Mapping[str, torch.Tensor] | None = None, scale: Real = 1.0
+    ) -> torch.Tensor | float:
         """Return the penalty of all parameters; in a loss, ``loss + penalties.value()``.
 
         Parameters
@@ -299,7 +316,7 @@ class Penalties:
             return _outside_of_graphs(self._penalties.value, {"scale": scale, "tensors": tensors})
         return self._penalties.value(scale, tensors)
 
-    def prox(self, step: float, *, scale: float = 1.0) -> ProxRecord:
+    def prox(self, step: Real, *, scale: Real = 1.0) -> ProxRecord:
         """Take the proximal step of all penalties on the parameters, in place, not recorded.
 
         Call it after ``optimizer.step()``, with the learning rate as `step`, and without the
@@ -348,7 +365,7 @@ class Penalties:
         with torch.no_grad():
             return proximal.take(self._penalties, step, scale)
 
-    def report(self, *, scale: float = 1.0) -> Report:
+    def report(self, *, scale: Real = 1.0) -> Report:
         """Return each parameter's penalty, share of zeros and rule, as ``fastreg.Penalties`` does.
 
         Examples
@@ -400,9 +417,9 @@ class Penalties:
         self,
         optimizer: Any,
         *,
-        max_norm: float | None = UNSAID,
-        scale: float = 1.0,
-        grad_scale: float = 1.0,
+        max_norm: Real | None = UNSAID,
+        scale: Real = 1.0,
+        grad_scale: Real = 1.0,
         value: bool = True,
     ) -> StepHandle:
         """Add the gradients of all penalties before each ``optimizer.step()``.
@@ -491,7 +508,7 @@ class Penalties:
         return step
 
     @property
-    def last(self) -> Any:
+    def last(self) -> torch.Tensor | float | None:
         """The penalty that was added before the last step; None before the first.
 
         Of sharded parameters it is summed when it is first read: read it in all processes.
@@ -499,7 +516,7 @@ class Penalties:
         self._last = summed(self._last)
         return self._last
 
-    def activity(self, *, scale: float | None = None) -> Any:
+    def activity(self, *, scale: Real | None = None) -> torch.Tensor:
         """Return the activity penalties of the forward passes since the last call.
 
         Add it to the loss, before the loss is scaled or divided::
@@ -587,4 +604,4 @@ def _copy(*arguments: Any) -> Penalties:
 
 
 # The package makes itself the module of this class; doctest then needs to be told of it.
-__test__ = {"Penalties": Penalties}
+__test__: dict[str, object] = {"Penalties": Penalties}

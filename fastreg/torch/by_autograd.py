@@ -16,7 +16,7 @@ class ByAutograd:
 
     def __init__(self, rule: Any) -> None:
         self.rule = rule
-        self.__name__ = rule_name(rule)
+        self.__name__: str = rule_name(rule)
 
     def __call__(self, w: Any) -> Any:
         return self.rule(w)
@@ -55,7 +55,7 @@ class OfComplex:
     def __init__(self, differentiated: Any, rule: Any) -> None:
         self.rule = rule
         self._differentiated = differentiated
-        self.__name__ = rule_name(rule)
+        self.__name__: str = rule_name(rule)
 
     def __call__(self, w: Any) -> Any:
         return self.rule(w if w.is_complex() else torch.view_as_complex(w))

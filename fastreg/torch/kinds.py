@@ -20,7 +20,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from .._base import errors
-from ..penalties.rules import checked_rule
+from ..penalties.rules import Rule, checked_rule
 
 KERNEL, EMBEDDING, OTHER = "kernel", "embedding", "other"
 
@@ -44,8 +44,8 @@ class Kernels:
     __slots__ = ("embeddings", "regularizer")
 
     def __init__(self, regularizer: Any, embeddings: bool) -> None:
-        self.regularizer = regularizer
-        self.embeddings = embeddings
+        self.regularizer: Any = regularizer
+        self.embeddings: bool = embeddings
 
     def __repr__(self) -> str:
         embeddings = ", embeddings=True" if self.embeddings else ""
@@ -56,7 +56,7 @@ class Kernels:
         return kind == KERNEL or (self.embeddings and kind == EMBEDDING)
 
 
-def kernels(regularizer: Any, *, embeddings: bool = False) -> Kernels:
+def kernels(regularizer: Rule, *, embeddings: bool = False) -> Kernels:
     """Return a rule for the weights of a module that multiply activations, and for no others.
 
     It needs no names.  Kernels are the weights of ``Linear``, ``Bilinear``, convolutions,

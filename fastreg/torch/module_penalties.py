@@ -62,11 +62,11 @@ class ModulePenalties:
     """The penalties on the parameters of a module, as these are at each call."""
 
     def __init__(self, module: Any, rules: Any, allow_unmatched: bool = False) -> None:
-        self.parameters = Parameters(module)
-        self.planner = ParameterPlanner(rules, self.parameters, allow_unmatched)
+        self.parameters: Parameters = Parameters(module)
+        self.planner: ParameterPlanner = ParameterPlanner(rules, self.parameters, allow_unmatched)
         self.step: StepHandle | None = None
         """The handle of ``before_step``; its optimizer has to hold the parameters."""
-        self.last_added = in_backward.LastAdded()
+        self.last_added: in_backward.LastAdded = in_backward.LastAdded()
         self._trained: list[bool] = []
         self._plain: _PlainCall | None = None
         self._groups: list[tuple[Any, str]] | None = None
@@ -111,7 +111,7 @@ class ModulePenalties:
         torch_shards.local_tensors(weights, plan.names)  # refuses the parameters of FSDP1
         return _PlainCall(plan, weights, others, frozen)
 
-    def value(self, scale: float, tensors: Any = None) -> Any:
+    def value(self, scale: Any, tensors: Any = None) -> Any:
         """Return the penalty, differentiable while torch records gradients.
 
         `tensors` by name are instead of the parameters that have a penalty.
@@ -137,7 +137,7 @@ class ModulePenalties:
         torch_shards.summed((), (), together)  # nothing to sum here, but others may have something
         return evaluation.value(plan, weights, scale)
 
-    def _in_loss(self, scale: float) -> Any:
+    def _in_loss(self, scale: Any) -> Any:
         """Return the penalty with gradients that need no autograd; None where they need it."""
         if self._plain is None or not in_backward.is_possible(self._plain.weights, scale):
             return None
@@ -154,7 +154,7 @@ class ModulePenalties:
         return in_backward.value(plan, weights, scale, penalty, self.last_added)
 
     def together(
-        self, plan: Plan, scale: float, grad_scale: float = 1.0
+        self, plan: Plan, scale: Any, grad_scale: Any = 1.0
     ) -> torch_shards.Together | None:
         """Return what the processes have to agree on; None where nothing is sharded."""
         if self._groups is None:
@@ -164,8 +164,8 @@ class ModulePenalties:
     def terms(
         self,
         plan: Plan,
-        scale: float,
-        grad_scale: float,
+        scale: Any,
+        grad_scale: Any,
         values: Mapping[str, float] = types.MappingProxyType({}),
     ) -> Terms:
         """Return the names, rules, strengths, factors and parameters that make a penalty."""
@@ -233,7 +233,7 @@ class ModulePenalties:
         weights = () if self._plain is None else self._plain.weights
         return bool(weights) and self.last_added.is_unchanged(weights[0])
 
-    def report(self, scale: float) -> Report:
+    def report(self, scale: Any) -> Report:
         """Return each parameter's penalty, share of zeros and rule."""
         plan, weights = self.current()
         everything = self.parameters.by_name
@@ -259,7 +259,7 @@ class ModulePenalties:
                 report[name] = row._replace(rule=row.rule.rule)
         return report
 
-    def add(self, scale: float, grad_scale: float, value: bool, may_be_recorded: bool) -> Any:
+    def add(self, scale: Any, grad_scale: Any, value: bool, may_be_recorded: bool) -> Any:
         """Add the gradients, and return the penalty or what :func:`summed` makes it of."""
         outputs = VALUE_AND_ADD if value else GRADIENT | ADD
         found = self._quick(outputs, scale, grad_scale, may_be_recorded)
@@ -267,7 +267,7 @@ class ModulePenalties:
             return found
         return self._add_to_any(outputs, scale, grad_scale, may_be_recorded)
 
-    def _quick(self, outputs: int, scale: float, grad_scale: float, may_be_recorded: bool) -> Any:
+    def _quick(self, outputs: int, scale: Any, grad_scale: Any, may_be_recorded: bool) -> Any:
         """Make one native call for parameters that are all plain, and those of the last call.
 
         NotImplemented, with nothing done, where they are not, or an argument is not right.
@@ -304,9 +304,7 @@ class ModulePenalties:
             claim(plan.strengths)
         return found
 
-    def _add_to_any(
-        self, outputs: int, scale: float, grad_scale: float, may_be_recorded: bool
-    ) -> Any:
+    def _add_to_any(self, outputs: int, scale: Any, grad_scale: Any, may_be_recorded: bool) -> Any:
         """Do it for parameters of every kind, and for missing gradients."""
         plan, weights = self.current()
         engines.require_gradients(weights, plan.names)

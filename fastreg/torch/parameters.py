@@ -14,7 +14,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch.nn.parameter import is_lazy
@@ -26,12 +26,25 @@ from .._engine import backend
 from ..penalties import callables
 from ..penalties.names import Names
 from ..penalties.plan import Planner
-from ..penalties.rules import checked_rule, checked_rules, match, matcher, rule_name
+from ..penalties.rules import (
+    GivenRules,
+    Rule,
+    checked_rule,
+    checked_rules,
+    match,
+    matcher,
+    rule_name,
+)
 from ..regularizers.elementwise import is_fused
 from .by_autograd import ByAutograd, OfComplex
 from .kinds import Kernels, kinds
 
 Predicate = Callable[[str, Any], Any]
+
+ModuleRules: TypeAlias = (
+    Kernels | Mapping[str, Rule | Kernels] | Callable[[str, torch.nn.Parameter], Any] | GivenRules
+)
+"""Rules as users of a module pass them."""
 
 
 class Parameters:

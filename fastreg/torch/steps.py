@@ -39,8 +39,8 @@ class StepHandle:
         optimizer: Any,
         add: Add,
         max_norm: float | None,
-        scale: float,
-        grad_scale: float,
+        scale: Any,
+        grad_scale: Any,
         value: bool,
     ) -> None:
         self._optimizer = optimizer
@@ -116,7 +116,7 @@ class StepHandle:
         if self._watch is not None:
             self._watch.has_stepped = True
 
-    def _clip(self, loss_scale: float) -> None:
+    def _clip(self, loss_scale: Any) -> None:
         if self._max_norm is None:
             return
         held = [one for group in self._optimizer.param_groups for one in group["params"]]

@@ -107,12 +107,14 @@ class Model:
     def __init__(self, torch: Any, shapes: Shapes, dtype: Any) -> None:
         self.shapes = shapes
         count = sum(int(np.prod(shape)) for shape in shapes.values())
-        self.max_norm = CLIPPED * count**0.5
-        self.at_start = torch.randn(count).mul_(MAGNITUDE).to(dtype)
-        self.gradients_at_start = torch.randn(count).mul_(MAGNITUDE / 2).to(dtype)
+        self.max_norm: Any = CLIPPED * count**0.5
+        self.at_start: Any = torch.randn(count).mul_(MAGNITUDE).to(dtype)
+        self.gradients_at_start: Any = torch.randn(count).mul_(MAGNITUDE / 2).to(dtype)
+        self.flat: Any
+        self.gradients: Any
         self.flat, self.gradients = self.at_start.clone(), self.gradients_at_start.clone()
-        self.parameters = self.of(self.flat, torch.nn.Parameter)
-        self.grads = self.of(self.gradients)
+        self.parameters: dict[str, Any] = self.of(self.flat, torch.nn.Parameter)
+        self.grads: dict[str, Any] = self.of(self.gradients)
         for name, parameter in self.parameters.items():
             parameter.grad = self.grads[name]
 

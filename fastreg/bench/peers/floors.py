@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -51,7 +51,7 @@ class Floor(Peer):
 class NumpyFloor(Floor):
     """What NumPy does with the same bytes on its one thread."""
 
-    name = f"{FLOOR}-numpy"
+    name: ClassVar[str] = f"{FLOOR}-numpy"
 
     def calls(self, source: Array, destination: Array) -> dict[str, Call]:
         # the quickest reduction that NumPy has: no arithmetic, whole registers
@@ -67,7 +67,7 @@ class NumpyFloor(Floor):
 class NumpySum(NumpyFloor):
     """A new array by NumPy's addition."""
 
-    name = f"{FLOOR}-numpy-add"
+    name: ClassVar[str] = f"{FLOOR}-numpy-add"
 
     def calls(self, source: Array, destination: Array) -> dict[str, Call]:
         return {"new copy": partial(np.add, source, source)}
@@ -76,8 +76,8 @@ class NumpySum(NumpyFloor):
 class TorchFloor(Floor):
     """What torch does with the same bytes."""
 
-    name = f"{FLOOR}-torch"
-    modules = ("torch",)
+    name: ClassVar[str] = f"{FLOOR}-torch"
+    modules: ClassVar[tuple[str, ...]] = ("torch",)
     pool = "torch"
     spins = True
 

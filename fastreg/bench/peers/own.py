@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -53,7 +53,7 @@ class Fastreg(Peer):
 
     name = OWN
     summary = "this package"
-    value_tolerance = 1e-12  # its sums are in float64
+    value_tolerance: ClassVar[float] = 1e-12  # its sums are in float64
 
     def make(self, workload: Workload) -> Prepared:
         case, tensors = workload.case, workload.tensors

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -24,7 +24,7 @@ class Jax(Peer):
     """``jit`` over the list of tensors; half precision is computed in float32."""
 
     name = "jax"
-    modules = ("jax",)
+    modules: ClassVar[tuple[str, ...]] = ("jax",)
     summary = "JAX, jit with donation"
 
     @contextmanager

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, ClassVar
 
 from fastreg.bench.cases import OUTPUTS
 from fastreg.bench.peers.base import Peer, Prepared
@@ -27,7 +27,7 @@ class Keras(Peer):
     """``keras.regularizers.L1L2`` and automatic differentiation."""
 
     name = "keras"
-    modules = ("keras",)
+    modules: ClassVar[tuple[str, ...]] = ("keras",)
     spins = True
     summary = "Keras' regularizer, differentiated by its backend (KERAS_BACKEND: torch, jax)"
 

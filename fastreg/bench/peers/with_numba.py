@@ -20,7 +20,7 @@ class Numba(Peer):
     """A loop over each tensor, sums in float64, which is what ``total = 0.0`` makes of them."""
 
     name = "numba"
-    modules = ("numba",)
+    modules: ClassVar[tuple[str, ...]] = ("numba",)
     pool = "numba"
     summary = "Numba, parallel and fastmath, sums in float64 (f32, f64)"
     #: The type of the sums; None: that of the tensor.
@@ -65,7 +65,7 @@ class NumbaSingle(Numba):
 
     name = "numba-f32"
     summary = "the same, sums in float32"
-    sum_type = None
+    sum_type: ClassVar[None] = None
 
     def make(self, workload: Workload) -> Prepared | None:
         case = workload.case

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class Numexpr(Peer):
     """Two expressions at most, compiled beforehand: the terms of the value, and the gradient."""
 
     name = "numexpr"
-    modules = ("numexpr",)
+    modules: ClassVar[tuple[str, ...]] = ("numexpr",)
     pool = "numexpr"
     summary = "NumExpr (f32, f64)"
 

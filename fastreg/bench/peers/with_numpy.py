@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -23,7 +23,7 @@ class Numpy(Peer):
     """Sums by NumPy's pairwise ``sum``."""
 
     name = "numpy"
-    modules = ("numpy",)
+    modules: ClassVar[tuple[str, ...]] = ("numpy",)
     summary = "NumPy with out= and buffers"
 
     def make(self, workload: Workload) -> Prepared | None:

@@ -16,7 +16,7 @@ from fastreg.bench.workloads import Array, Workload
 
 
 class _TorchPeer(Peer):
-    modules = ("torch",)
+    modules: ClassVar[tuple[str, ...]] = ("torch",)
     pool = "torch"
     spins = True
 

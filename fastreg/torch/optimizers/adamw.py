@@ -6,12 +6,17 @@ from collections.abc import Mapping
 from operator import itemgetter
 from typing import Any
 
+import torch
+
 from ..._base import arguments, steps
+from ..._base.array_types import Real
 from ..._base.steps import Settings
 from ...optimizers.adamw import checked_betas
-from ...optimizers.base import Rate, flags
+from ...optimizers.base import Clip, OnNonfinite, Rate, flags
+from ...optimizers.rules import Mode
 from .base import Penalised
 from .options import number
+from .rules import ModedRules, Parameters
 
 _NUMBERS = itemgetter("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize")
 
@@ -64,11 +69,11 @@ class AdamW(Penalised):
 
     def __init__(
         self,
-        params: Any,
-        lr: Any = 1e-3,
-        betas: Any = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
+        params: Parameters,
+        lr: Real | torch.Tensor = 1e-3,
+        betas: tuple[Any, Any] = (0.9, 0.999),
+        eps: Real = 1e-8,
+        weight_decay: Real = 1e-2,
         amsgrad: bool = False,
         *,
         maximize: bool = False,
@@ -76,16 +81,16 @@ class AdamW(Penalised):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
-        rules: Any = None,
-        mode: str = "proximal",
+        rules: ModedRules = None,
+        mode: Mode = "proximal",
         scaled: bool = True,
         strength: Rate = 1.0,
         independent: bool = False,
-        initial_lr: float | None = None,
+        initial_lr: Real | None = None,
         cautious: bool = False,
-        max_norm: float | None = None,
-        clip: str = "total",
-        on_nonfinite: str | None = None,
+        max_norm: Real | None = None,
+        clip: Clip = "total",
+        on_nonfinite: OnNonfinite | None = None,
     ) -> None:
         self._is_scaled = arguments.flag(scaled, "scaled")
         super().__init__(
@@ -138,4 +143,4 @@ class AdamW(Penalised):
 
 
 # The package makes itself the module of this class; doctest then needs to be told of it.
-__test__ = {"AdamW": AdamW}
+__test__: dict[str, Any] = {"AdamW": AdamW}

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import compress
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar, overload
 
 import torch
 
 from ..._arrays import torch_shards
 from ..._base import arguments, errors, steps
+from ..._base.array_types import Real
 from ..._base.float_environment import Default
 from ..._base.steps import Settings
 from ..._engine import backend
 from ..._engine.steps import take
 from ...optimizers import StepRecord
-from ...optimizers.base import CLIPS, ON_NONFINITE, Rate, guard, rate
-from ...optimizers.rules import MODES, acting, require_acting
+from ...optimizers.base import CLIPS, ON_NONFINITE, Clip, OnNonfinite, Rate, guard, rate
+from ...optimizers.rules import MODES, Mode, acting, require_acting
 from ...penalties.names import counted
 from .. import kinds as kinds_of
 from ..in_backward import outside_of_graphs
@@ -24,7 +25,9 @@ from . import state
 from .options import positive, require_known_ways
 from .prepared import NamedStep, Prepared, Roster, label_of, unnamed
 from .processes import processes_of
-from .rules import ParameterRules, needs_kinds
+from .rules import ModedRules, ParameterRules, Parameters, needs_kinds
+
+Loss = TypeVar("Loss")
 
 _STEPS = "fastreg_steps"
 """The number of steps in the groups of a state dict."""
@@ -56,28 +59,28 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
     _step_supports_amp_scaling = True
     """``GradScaler`` gives its scale and what it found to the step, which unscales."""
 
-    strength = arguments.Checked(
+    strength: arguments.Checked[Rate] = arguments.Checked(
         rate, "What all strengths are multiplied with: a number >= 0, or a function of the step."
     )
-    max_norm = arguments.Checked(
+    max_norm: arguments.Checked[float | None] = arguments.Checked(
         lambda value, name: None if value is None else arguments.bound(value, name),
         "The bound of the clip, or None for no clip.",
     )
 
     def __init__(
         self,
-        params: Any,
+        params: Parameters,
         defaults: dict[str, Any],
         *,
-        rules: Any,
-        mode: str,
+        rules: ModedRules,
+        mode: Mode,
         strength: Rate,
         independent: bool,
-        initial_lr: float | None,
+        initial_lr: Real | None,
         cautious: bool,
-        max_norm: float | None,
-        clip: str,
-        on_nonfinite: str | None,
+        max_norm: Real | None,
+        clip: Clip,
+        on_nonfinite: OnNonfinite | None,
     ) -> None:
         self.strength = strength
         self.max_norm = max_norm
@@ -136,6 +139,10 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
 
     # ------------------------------------------------------------------------------- the step
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], Loss]) -> Loss: ...
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step: update all parameters that have a gradient in place, or none.
 

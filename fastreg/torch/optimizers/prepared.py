@@ -68,9 +68,9 @@ class Roster:
                 "were given to the optimizer, and which rule each has is known by its place; make "
                 "a new optimizer, or use add_param_group()"
             )
-        self.parameters = tuple(chain.from_iterable(map(_PARAMS, groups)))
-        self.names = tuple(chain.from_iterable(names))
-        self.has_dtensors = has_dtensors(self.parameters)
+        self.parameters: tuple[Any, ...] = tuple(chain.from_iterable(map(_PARAMS, groups)))
+        self.names: tuple[str, ...] = tuple(chain.from_iterable(names))
+        self.has_dtensors: bool = has_dtensors(self.parameters)
         places: dict[Any, int] = {}
         acting: list[tuple[int, Ruled | None]] = []
         which = []
@@ -81,11 +81,11 @@ class Roster:
                 if place == len(acting):
                     acting.append((group, one))
                 which.append(place)
-        self.acting = tuple(acting)
+        self.acting: tuple[tuple[int, Ruled | None], ...] = tuple(acting)
         """Each pair of a group and what acts on some of its parameters, once."""
-        self.which = tuple(which)
+        self.which: tuple[int, ...] = tuple(which)
         """For each parameter, the index of its pair."""
-        self.is_ruled = tuple([acting[place][1] is not None for place in which])
+        self.is_ruled: tuple[bool, ...] = tuple([acting[place][1] is not None for place in which])
 
     def is_of(self, groups: Sequence[dict[str, Any]]) -> bool:
         """Return whether these are the parameters of the groups."""
@@ -131,10 +131,10 @@ class Prepared:
         """Which parameters of the roster these are; None for all."""
         self.needs = needs
         """What is kept of the parameters of each index of `which`."""
-        self.parameters = self.picked(roster.parameters)
-        self.names = self.picked(roster.names)
-        self.which = self.picked(roster.which)
-        self.is_ruled = self.picked(roster.is_ruled)
+        self.parameters: Tensors = self.picked(roster.parameters)
+        self.names: Tensors = self.picked(roster.names)
+        self.which: Tensors = self.picked(roster.which)
+        self.is_ruled: Tensors = self.picked(roster.is_ruled)
         self._counts_steps = counts_steps
         self._kinds = kinds
         self._missing: list[tuple[dict[str, Any], str, Any]] = []
@@ -142,16 +142,18 @@ class Prepared:
         self._dicts = [kept.get(one) or self._new() for one in self.parameters]
         self._whole = [*kept.values()]
         if counts_steps:
-            self.taken = self._steps()
+            self.taken: tuple[int, ...] = self._steps()
         else:  # a momentum that is not there yet is one that holds nothing
             self.taken = tuple([int(one.get(kinds[0]) is not None) for one in self._dicts])
         given = [self._tensors(number) for number in range(len(kinds))]
         self._kept = [
             _Kept.of(kind, self._dicts, tensors) for kind, tensors in zip(kinds, given, strict=True)
         ]
-        self.local_parameters = torch_shards.local_tensors(self.parameters, self.names)
+        self.local_parameters: tuple[Any, ...] = torch_shards.local_tensors(
+            self.parameters, self.names
+        )
         first, second, largest = [*map(_local, given), None, None][:3]
-        self.states = first, second, largest
+        self.states: tuple[Tensors | None, Tensors | None, Tensors | None] = first, second, largest
 
     def size(self) -> int:
         """Return how many elements the parameters with a rule have now."""

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, TypeAlias
 
+import torch
 from torch.nn.parameter import is_lazy
 
 from ..._base import arguments, errors
-from ...optimizers.rules import MODES, Ruled, split
-from ...penalties.rules import rule_name
+from ...optimizers.rules import MODES, Mode, Ruled, split
+from ...penalties.rules import Rule, rule_name
 from ...regularizers.elementwise import is_fused
 from ..kinds import Kernels
-from ..parameters import ParameterPlanner, is_predicate
+from ..parameters import ModuleRules, ParameterPlanner, is_predicate
+
+Parameters: TypeAlias = (
+    torch.nn.Module
+    | Iterable[torch.Tensor]
+    | Iterable[tuple[str, torch.Tensor]]
+    | Iterable[dict[str, Any]]
+)
+"""What torch's optimizers take, or a module."""
+
+_Moded: TypeAlias = tuple[Rule | Kernels, Mode]
+ModedRules: TypeAlias = Mapping[str, Rule | Kernels | _Moded] | ModuleRules | _Moded
+"""Rules as users of an optimizer pass them."""
 
 
 class ParameterRules:
@@ -26,7 +39,7 @@ class ParameterRules:
         self._modes: dict[str, str] = {}
         """The mode by glob; of a function, by name."""
         self._parameters = _Named(kinds)
-        self.are_by_name = isinstance(rules, Mapping) or is_predicate(rules)
+        self.are_by_name: bool = isinstance(rules, Mapping) or is_predicate(rules)
         """Whether parameters need names."""
         self._planner = ParameterPlanner(self._without_modes(rules), self._parameters)
         self._asks = is_predicate(rules)

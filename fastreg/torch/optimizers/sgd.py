@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from operator import itemgetter
 from typing import Any
 
+import torch
+
 from ..._base import arguments, steps
+from ..._base.array_types import Real
 from ..._base.steps import Settings
-from ...optimizers.base import Rate, flags
+from ...optimizers.base import Clip, OnNonfinite, Rate, flags
+from ...optimizers.rules import Mode
 from .base import Penalised
 from .options import number
+from .rules import ModedRules, Parameters
 
 _NUMBERS = itemgetter("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
 
@@ -64,26 +69,26 @@ class SGD(Penalised):
 
     def __init__(
         self,
-        params: Any,
-        lr: Any = 1e-3,
-        momentum: float = 0.0,
-        dampening: float = 0.0,
-        weight_decay: float = 0.0,
+        params: Parameters,
+        lr: Real | torch.Tensor = 1e-3,
+        momentum: Real = 0.0,
+        dampening: Real = 0.0,
+        weight_decay: Real = 0.0,
         nesterov: bool = False,
         *,
         maximize: bool = False,
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
-        rules: Any = None,
-        mode: str = "proximal",
+        rules: ModedRules = None,
+        mode: Mode = "proximal",
         strength: Rate = 1.0,
         independent: bool = False,
-        initial_lr: float | None = None,
+        initial_lr: Real | None = None,
         cautious: bool = False,
-        max_norm: float | None = None,
-        clip: str = "total",
-        on_nonfinite: str | None = None,
+        max_norm: Real | None = None,
+        clip: Clip = "total",
+        on_nonfinite: OnNonfinite | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -137,4 +142,4 @@ class SGD(Penalised):
 
 
 # The package makes itself the module of this class; doctest then needs to be told of it.
-__test__ = {"SGD": SGD}
+__test__: dict[str, Any] = {"SGD": SGD}
