@@ -1,11 +1,15 @@
 #include "layout.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
+#include <limits>
 
 namespace fastreg {
 namespace {
+
+std::uint64_t magnitude(std::int64_t stride) {
+  return stride < 0 ? 0 - static_cast<std::uint64_t>(stride) : static_cast<std::uint64_t>(stride);
+}
 
 // Indices of the axes of more than one element, the largest stride first; ties in C order.
 int order_by_stride(const ArrayView& view, int* order) {
@@ -16,8 +20,8 @@ int order_by_stride(const ArrayView& view, int* order) {
     }
   }
   std::sort(order, order + count, [&](int a, int b) {
-    const std::int64_t of_a = std::abs(view.stride(a));
-    const std::int64_t of_b = std::abs(view.stride(b));
+    const std::uint64_t of_a = magnitude(view.stride(a));
+    const std::uint64_t of_b = magnitude(view.stride(b));
     return of_a != of_b ? of_a > of_b : a < b;
   });
   return count;
@@ -30,7 +34,7 @@ bool is_dense(const ArrayView& view, const int* order, int count) {
     if (view.stride(order[k]) != expected) {
       return false;
     }
-    expected *= view.shape[order[k]];
+    expected = wrapped_product(expected, view.shape[order[k]]);
   }
   return true;
 }
@@ -100,8 +104,16 @@ void convert(const void* from, std::int64_t count, double* to) {
 
 void measure(ArrayView& view) {
   view.count = 1;
+  bool is_too_large = false;
+  bool is_empty = false;
   for (int axis = 0; axis < view.axes; ++axis) {
-    view.count *= view.shape[axis];
+    is_empty |= view.shape[axis] == 0;
+    is_too_large |= __builtin_mul_overflow(view.count, view.shape[axis], &view.count);
+  }
+  if (is_empty) {
+    view.count = 0;
+  } else if (is_too_large) {
+    view.count = std::numeric_limits<std::int64_t>::max();
   }
   if (view.strides == nullptr || view.count == 0) {
     view.c_contiguous = true;
@@ -116,7 +128,7 @@ void measure(ArrayView& view) {
         if (view.stride(axis) != expected) {
           return false;
         }
-        expected *= view.shape[axis];
+        expected = wrapped_product(expected, view.shape[axis]);
       }
     }
     return true;
@@ -136,7 +148,7 @@ Extent extent_of(const ArrayView& view) {
   }
   Extent extent{start, start + size};
   for (int axis = 0; axis < view.axes; ++axis) {
-    const std::int64_t reach = (view.shape[axis] - 1) * view.stride(axis);
+    const std::int64_t reach = wrapped_product(view.shape[axis] - 1, view.stride(axis));
     (reach < 0 ? extent.low : extent.high) += static_cast<std::uintptr_t>(reach);
   }
   return extent;
@@ -148,13 +160,14 @@ bool elements_are_distinct(const ArrayView& view) {
   }
   int order[max_axes];
   const int count = order_by_stride(view, order);
-  auto reach = static_cast<std::int64_t>(item_size(view.dtype));  // bytes that the axes inside span
+  std::uint64_t reach = item_size(view.dtype);  // bytes that the axes inside span
   for (int k = count - 1; k >= 0; --k) {
-    const std::int64_t stride = std::abs(view.stride(order[k]));
-    if (stride < reach) {
+    const std::uint64_t stride = magnitude(view.stride(order[k]));
+    std::uint64_t span = 0;
+    if (stride < reach || __builtin_mul_overflow(stride, static_cast<std::uint64_t>(view.shape[order[k]] - 1), &span) ||
+        __builtin_add_overflow(reach, span, &reach)) {
       return false;
     }
-    reach += stride * (view.shape[order[k]] - 1);
   }
   return true;
 }
@@ -173,7 +186,7 @@ Layout make_layout(const ArrayView& weights, const ArrayView* gradients) {
     auto step = static_cast<std::int64_t>(item_size(view.dtype));
     for (int axis = view.axes - 1; axis >= 0; --axis) {
       memory[axis] = view.strides != nullptr ? view.stride(axis) : step;
-      step *= view.shape[axis];
+      step = wrapped_product(step, view.shape[axis]);
     }
     return memory;
   };
@@ -194,9 +207,9 @@ Layout make_layout(const ArrayView& weights, const ArrayView* gradients) {
     const Layout::Axis axis{weights.shape[order[k]], weight_strides[order[k]], gradient_strides[order[k]]};
     if (layout.axis_count > 0) {
       Layout::Axis& outer = layout.axes[layout.axis_count - 1];
-      if (outer.weight_stride == axis.extent * axis.weight_stride &&
-          outer.gradient_stride == axis.extent * axis.gradient_stride) {
-        outer = {outer.extent * axis.extent, axis.weight_stride, axis.gradient_stride};
+      if (outer.weight_stride == wrapped_product(axis.extent, axis.weight_stride) &&
+          outer.gradient_stride == wrapped_product(axis.extent, axis.gradient_stride)) {
+        outer = {wrapped_product(outer.extent, axis.extent), axis.weight_stride, axis.gradient_stride};
         continue;
       }
     }
@@ -206,7 +219,7 @@ Layout make_layout(const ArrayView& weights, const ArrayView* gradients) {
   layout.gradients_consecutive = true;
   for (int k = layout.axis_count - 1; k >= 0; --k) {
     layout.gradients_consecutive &= layout.axes[k].gradient_stride == expected;
-    expected *= layout.axes[k].extent;
+    expected = wrapped_product(expected, layout.axes[k].extent);
   }
   return layout;
 }

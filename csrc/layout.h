@@ -9,6 +9,12 @@ namespace fastreg {
 
 constexpr int max_axes = 64;  // NumPy's limit
 
+// The product as processors have it. Other libraries may describe arrays without elements, or with axes of one, by
+// strides that no memory has; such products count for nothing, but have to be defined.
+constexpr std::int64_t wrapped_product(std::int64_t a, std::int64_t b) {
+  return static_cast<std::int64_t>(static_cast<std::uint64_t>(a) * static_cast<std::uint64_t>(b));
+}
+
 // Another library's array, described where it lies. Shape and strides belong to that library.
 struct ArrayView {
   char* data = nullptr;
@@ -22,10 +28,10 @@ struct ArrayView {
   bool c_contiguous = false;
   bool f_contiguous = false;
 
-  std::int64_t stride(int axis) const { return strides[axis] * stride_unit; }
+  std::int64_t stride(int axis) const { return wrapped_product(strides[axis], stride_unit); }
 };
 
-// Sets count, c_contiguous and f_contiguous from shape and strides.
+// Sets count, c_contiguous and f_contiguous from shape and strides. A count beyond int64 becomes the largest one.
 void measure(ArrayView& view);
 
 // The bytes between which all elements lie, [low, high); empty arrays have low == high.

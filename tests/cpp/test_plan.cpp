@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <limits>
 #include <numeric>
 #include <set>
 #include <utility>
@@ -413,6 +414,47 @@ TEST(layouts_judged) {
       CHECK(view.c_contiguous == (in_order && is_dense(array)), what);
       CHECK(!view.f_contiguous || is_dense(array), what);
       CHECK(make_layout(view, nullptr).weights_consecutive == is_dense(array), what);
+    }
+  }
+}
+
+// Without elements, or along axes of one, another library may describe any stride; a count beyond int64 no memory
+// holds.
+TEST(layouts_that_no_memory_holds) {
+  constexpr std::int64_t least = std::numeric_limits<std::int64_t>::min();
+  constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
+  constexpr std::int64_t large = std::int64_t{1} << 62;
+  struct Absurd {
+    std::int64_t shape[3];
+    std::int64_t strides[3];
+    std::int64_t count;
+    bool are_distinct;
+  };
+  const Absurd cases[] = {
+      {{0, large, large}, {large, least, 8}, 0, true},
+      {{large, large, 0}, {most, least, 8}, 0, true},
+      {{1, 1, 2}, {least, most, 8}, 2, true},
+      {{large, 4, 1}, {8, large, 8}, most, false},
+      {{std::int64_t{1} << 32, std::int64_t{1} << 32, 1}, {0, 0, 0}, most, false},
+      {{2, 2, 2}, {least, most, large}, 8, false},
+  };
+  for (const Absurd& absurd : cases) {
+    for (const std::int64_t unit : {1, 8}) {
+      ArrayView view;
+      view.shape = absurd.shape;
+      view.strides = absurd.strides;
+      view.stride_unit = unit;
+      view.axes = 3;
+      view.dtype = DType::f64;
+      measure(view);
+      const std::string what = text("count", absurd.count, "unit", unit);
+      CHECK(view.count == absurd.count, what, view.count);
+      if (unit == 1) {
+        CHECK(elements_are_distinct(view) == absurd.are_distinct, what);
+      }
+      const Extent extent = extent_of(view);
+      CHECK(view.count != 0 || extent.low == extent.high, what);
+      CHECK(make_layout(view, nullptr).axis_count <= 3, what);
     }
   }
 }
