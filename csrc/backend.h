@@ -15,11 +15,12 @@
 #include "layout.h"
 #include "norms.h"
 #include "penalty.h"
+#include "steps.h"
 
 namespace fastreg {
 
 // Changes whenever anything below does: library and core may come from different builds.
-constexpr std::uint32_t backend_version = 6;
+constexpr std::uint32_t backend_version = 7;
 
 // Whose bits and words these are: a library that is installed by itself may be of another release than the core.
 constexpr char own_release[] = FASTREG_RELEASE;
@@ -83,6 +84,48 @@ struct NormCall {
   double* norm;  // in device memory
 };
 
+enum class StepTask : std::int32_t {
+  measure,  // the norms of d, to `norms`; waits, and is refused in a capture
+  take,
+};
+
+// What only the device knows when a step is queued, all of it in device memory. Nothing waits for it: the device works
+// out the numbers of the step, what clips it, and whether it is taken at all.
+struct StepOnDevice {
+  const StepSettings* settings;  // of each item, in host memory
+  double loss_scale;             // where `loss_scale_there` is null
+  const float* loss_scale_there;
+  const float* found_inf;  // not 0: the step is skipped; may be null
+  // How many steps each item took, and the optimizer; counted up where the step is taken. In host memory are the
+  // pointers alone. Where one is null, the item took `steps` of them; that of the optimizer may be null too.
+  std::int64_t* const* taken;
+  const std::int64_t* steps;
+  std::int64_t* optimizer_taken;
+  std::int64_t* skipped;  // 1 or 0; may be null
+  bool measures;          // for a clip, or to skip a step whose d is not finite
+  bool skips_nonfinite;
+  double max_norm;  // of the clip that the items' rules have
+  double* norm;     // before the clip; written if it `measures`
+};
+
+// Steps of one algorithm. The addresses of the items are those of device memory.
+struct StepCall {
+  StepTask task;
+  int device;
+  void* stream;
+  const StepItem* items;
+  std::size_t item_count;
+  Clip clip;
+  int exponent;  // elements are measured times 2^exponent
+  Norm* norms;   // in host memory, one per item
+  // Device memory, each of which may be null: the penalty and the zeros of each item that counts, and their sums.
+  double* penalties;
+  std::int64_t* zeros;
+  double* penalty;
+  std::int64_t* all_zeros;
+  const StepOnDevice* on_device;  // null: all is known, and in the items' rules
+};
+
 // A call that was queued while its stream was being captured into a graph. Its strengths stay in device memory, and a
 // replay of the graph reads what is there then.
 struct Recording;
@@ -100,6 +143,8 @@ struct Backend {
   BackendStatus (*evaluate)(const DeviceCall* call, Recording** recording, BackendError* error);
   // As `evaluate`.
   BackendStatus (*norms)(const NormCall* call, Recording** recording, BackendError* error);
+  // As `evaluate`.
+  BackendStatus (*steps)(const StepCall* call, Recording** recording, BackendError* error);
   // New strengths for the replays that are queued on `stream` after this: as many as before, and outside of capture.
   BackendStatus (*set_strengths)(Recording* recording, const Coefficients* strengths, std::size_t count, void* stream,
                                  BackendError* error);
@@ -119,7 +164,12 @@ struct Backend {
   BackendStatus (*wait_for_mark)(int device, void* stream, Mark* mark, BackendError* error);
   // Has `stream` wait for what `producer` holds now.
   BackendStatus (*wait)(int device, void* stream, void* producer, BackendError* error);
-  // Copies to the host and waits for it: the one function that does.
+  // Queues zeros.
+  BackendStatus (*clear)(int device, void* stream, void* address, std::size_t bytes, BackendError* error);
+  // Copies from the host, and waits until that has been read.
+  BackendStatus (*copy_from_host)(int device, void* stream, const void* from, std::size_t bytes, void* to,
+                                  BackendError* error);
+  // Copies to the host and waits for it.
   BackendStatus (*copy_to_host)(int device, void* stream, const void* from, std::size_t bytes, void* to,
                                 BackendError* error);
   // The device that memory is on; bad_argument for memory that no device can use.

@@ -38,7 +38,7 @@ struct Coefficients {
   unsigned terms;      // absent: the product with scale is zero
 };
 
-[[maybe_unused]] static unsigned terms_of(const Coefficients& c) {
+[[maybe_unused]] static FASTREG_HOST_DEVICE unsigned terms_of(const Coefficients& c) {
   return (c.l1 != 0.0 ? unsigned{term_l1} : 0u) | (c.l2 != 0.0 ? unsigned{term_l2} : 0u);
 }
 

@@ -323,6 +323,63 @@ def take_step(
         When there is no memory for 20 bytes for 4,096 elements; nothing has been written.
     """
 
+def cuda_measure_step(
+    place: tuple[int, int],
+    parameters: tuple[Any, ...],
+    gradients: tuple[Any, ...],
+    settings: tuple[tuple[float, ...], ...],
+    which: tuple[int, ...],
+    loss_scale: float,
+    clip: int,
+    exponent: int,
+) -> Any:
+    """Do what `measure_step` does for tensors on a device, and wait for it.
+
+    Parameters
+    ----------
+    place
+        The device, and the stream.
+    parameters, gradients
+        Pairs of a shadow and the name of its dtype.
+    settings, which, loss_scale, clip, exponent
+        As for `measure_step`.
+    """
+
+def cuda_take_step(
+    place: tuple[int, int],
+    parameters: tuple[Any, ...],
+    gradients: tuple[Any, ...],
+    first: tuple[Any, ...] | None,
+    second: tuple[Any, ...] | None,
+    largest: tuple[Any, ...] | None,
+    steps: tuple[int, ...],
+    settings: tuple[tuple[float, ...], ...],
+    which: tuple[int, ...],
+    loss_scale: float,
+    clip: int,
+    factor: float,
+    known: tuple[Any, ...] | None,
+    results: Sequence[int],
+) -> Any:
+    """Queue what `take_step` does for tensors on a device that have been judged.
+
+    Parameters
+    ----------
+    place
+        The device, and the stream.
+    parameters, gradients, first, second, largest
+        Pairs of a shadow and the name of its dtype.
+    steps, settings, which, loss_scale, clip, factor
+        As for `take_step`.
+    known
+        None, or what the device decides: the addresses of the loss scale and of what was found, of
+        each tensor's count of steps, of the optimizer's, and of whether it was skipped; whether to
+        measure, whether to skip what is not finite, the bound of the clip, and the address of the
+        norm.  An address of 0 stands for nothing.
+    results
+        Where the penalties and zeros of the tensors that count go, and their sums; 0 for nowhere.
+    """
+
 def get_num_threads() -> int:
     """Return how many threads a call may use, the caller's included.
 
@@ -402,6 +459,12 @@ def cuda_device_of(address: int) -> int:
 
 def cuda_wait(device: int, stream: int, producer: int) -> None:
     """Have `stream` wait for what `producer` holds now."""
+
+def cuda_clear(device: int, stream: int, address: int, bytes: int) -> None:
+    """Queue zeros."""
+
+def cuda_copy_from_host(device: int, stream: int, address: int, numbers: Any) -> None:
+    """Copy a buffer to a device, and wait until that has been read."""
 
 def cuda_copy(device: int, stream: int, address: int, bytes: int) -> bytearray:
     """Copy device memory to the host, in the order of a stream, and wait for it."""

@@ -23,6 +23,8 @@
 #include "marks.h"
 #include "norm_launches.cuh"
 #include "result_memory.h"
+#include "step_launches.cuh"
+#include "step_table.h"
 #include "streams.h"
 #include "table.h"
 #include "workspace.h"
@@ -75,8 +77,8 @@ void check_call(const DeviceCall& call) {
 
 // Runs what a sequence launches, with its table in the stream's block, or in one of its own that a capture keeps.
 // Returns that; `after` gets the block while it is the call's.
-template <class Sequence, class After>
-Recording* run_with_block(int device, cudaStream_t stream, std::size_t strength_count, const Places& places,
+template <class CallPlaces, class Sequence, class After>
+Recording* run_with_block(int device, cudaStream_t stream, std::size_t strength_count, const CallPlaces& places,
                           std::vector<char> image, const Sequence& sequence, After after) {
   if (is_capturing(stream)) {
     std::unique_ptr<RecordedCall> own = make_recording(device, strength_count, places, std::move(image));
@@ -151,6 +153,73 @@ BackendStatus norms(const NormCall* call, Recording** recording, BackendError* e
   });
 }
 
+// The operand `array` of an item, if there is one.
+void check_operand(const StepOperand& array, std::int64_t count, DType dtype, std::size_t place) {
+  if (array.data == nullptr) {
+    return;
+  }
+  if (array.layout != nullptr && !fits(*array.layout, {nullptr, nullptr, count, 0, DType::u8, nullptr})) {
+    fail(BackendStatus::bad_argument, "tensor " + std::to_string(place) + " is described wrongly");
+  }
+  if (reinterpret_cast<std::uintptr_t>(array.data) % item_size(dtype) != 0) {
+    fail(BackendStatus::bad_argument,
+         "the address of tensor " + std::to_string(place) + " is no multiple of its elements' size");
+  }
+}
+
+void check_step(const StepCall& call) {
+  for (std::size_t i = 0; i < call.item_count; ++i) {
+    const StepItem& item = call.items[i];
+    const DType arithmetic = arithmetic_of(item.dtype);
+    if (!is_floating(item.dtype) || (item.gradient_dtype != item.dtype && item.gradient_dtype != arithmetic) ||
+        item.count < 0 || item.rule.algorithm != call.items[0].rule.algorithm) {
+      fail(BackendStatus::bad_argument, "tensor " + std::to_string(i) + " is described wrongly");
+    }
+    check_operand(item.parameters, item.count, item.dtype, i);
+    check_operand(item.gradients, item.count, item.gradient_dtype, i);
+    check_operand(item.first, item.count, arithmetic, i);
+    check_operand(item.second, item.count, arithmetic, i);
+    check_operand(item.largest, item.count, arithmetic, i);
+  }
+}
+
+BackendStatus steps(const StepCall* call, Recording** recording, BackendError* error) {
+  if (recording != nullptr) {
+    *recording = nullptr;
+  }
+  return guarded(error, [&] {
+    const DeviceGuard guard(call->device);
+    const auto stream = static_cast<cudaStream_t>(call->stream);
+    require_device_of_stream(stream, call->device);
+    check_step(*call);
+    const bool waits = call->task == StepTask::measure;
+    if (waits && is_capturing(stream)) {
+      fail(BackendStatus::failed, "norms are waited for, which a stream that is being captured cannot be");
+    }
+    if (is_capturing(stream)) {
+      fail(BackendStatus::failed, "steps of optimizers cannot be captured into a graph");
+    }
+    const bool measures = waits || (call->on_device != nullptr && call->on_device->measures);
+    const StepTable table = make_step_table(*call, measures);
+    const StepPlacesInBlock places(table, call->on_device != nullptr);
+    const StepSequence sequence(*call, table, places);
+    Recording* kept = run_with_block(
+        call->device, stream, 0, places, make_step_image(table, places), sequence, [&](const char* block) {
+          if (waits) {
+            check(cudaMemcpyAsync(call->norms, block + places.norms, call->item_count * sizeof(Norm),
+                                  cudaMemcpyDeviceToHost, stream),
+                  "copying norms to the host");
+          }
+        });
+    if (waits) {
+      check(cudaStreamSynchronize(stream), "waiting for norms");
+    }
+    if (recording != nullptr) {
+      *recording = kept;
+    }
+  });
+}
+
 BackendStatus set_strengths(Recording* recording, const Coefficients* strengths, std::size_t count, void* stream,
                             BackendError* error) {
   RecordedCall& recorded = call_of(recording);
@@ -175,6 +244,23 @@ BackendStatus count_devices(int* count, BackendError* error) {
   return guarded(error, [&] { *count = device_count(); });
 }
 
+BackendStatus clear(int device, void* stream, void* address, std::size_t bytes, BackendError* error) {
+  return guarded(error, [&] {
+    const DeviceGuard guard(device);
+    check(cudaMemsetAsync(address, 0, bytes, static_cast<cudaStream_t>(stream)), "clearing memory");
+  });
+}
+
+BackendStatus copy_from_host(int device, void* stream, const void* from, std::size_t bytes, void* to,
+                             BackendError* error) {
+  return guarded(error, [&] {
+    const DeviceGuard guard(device);
+    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, static_cast<cudaStream_t>(stream)),
+          "copying to the device");
+    check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), "waiting for the device");
+  });
+}
+
 BackendStatus copy_to_host(int device, void* stream, const void* from, std::size_t bytes, void* to,
                            BackendError* error) {
   return guarded(error, [&] {
@@ -197,9 +283,9 @@ BackendStatus device_of(const void* address, int* device, BackendError* error) {
   });
 }
 
-constexpr Backend backend = {backend_version, "cuda",        own_release, count_devices, evaluate, norms,
-                             set_strengths,   forget,        allocate,    release,       set_mark, drop_mark,
-                             has_passed,      wait_for_mark, wait,        copy_to_host,  device_of};
+constexpr Backend backend = {backend_version, "cuda", own_release, count_devices,  evaluate,     norms,     steps,
+                             set_strengths,   forget, allocate,    release,        set_mark,     drop_mark, has_passed,
+                             wait_for_mark,   wait,   clear,       copy_from_host, copy_to_host, device_of};
 
 }  // namespace
 }  // namespace fastreg::cuda

@@ -33,7 +33,8 @@ constexpr unsigned output_norms = 16;
 struct ClipState {
   double norm;
   double factor;
-  int exponent;  // not 0: squares are to be those of the elements times 2^exponent
+  int exponent;   // not 0: squares are to be those of the elements times 2^exponent
+  int is_finite;  // whether all elements are
 };
 
 // Where things lie in a block: first the counter, then what is sent, then what kernels write.

@@ -27,8 +27,9 @@ inline Recording* handle_of(RecordedCall* call) { return reinterpret_cast<Record
 inline RecordedCall& call_of(Recording* handle) { return *reinterpret_cast<RecordedCall*>(handle); }
 
 // A block that is filled when this returns. It waits for the copy alone, on a stream with nothing else in it.
-inline std::unique_ptr<RecordedCall> make_recording(int device, std::size_t strength_count, const Places& places,
-                                                    std::vector<char> image) {
+template <class CallPlaces>
+std::unique_ptr<RecordedCall> make_recording(int device, std::size_t strength_count, const CallPlaces& places,
+                                             std::vector<char> image) {
   const RelaxedCapture relaxed;
   const PrivateStream stream;
   auto recording = std::make_unique<RecordedCall>(device);

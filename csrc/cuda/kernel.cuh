@@ -53,7 +53,7 @@ struct Element<BF16> {
   FASTREG_DEVICE std::uint16_t narrow(float x) { return __bfloat16_as_ushort(__float2bfloat16_rn(x)); }
 };
 
-// What penalty.inl and prox.inl ask for.
+// What penalty.inl, prox.inl and step.inl ask for.
 template <class Scalar>
 struct ScalarOps {
   using Real = Scalar;
@@ -67,6 +67,7 @@ struct ScalarOps {
     const Real left = fabs(x) - threshold;
     return left <= Real{0} ? Real{0} : copysign(left, x);  // NaN where that is
   }
+  FASTREG_DEVICE Real sqrt(Real x) { return ::sqrt(x); }
 };
 
 // Rows whose loads a thread has under way at once, of each array: a warp of float32 has 2 KiB of each on their way.

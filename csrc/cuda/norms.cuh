@@ -355,7 +355,8 @@ FASTREG_DEVICE void finish_clip(const NormSums& work, NormShared memory) {
     const int exponent = work.is_again ? work.state->exponent : exponent_for(most);
     const double norm = ldexp(scaled_norm, work.is_again ? -exponent : 0);
     const double factor = clip_factor(norm, scaled_norm, work.is_again ? exponent : 0, work.max_norm);
-    *work.state = {norm, factor, exponent};
+    const bool is_finite = bits_of<std::uint64_t>(most) < MagnitudeOf<double>::infinity;
+    *work.state = {norm, factor, exponent, is_finite ? 1 : 0};
     *work.norm = norm;
   }
 }

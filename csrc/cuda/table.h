@@ -106,9 +106,10 @@ constexpr std::size_t launch_kind_count = std::size(launch_kinds);
   return is_floating(item.dtype) && item.dtype != DType::f64 ? 0 : 1;
 }
 
-// The axes of a tensor whose elements are not all one behind the other, or are integers.
-[[maybe_unused]] static void add_strided_row(Table& table, const DeviceItem& item) {
-  StridedRow row{static_cast<std::int64_t>(table.axes.size()), 0, item.dtype};
+// The axes of a layout, or of elements one behind the other; returns how many.
+[[maybe_unused]] static std::int32_t add_axes(std::vector<Axis>& axes, const Layout* layout, std::int64_t count,
+                                              DType dtype) {
+  std::int32_t axis_count = 0;
   Axis last{};  // of no elements: it takes nothing from the first step
   const auto add = [&](std::int64_t extent, std::int64_t weight_stride, std::int64_t gradient_stride) {
     if (extent < 2) {
@@ -116,27 +117,52 @@ constexpr std::size_t launch_kind_count = std::size(launch_kinds);
     }
     Axis axis{};
     axis.extent = extent;
-    axis.inside = row.axis_count == 0 ? 1 : last.inside * last.extent;
+    axis.inside = axis_count == 0 ? 1 : last.inside * last.extent;
     axis.weight_stride = weight_stride;
     axis.gradient_stride = gradient_stride;
     axis.weight_step = weight_stride - last.extent * last.weight_stride;
     axis.gradient_step = gradient_stride - last.extent * last.gradient_stride;
     axis.span = static_cast<std::uint32_t>(std::min(extent, most_span));
     axis.reciprocal = static_cast<std::uint32_t>((std::uint64_t{1} << 32) / axis.span + 1);
-    table.axes.push_back(axis);
+    axes.push_back(axis);
     last = axis;
-    ++row.axis_count;
+    ++axis_count;
   };
-  if (item.layout == nullptr) {
-    const auto size = static_cast<std::int64_t>(item_size(item.dtype));
-    add(item.count, size, size);
+  if (layout == nullptr) {
+    const auto size = static_cast<std::int64_t>(item_size(dtype));
+    add(count, size, size);
   } else {
-    for (int a = item.layout->axis_count - 1; a >= 0; --a) {
-      const Layout::Axis& axis = item.layout->axes[a];
+    for (int a = layout->axis_count - 1; a >= 0; --a) {
+      const Layout::Axis& axis = layout->axes[a];
       add(axis.extent, axis.weight_stride, axis.gradient_stride);
     }
   }
+  return axis_count;
+}
+
+// The axes of a tensor whose elements are not all one behind the other, or are integers.
+[[maybe_unused]] static void add_strided_row(Table& table, const DeviceItem& item) {
+  StridedRow row{static_cast<std::int64_t>(table.axes.size()), 0, item.dtype};
+  row.axis_count = add_axes(table.axes, item.layout, item.count, item.dtype);
   table.strided_rows.push_back(row);
+}
+
+// The groups of chunk sums of all rows.
+[[maybe_unused]] static void add_groups(Table& table) {
+  for (std::size_t r = 0; r < table.rows.size(); ++r) {
+    const std::int64_t chunks = chunk_count(table.rows[r].count);
+    const std::int64_t groups = std::max<std::int64_t>(1, chunk_count(chunks));
+    const auto row = static_cast<std::int64_t>(r);
+    if (groups > 1) {
+      table.large_rows.push_back({row, static_cast<std::int64_t>(table.groups.size()), groups});
+    }
+    for (std::int64_t g = 0; g < groups; ++g) {
+      const std::int64_t begin = g * chunk_size;
+      table.groups.push_back({table.rows[r].first_chunk + begin, row,
+                              static_cast<std::int32_t>(std::min<std::int64_t>(chunks - begin, chunk_size)),
+                              groups == 1 ? 1 : 0});
+    }
+  }
 }
 
 // `all_axes`: dense rows have a StridedRow and axes too.
@@ -170,22 +196,8 @@ constexpr std::size_t launch_kind_count = std::size(launch_kinds);
     }
   }
   table.first_chunks.push_back(chunk);
-  if (!wants_value) {
-    return table;
-  }
-  for (std::size_t r = 0; r < table.rows.size(); ++r) {
-    const std::int64_t chunks = chunk_count(table.rows[r].count);
-    const std::int64_t groups = std::max<std::int64_t>(1, chunk_count(chunks));
-    const auto row = static_cast<std::int64_t>(r);
-    if (groups > 1) {
-      table.large_rows.push_back({row, static_cast<std::int64_t>(table.groups.size()), groups});
-    }
-    for (std::int64_t g = 0; g < groups; ++g) {
-      const std::int64_t begin = g * chunk_size;
-      table.groups.push_back({table.rows[r].first_chunk + begin, row,
-                              static_cast<std::int32_t>(std::min<std::int64_t>(chunks - begin, chunk_size)),
-                              groups == 1 ? 1 : 0});
-    }
+  if (wants_value) {
+    add_groups(table);
   }
   return table;
 }

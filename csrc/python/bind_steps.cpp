@@ -1,9 +1,12 @@
 // The steps of optimizers, and the norms of what they clip. Their arguments are positional, and documented in
 // fastreg/_core.pyi.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <array>
 #include <cmath>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -11,6 +14,7 @@
 #include "../steps.h"
 #include "arguments.h"
 #include "bindings.h"
+#include "device.h"
 #include "operands.h"
 
 namespace py = pybind11;
@@ -97,7 +101,7 @@ class Rules {
 };
 
 // The tensors of a call in host memory. It borrows from them.
-class StepCall {
+class StepTensors {
  public:
   enum class Use {
     measured,
@@ -105,7 +109,7 @@ class StepCall {
     checked,  // written, and Python knows that no two elements share memory
   };
 
-  explicit StepCall(Use use) : use_(use) {}
+  explicit StepTensors(Use use) : use_(use) {}
 
   // None for moments that are not there. Returns false, and leaves no Python error, where one is not plainly right.
   bool add(PyObject* parameters, PyObject* gradients, const py::handle& first, const py::handle& second,
@@ -239,26 +243,57 @@ void require_sizes(const py::tuple& parameters, std::initializer_list<std::size_
   }
 }
 
+// Device and stream.
+using Where = std::pair<int, Address>;
+
+StepCall device_call(const StepTensors& tensors, const Where& where, StepTask task, Clip clip) {
+  StepCall call{};
+  call.task = task;
+  call.device = where.first;
+  call.stream = pointer_to<void>(where.second);
+  call.items = tensors.items().data();
+  call.item_count = tensors.items().size();
+  call.clip = clip;
+  return call;
+}
+
+Address run_on_device(const StepCall& call) {
+  Recording* recording = nullptr;
+  BackendError error;
+  BackendStatus status = BackendStatus::ok;
+  without_lock([&] { status = cuda_functions().steps(&call, &recording, &error); });
+  require_success(status, error);
+  return reinterpret_cast<Address>(recording);
+}
+
 py::object measure_step(const py::tuple& parameters, const py::tuple& gradients, const py::tuple& settings,
-                        const py::tuple& which, double loss_scale, std::int64_t clip, int exponent) {
+                        const py::tuple& which, double loss_scale, std::int64_t clip, int exponent,
+                        const std::optional<Where>& place) {
   require_sizes(parameters, {gradients.size(), which.size()});
   Rules rules(settings, loss_scale, clip, 1.0);
   if (!rules.is_plain()) {
     return not_implemented();
   }
-  StepCall call(StepCall::Use::measured);
+  StepTensors call(StepTensors::Use::measured);
   call.reserve(parameters.size());
   for (std::size_t i = 0; i < parameters.size(); ++i) {
-    const std::int64_t place = to_integer(which[i]);
-    if (!rules.has(place) ||
-        !call.add(parameters[i].ptr(), gradients[i].ptr(), py::none(), py::none(), py::none(), rules.find(place, 0))) {
+    const std::int64_t row = to_integer(which[i]);
+    if (!rules.has(row) ||
+        !call.add(parameters[i].ptr(), gradients[i].ptr(), py::none(), py::none(), py::none(), rules.find(row, 0))) {
       return not_implemented();
     }
   }
   std::vector<Norm> norms(parameters.size());
-  call.run([&] {
-    measure_steps(call.items().data(), call.items().size(), rules.clip(), exponent, norms.data(), call.owner());
-  });
+  if (!place.has_value()) {
+    call.run([&] {
+      measure_steps(call.items().data(), call.items().size(), rules.clip(), exponent, norms.data(), call.owner());
+    });
+  } else {
+    StepCall there = device_call(call, *place, StepTask::measure, rules.clip());
+    there.exponent = exponent;
+    there.norms = norms.data();
+    run_on_device(there);
+  }
   py::list result(norms.size());
   for (std::size_t i = 0; i < norms.size(); ++i) {
     const Norm& one = norms[i];
@@ -280,7 +315,7 @@ py::object take_step(const py::tuple& parameters, const py::tuple& gradients, co
   if (!rules.is_plain()) {
     return not_implemented();
   }
-  StepCall call(checked ? StepCall::Use::checked : StepCall::Use::written);
+  StepTensors call(checked ? StepTensors::Use::checked : StepTensors::Use::written);
   call.reserve(count);
   for (std::size_t i = 0; i < count; ++i) {
     const std::int64_t place = to_integer(which[i]);
@@ -307,11 +342,107 @@ py::object take_step(const py::tuple& parameters, const py::tuple& gradients, co
   return py::make_tuple(values, counts);
 }
 
+// What the device knows of a step: see StepOnDevice.
+struct Known {
+  Address loss_scale;
+  Address found_inf;
+  std::vector<Address> taken;
+  Address optimizer_taken;
+  Address skipped;
+  bool measures;
+  bool skips_nonfinite;
+  double max_norm;
+  Address norm;
+};
+
+Known read_known(const py::tuple& given) {
+  return {given[0].cast<Address>(), given[1].cast<Address>(),  given[2].cast<std::vector<Address>>(),
+          given[3].cast<Address>(), given[4].cast<Address>(),  given[5].cast<bool>(),
+          given[6].cast<bool>(),    to_double(given[7].ptr()), given[8].cast<Address>()};
+}
+
+// The tensors are pairs that Python has judged. `known` is None, or what StepOnDevice has.
+py::object cuda_take_step(const Where& place, const py::tuple& parameters, const py::tuple& gradients,
+                          const py::object& first, const py::object& second, const py::object& largest,
+                          const py::tuple& steps, const py::tuple& settings, const py::tuple& which, double loss_scale,
+                          std::int64_t clip, double factor, const py::object& given,
+                          const std::array<Address, 4>& results) {
+  const std::size_t count = parameters.size();
+  require_sizes(parameters, {gradients.size(), steps.size(), which.size()});
+  const Moments firsts(first, count);
+  const Moments seconds(second, count);
+  const Moments largests(largest, count);
+  Rules rules(settings, loss_scale, clip, factor);
+  if (!rules.is_plain()) {
+    return not_implemented();
+  }
+  StepTensors tensors(StepTensors::Use::checked);
+  tensors.reserve(count);
+  std::vector<StepSettings> of_items;
+  std::vector<std::int64_t> taken;
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::int64_t row = to_integer(which[i]);
+    taken.push_back(to_integer(steps[i]));
+    if (!rules.has(row) || taken.back() < 0 ||
+        !tensors.add(parameters[i].ptr(), gradients[i].ptr(), firsts[i], seconds[i], largests[i],
+                     rules.find(row, taken.back()))) {
+      return not_implemented();
+    }
+    of_items.push_back(rules.settings(row));
+  }
+  StepCall call = device_call(tensors, place, StepTask::take, rules.clip());
+  call.penalties = pointer_to<double>(results[0]);
+  call.zeros = pointer_to<std::int64_t>(results[1]);
+  call.penalty = pointer_to<double>(results[2]);
+  call.all_zeros = pointer_to<std::int64_t>(results[3]);
+  StepOnDevice there{};
+  std::vector<std::int64_t*> counters;
+  if (!given.is_none()) {
+    const Known known = read_known(given);
+    for (const Address one : known.taken) {
+      counters.push_back(pointer_to<std::int64_t>(one));
+    }
+    counters.resize(count);
+    there.settings = of_items.data();
+    there.loss_scale = loss_scale;
+    there.loss_scale_there = pointer_to<float>(known.loss_scale);
+    there.found_inf = pointer_to<float>(known.found_inf);
+    there.taken = counters.data();
+    there.steps = taken.data();
+    there.optimizer_taken = pointer_to<std::int64_t>(known.optimizer_taken);
+    there.skipped = pointer_to<std::int64_t>(known.skipped);
+    there.measures = known.measures;
+    there.skips_nonfinite = known.skips_nonfinite;
+    there.max_norm = known.max_norm;
+    there.norm = pointer_to<double>(known.norm);
+    call.on_device = &there;
+  }
+  return py::int_(run_on_device(call));
+}
+
 }  // namespace
 
 void add_step_functions(py::module_& m) {
-  m.def("measure_step", measure_step, py::arg("parameters"), py::arg("gradients"), py::arg("settings"),
-        py::arg("which"), py::arg("loss_scale"), py::arg("clip"), py::arg("exponent"));
+  m.def(
+      "measure_step",
+      [](const py::tuple& parameters, const py::tuple& gradients, const py::tuple& settings, const py::tuple& which,
+         double loss_scale, std::int64_t clip, int exponent) {
+        return measure_step(parameters, gradients, settings, which, loss_scale, clip, exponent, std::nullopt);
+      },
+      py::arg("parameters"), py::arg("gradients"), py::arg("settings"), py::arg("which"), py::arg("loss_scale"),
+      py::arg("clip"), py::arg("exponent"));
+  m.def(
+      "cuda_measure_step",
+      [](const Where& place, const py::tuple& parameters, const py::tuple& gradients, const py::tuple& settings,
+         const py::tuple& which, double loss_scale, std::int64_t clip, int exponent) {
+        return measure_step(parameters, gradients, settings, which, loss_scale, clip, exponent, place);
+      },
+      py::arg("place"), py::arg("parameters"), py::arg("gradients"), py::arg("settings"), py::arg("which"),
+      py::arg("loss_scale"), py::arg("clip"), py::arg("exponent"));
+  m.def("cuda_take_step", cuda_take_step, py::arg("place"), py::arg("parameters"), py::arg("gradients"),
+        py::arg("first"), py::arg("second"), py::arg("largest"), py::arg("steps"), py::arg("settings"),
+        py::arg("which"), py::arg("loss_scale"), py::arg("clip"), py::arg("factor"), py::arg("known"),
+        py::arg("results"));
   m.def("take_step", take_step, py::arg("parameters"), py::arg("gradients"), py::arg("first"), py::arg("second"),
         py::arg("largest"), py::arg("steps"), py::arg("settings"), py::arg("which"), py::arg("loss_scale"),
         py::arg("clip"), py::arg("factor"), py::arg("checked"));

@@ -43,8 +43,6 @@ void require(BackendStatus status, const BackendError& error) {
   }
 }
 
-using Address = std::uintptr_t;  // also of a stream, as DLPack and the CUDA array interface number them
-
 void* pointer(Address address) { return reinterpret_cast<void*>(address); }
 Address address_of(const void* pointer) { return reinterpret_cast<Address>(pointer); }
 
@@ -386,6 +384,10 @@ std::vector<Coefficients> coefficients_of(unsigned outputs, const std::vector<st
 
 }  // namespace
 
+const Backend& cuda_functions() { return backend(); }
+
+void require_success(BackendStatus status, const BackendError& error) { require(status, error); }
+
 py::object device_tensors(const Call& call, PyObject* which) {
   void* stream = nullptr;
   if (!call.is_plainly_right() || cuda_backend().backend == nullptr || !torch_stream(call.device(), stream)) {
@@ -504,6 +506,21 @@ void add_device_functions(py::module_& m) {
     without_lock([&] { backend().forget(static_cast<Recording*>(pointer(recording))); });
   });
   m.def("cuda_wait", wait);
+  m.def("cuda_clear", [](int device, Address stream, Address address, std::size_t bytes) {
+    BackendError error;
+    require(backend().clear(device, pointer(stream), pointer(address), bytes, &error), error);
+  });
+  m.def("cuda_copy_from_host", [](int device, Address stream, Address address, const py::buffer& from) {
+    const py::buffer_info numbers = from.request();
+    BackendError error;
+    BackendStatus status = BackendStatus::ok;
+    without_lock([&] {
+      status =
+          backend().copy_from_host(device, pointer(stream), numbers.ptr,
+                                   static_cast<std::size_t>(numbers.size * numbers.itemsize), pointer(address), &error);
+    });
+    require(status, error);
+  });
   m.def("cuda_copy", [](int device, Address stream, Address address, std::size_t bytes) {
     py::bytearray copy(nullptr, 0);
     if (PyByteArray_Resize(copy.ptr(), static_cast<Py_ssize_t>(bytes)) != 0) {

@@ -150,5 +150,5 @@ def _named(
 
 def of_device_array(x: DeviceArray) -> View:
     """Return the view of an array that fastreg has made."""
-    shadow = memory.at(x.memory.address, x.shape, None, dtypes.stored(x.dtype_name))
+    shadow = memory.at(x.memory.address, x.shape, x.strides, dtypes.stored(x.dtype_name))
     return View(shadow, x.dtype_name, x.memory.device)

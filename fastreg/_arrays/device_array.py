@@ -16,10 +16,18 @@ class DeviceArray:
     It has ``__dlpack__`` and, but for bfloat16, ``__cuda_array_interface__``.
     """
 
-    def __init__(self, memory: Any, shape: tuple[int, ...], dtype: str) -> None:
+    def __init__(
+        self,
+        memory: Any,
+        shape: tuple[int, ...],
+        dtype: str,
+        strides: tuple[int, ...] | None = None,
+    ) -> None:
         self.memory = memory
         self.shape = shape
         self.dtype_name = dtype
+        self.strides = strides
+        """In bytes; None for C order."""
 
     @property
     def ndim(self) -> int:
@@ -40,7 +48,7 @@ class DeviceArray:
             "shape": self.shape,
             "typestr": row.stored.str,
             "data": (self.memory.address, False),
-            "strides": None,
+            "strides": self.strides,
             "stream": self.memory.stream,
             "version": 3,
         }
@@ -116,6 +124,9 @@ class DeviceCount(DeviceArray):
         return count
 
     __int__ = item
+
+    def __bool__(self) -> bool:
+        return self.item() != 0
 
     def __repr__(self) -> str:
         return f"<a number on CUDA device {self.memory.device}; int(...) copies it>"

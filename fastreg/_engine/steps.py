@@ -23,7 +23,7 @@ from .._base.core import core
 from .._base.float_environment import Default
 from .._base.penalty import rounded
 from .._base.steps import Settings
-from . import backend, checks
+from . import backend, checks, cuda_steps
 from .totals import Sums, Total, clip_factor, first_nonfinite, nonfinite_message, total_of
 
 Tensors = tuple[Any, ...]
@@ -59,6 +59,8 @@ class Step(NamedTuple):
     on_nonfinite: str = "ignore"
     words: tuple[str, str] = ("tensors", "grads")
     """What messages call the collections of parameters and gradients."""
+    decided: cuda_steps.Decided = cuda_steps.Decided()
+    """What a device decides, where the tensors are there."""
 
     @property
     def clip(self) -> int:
@@ -84,9 +86,25 @@ class Taken(NamedTuple):
     """Of each tensor; 0.0 of those without a rule."""
     zeros: list[int]
     """How many elements of each tensor are 0; 0 for those without a rule."""
-    norm: float | None
-    """The norm before the clip, where the step clips or guards."""
-    skipped: bool
+    norm: Any
+    """The norm before the clip, where the step clips or guards: a float, or on the device."""
+    skipped: Any
+    """A bool; where the device decides a number there, 1 or 0."""
+
+    @property
+    def on_device(self) -> tuple[Any, Any] | None:
+        """The sum of the penalties, and of the zeros, where they stay on a device; else None."""
+        return None
+
+
+class Queued(Taken):
+    """What a step on a device comes to: the sums of penalties and zeros, and nothing of each."""
+
+    __slots__ = ()
+
+    @property
+    def on_device(self) -> tuple[Any, Any]:
+        return self.penalties[0], self.zeros[0]
 
 
 class Processes(Protocol):
@@ -112,6 +130,7 @@ def take(
     processes: Processes | None = None,
     judges: bool = False,
     commit: Callable[[bool], None] | None = None,
+    per_tensor: bool = False,
 ) -> Taken:
     """Take a step in place, or skip it, or raise what it deserves.
 
@@ -119,34 +138,195 @@ def take(
     before any is measured, so that this process does not refuse a step that others take.
     `commit` is called with True just before arrays are written, and with False if they were not:
     the caller counts the step then, since Ctrl-C raises as soon as the core returns.
+    With `per_tensor` penalties and zeros on a device are waited for.
     """
+    if cuda_steps.is_there(step.parameters):
+        return _take_there(step, found_inf, processes, commit, per_tensor)
     if found_inf:
         return _skipped(step, None)
     tensors = _Readable(step, judges)
     if not _numbers_fit(step):
         _require_numbers(_described(step))
-    norm, factor = None, 1.0
-    if step.max_norm is not None or step.on_nonfinite != "ignore":
-        total, bad = _looked_at(tensors, processes)
-        with Default():
-            norm = total.l2
-            if step.max_norm is not None:
-                factor = clip_factor(total, step.max_norm)
-        if bad is not None and step.on_nonfinite != "ignore":
-            tensors.judge()
-        if bad is not None and step.on_nonfinite == "raise":
-            remedy = 'stepped; pass on_nonfinite="skip" to leave such steps out, or "ignore"'
-            raise ValueError(nonfinite_message(step.gradient_label(bad[0]), bad[1], remedy))
-        if bad is not None and step.on_nonfinite == "skip":
-            return _skipped(step, norm)
+    norm, factor, is_skipped = _judged(step, tensors, processes)
+    if is_skipped:
+        return _skipped(step, norm)
     penalties, zeros = tensors.taken(factor, commit)
+    _tell(step)
+    return Taken(penalties, zeros, norm, False)
+
+
+def _tell(step: Step) -> None:
+    """Tell autograd what has been written."""
     if not ALL_NUMPY(map(type, step.parameters)):
         all_written(step.parameters)
     for states in (step.first, step.second, step.largest):
         written = [one for one in states or () if one is not None]
         if not ALL_NUMPY(map(type, written)):
             all_written(written)
-    return Taken(penalties, zeros, norm, False)
+
+
+def _judged(
+    step: Step, tensors: _Readable | _There, processes: Processes | None
+) -> tuple[float | None, float, bool]:
+    """Return the norm, the factor of the clip, and whether the step is skipped; or raise."""
+    if step.max_norm is None and step.on_nonfinite == "ignore":
+        return None, 1.0, False
+    total, bad = _looked_at(tensors, processes)
+    with Default():
+        norm, factor = total.l2, 1.0
+        if step.max_norm is not None:
+            factor = clip_factor(total, step.max_norm)
+    if bad is not None and step.on_nonfinite != "ignore":
+        tensors.judge()
+    if bad is not None and step.on_nonfinite == "raise":
+        remedy = 'stepped; pass on_nonfinite="skip" to leave such steps out, or "ignore"'
+        raise ValueError(nonfinite_message(step.gradient_label(bad[0]), bad[1], remedy))
+    return norm, factor, bad is not None and step.on_nonfinite == "skip"
+
+
+def _take_there(
+    step: Step,
+    found_inf: bool,
+    processes: Processes | None,
+    commit: Callable[[bool], None] | None,
+    per_tensor: bool,
+) -> Taken:
+    """Do what :func:`take` does for tensors on a device; it waits for what the host has to know.
+
+    That is: norms of what is not finite and to be raised, or of what other processes have too.
+    """
+    if found_inf:
+        return _skipped(step, None)
+    tensors = _There(step)
+    if not _numbers_fit(step):
+        _require_numbers(tensors.step)
+    looks = step.max_norm is not None or step.on_nonfinite == "skip"
+    if processes is None and step.on_nonfinite != "raise" and (looks or step.decided.is_any):
+        found = tensors.queued(1.0, commit, True)
+        skipped = False if found.skipped is None else found.skipped
+        taken: Taken = Queued([found.penalty], [found.zeros], found.norm, skipped)
+    else:
+        norm, factor, is_skipped = _judged(step, tensors, processes)
+        if is_skipped:
+            return _skipped(step, norm)
+        if per_tensor:
+            taken = Taken(*tensors.taken(factor, commit), norm, False)
+        else:
+            found = tensors.queued(factor, commit, False)
+            taken = Queued([found.penalty], [found.zeros], norm, False)
+    _tell(step)
+    return taken
+
+
+class _There:
+    """The tensors of a step on a device, described and judged."""
+
+    def __init__(self, given: Step) -> None:
+        labelled = [(given.label(place), x) for place, x in enumerate(given.parameters)]
+        labelled += [(given.gradient_label(place), x) for place, x in enumerate(given.gradients)]
+        for kind, states in enumerate((given.first, given.second, given.largest)):
+            labelled += [
+                (_state_label(given, place, kind), x)
+                for place, x in enumerate(states or ())
+                if x is not None
+            ]
+        decided = {"found_inf": given.decided.found_inf, "loss_scale": given.decided.loss_scale}
+        labelled += [(label, x) for label, x in decided.items() if x is not None]
+        self._there = cuda_steps.There(labelled)
+        self._first = given.parameters[0]
+        self.step = _described(given, self._view)
+
+    def _view(self, x: Any, label: str, writable: bool) -> tuple[Any, str]:
+        _require_mutable(x, label, writable)
+        return self._there.view(x, label, writable)
+
+    @property
+    def _ruled(self) -> list[int]:
+        step = self.step
+        return [i for i in range(len(step.names)) if step.settings_of(i).mode != steps.NONE]
+
+    def measured(self, exponent: int) -> list[Sums]:
+        """Do what :meth:`_Readable.measured` does."""
+        step = self.step
+        found = self._there.measured(
+            step.parameters,
+            step.gradients,
+            step.settings,
+            step.which,
+            step.loss_scale,
+            step.clip,
+            exponent,
+        )
+        return [Sums(*one) for one in _required(found)]
+
+    def judge(self) -> None:
+        """Do what :meth:`_Readable.judge` does: all has been judged."""
+
+    def taken(
+        self, factor: float, commit: Callable[[bool], None] | None
+    ) -> tuple[list[float], list[int]]:
+        """Do what :meth:`_Readable.taken` does."""
+        ruled = self._ruled
+        found = _committed(commit, lambda: self._there.each(self._arguments(factor), len(ruled)))
+        step = self.step
+        penalties, zeros = [0.0] * len(step.names), [0] * len(step.names)
+        for place, penalty, count in zip(ruled, *_required(found), strict=True):
+            penalties[place], zeros[place] = float(penalty), int(count)
+        return penalties, zeros
+
+    def queued(
+        self, factor: float, commit: Callable[[bool], None] | None, decides: bool
+    ) -> cuda_steps.Results:
+        """Queue the step; the device decides what it is, or that is known."""
+        step, there = self.step, self._there
+        decision = None
+        if decides:
+            skips = step.on_nonfinite == "skip"
+            decision = there.decided(step.decided, step.max_norm, skips)
+        found = _committed(
+            commit,
+            lambda: there.taken(self._arguments(factor), bool(self._ruled), self._first, decision),
+        )
+        there.counted(step.decided.counts)
+        results: cuda_steps.Results = _required(found)
+        return results
+
+    def _arguments(self, factor: float) -> tuple[Any, ...]:
+        step = self.step
+        return (
+            step.parameters,
+            step.gradients,
+            step.first,
+            step.second,
+            step.largest,
+            step.taken,
+            step.settings,
+            step.which,
+            step.loss_scale,
+            step.clip,
+            factor,
+        )
+
+
+def _committed(commit: Callable[[bool], None] | None, call: Callable[[], Any]) -> Any:
+    """Call the backend, and count the step just before; take that back if it has not written."""
+    if commit is None:
+        return call()
+    try:
+        commit(True)
+        found = call()
+    except (MemoryError, RuntimeError, TypeError, ValueError):
+        commit(False)
+        raise
+    if found is NotImplemented:
+        commit(False)
+    return found
+
+
+def _required(found: Any) -> Any:
+    if found is NotImplemented:  # another thread has changed an array since
+        raise errors.changed_error()
+    return found
 
 
 class _Readable:
@@ -199,17 +379,7 @@ class _Readable:
                 factor,
                 is_checked,
             )
-            if commit is None:
-                return backend.take_step(*arguments)
-            try:
-                commit(True)
-                found = backend.take_step(*arguments)
-            except (MemoryError, TypeError, ValueError):  # the backend's, which has not written
-                commit(False)
-                raise
-            if found is NotImplemented:
-                commit(False)
-            return found
+            return _committed(commit, lambda: backend.take_step(*arguments))
 
         penalties, zeros = self._called(call)
         return penalties, zeros
@@ -222,13 +392,11 @@ class _Readable:
             if found is NotImplemented:
                 self._step, self._is_checked = _described(self._step), True
                 found = call(self._step, True)
-        if found is NotImplemented:  # another thread has changed an array since
-            raise errors.changed_error()
-        return found
+        return _required(found)
 
 
 def _looked_at(
-    tensors: _Readable, processes: Processes | None
+    tensors: _Readable | _There, processes: Processes | None
 ) -> tuple[Total, tuple[int, int] | None]:
     """Return the sums of all gradients, and the place and count of the first not finite."""
 
@@ -262,6 +430,12 @@ def _skipped(step: Step, norm: float | None) -> Taken:
 
 def _sums_of(step: Step, places: Sequence[int]) -> list[Sums]:
     """Return the sums of some parameters, which are only read: nothing else is judged."""
+    if cuda_steps.is_there(step.parameters):
+        if not places:
+            return []
+        there = cuda_steps.There([(step.label(i), step.parameters[i]) for i in places])
+        shadows = [there.view(step.parameters[i], step.label(i), False) for i in places]
+        return [Sums(*one) for one in there.sums(shadows)]
     found, arrays = NotImplemented, tuple([step.parameters[i] for i in places])
     if backend.name == "native" and tuple not in map(type, arrays):
         found = backend.norm_sums(arrays, 0, False)
@@ -307,13 +481,22 @@ def _require_numbers(step: Step) -> None:
 # ------------------------------------------------------------------------------ what was given
 
 
-def _described(step: Step) -> Step:
+def _on_host(x: Any, label: str, writable: bool) -> tuple[Any, str]:
+    _require_mutable(x, label, writable)
+    if cuda.is_on_cuda(x):
+        raise TypeError(
+            f"{label} is on CUDA, but the first of the tensors is in host memory; pass all of them "
+            "on one device"
+        )
+    return host.host_view(x, label, writable)
+
+
+def _described(step: Step, view: Callable[[Any, str, bool], tuple[Any, str]] = _on_host) -> Step:
     """Return a step with views in the place of arrays, or raise the error that it deserves."""
     seen: list[checks.Seen] = []
 
     def view_of(x: Any, label: str, writable: bool) -> tuple[Any, str]:
-        _require_host(x, label, writable)
-        seen.append(checks.Seen(label, host.host_view(x, label, writable), writable))
+        seen.append(checks.Seen(label, view(x, label, writable), writable))
         return seen[-1].view
 
     count = range(len(step.names))
@@ -356,17 +539,12 @@ def _state_label(step: Step, place: int, kind: int) -> str:
     return f"the {_STATES[step.settings_of(place).algorithm][kind]} of {step.label(place)}"
 
 
-def _require_host(x: Any, label: str, writable: bool) -> None:
+def _require_mutable(x: Any, label: str, writable: bool) -> None:
     if writable and library_of(type(x)).name == "jax":
         raise errors.read_only_error(
             label,
             "a JAX array, which is immutable",
             "pass a NumPy copy, or use an optimizer of JAX",
-        )
-    if cuda.is_on_cuda(x):
-        raise TypeError(
-            f"{label} is on CUDA, for which there is no kernel of optimizers' steps yet; pass a "
-            "copy in host memory"
         )
 
 

@@ -9,13 +9,14 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from .._arrays import host
+from .._arrays import cuda
 from .._arrays.libraries import ALL_NUMPY
 from .._base import arguments, dtypes, errors, steps
 from .._base.array_types import Factor, Real, Tensors
 from .._base.float_environment import Default
 from .._base.steps import Settings
 from .._engine import backend
+from .._engine.cuda_steps import Arena, Counts, Decided, filled, is_there, place_of
 from .._engine.steps import Step, compute_dtype, take
 from ..penalties import callables
 from ..penalties.names import counted
@@ -40,11 +41,16 @@ def rate(value: Any, name: str) -> Rate:
     return value if callable(value) else arguments.strength(value, name)
 
 
-def guard(on_nonfinite: str | None, max_norm: float | None) -> str:
-    """Return what is done about gradients that are not finite: a clip sees them for nothing."""
+def guard(on_nonfinite: str | None, max_norm: float | None, is_on_device: bool) -> str:
+    """Return what is done about gradients that are not finite: a clip sees them for nothing.
+
+    On a device "raise" has to wait, and has to be asked for.
+    """
     if on_nonfinite is not None:
         return on_nonfinite
-    return "ignore" if max_norm is None else "raise"
+    if max_norm is None:
+        return "ignore"
+    return "skip" if is_on_device else "raise"
 
 
 def _bound(value: Any, name: str) -> float | None:
@@ -103,6 +109,7 @@ class Optimizer:
         )
         self._kept = _Kept(tuple({} for _ in self._kinds))
         self._progress: tuple[int, dict[str, int]] = 0, {}
+        self._counts: tuple[Counts, tuple[str, ...]] | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not name.startswith("_") and name not in ("lr", "strength", "max_norm"):
@@ -134,8 +141,19 @@ class Optimizer:
 
     @property
     def steps(self) -> int:
-        """How many steps the optimizer took; one that was skipped does not count."""
-        return self._progress[0]
+        """How many steps the optimizer took; one that was skipped does not count.
+
+        Of tensors on a device that may have skipped some it is waited for.
+        """
+        return self._taken()[0]
+
+    def _taken(self) -> tuple[int, dict[str, int]]:
+        """Return how many steps the optimizer and the tensors took, wherever they are counted."""
+        if self._counts is not None:
+            counts, names = self._counts
+            taken, count = counts.read()
+            self._progress = count, {**self._progress[1], **dict(zip(names, taken, strict=True))}
+        return self._progress
 
     def __repr__(self) -> str:
         roster, _ = self._tensors.ready()
@@ -169,10 +187,14 @@ class Optimizer:
             may not be written, as JAX arrays.  Then nothing has been written.
         """
         scale = self._loss_scale(loss_scale)
-        skips = found_inf is not None and callables.number(found_inf, "found_inf") != 0.0
         roster, parameters = self._tensors.ready()
+        is_on_device = is_there(parameters)
+        on_nonfinite = guard(self._on_nonfinite, self.max_norm, is_on_device)
+        decided, skips = self._decided(roster.names, parameters, found_inf, on_nonfinite)
         gradients = roster.gradients(grads)
-        count, taken = self._progress
+        # Functions of the step wait where the device counts.
+        is_asked = callable(self.lr) or callable(self.strength)
+        count, taken = self._taken() if is_asked else self._progress
         settings = self._settings(roster.rules, count)
         names, which, is_ruled = roster.names, roster.which, roster.is_ruled
         if any(map(is_, gradients, repeat(None))):
@@ -181,12 +203,17 @@ class Optimizer:
             parameters = tuple(compress(parameters, there))
             gradients = tuple(compress(gradients, there))
             is_ruled = tuple(compress(is_ruled, there))
+        if decided.counts is not None:
+            place_of_name = {name: place for place, name in enumerate(roster.names)}
+            decided = decided._replace(places=[place_of_name[name] for name in names])
         kept = self._kept_of(names, parameters)
         first, second, largest = [*kept.picked, None, None, None][:3]
         before = tuple([taken.get(name, 0) for name in names])
         counts = dict(zip(names, [one + 1 for one in before], strict=True))
         old = self._kept, self._progress
         new = kept, (count + 1, {**taken, **counts})
+        if decided.counts is not None:  # they count
+            new = kept, self._progress
 
         def commit(is_taken: bool) -> None:
             self._kept, self._progress = new if is_taken else old
@@ -205,18 +232,51 @@ class Optimizer:
                 scale,
                 self.max_norm,
                 self._clips_data,
-                guard(self._on_nonfinite, self.max_norm),
+                on_nonfinite,
+                decided=decided,
             ),
             found_inf=skips,
             commit=commit,
         )
-        return StepRecord(
-            backend.canonical_sum([*compress(outcome.penalties, is_ruled)]),
-            outcome.norm,
-            sum(outcome.zeros),
-            outcome.skipped,
-            _size([*compress(parameters, is_ruled)]),
+        for arena in kept.arenas:
+            arena.used()
+        penalty: Any = 0.0
+        zeros: Any = 0
+        if outcome.on_device is None:
+            penalty = backend.canonical_sum([*compress(outcome.penalties, is_ruled)])
+            zeros = sum(outcome.zeros)
+        elif any(is_ruled):
+            penalty, zeros = outcome.on_device
+        size = _size([*compress(parameters, is_ruled)])
+        return StepRecord(penalty, outcome.norm, zeros, outcome.skipped, size)
+
+    def _decided(
+        self, names: tuple[str, ...], parameters: Arrays, found_inf: Any, on_nonfinite: str
+    ) -> tuple[Decided, bool]:
+        """Return what the device decides of a step, and whether the host skips it."""
+        stays = (
+            is_there(parameters)
+            and on_nonfinite != "raise"
+            and found_inf is not None
+            and cuda.is_on_cuda(found_inf)
         )
+        skips = False
+        if found_inf is not None and not stays:
+            number = found_inf
+            if cuda.is_on_cuda(found_inf):
+                number = cuda.host_copy(found_inf, "found_inf")[0]
+            skips = callables.number(number, "found_inf") != 0.0
+        counts_there = is_there(parameters) and on_nonfinite != "raise"
+        if counts_there and (stays or on_nonfinite == "skip" or self._counts is not None):
+            if self._counts is None or self._counts[1] != names:
+                count, taken = self._taken()
+                numbers = [taken.get(name, 0) for name in names]
+                self._counts = Counts(place_of(parameters[0]), numbers, count), names
+            return Decided(self._counts[0], (), found_inf if stays else None), skips
+        if self._counts is not None:
+            self._taken()
+            self._counts = None
+        return Decided(), skips
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the optimizer has learned: a flat mapping of NumPy arrays and plain numbers.
@@ -237,14 +297,18 @@ class Optimizer:
         roster, arrays = self._tensors.ready()
         like = {}
         for name, array in zip(roster.names, arrays, strict=True):
-            view, dtype = host.host_view(array, f"tensors[{name!r}]", False)
+            view, dtype = cuda.any_view(array, f"tensors[{name!r}]")
             like[name] = view.shape, dtypes.stored(compute_dtype(dtype))
         found = saved.read(state, self._name, self._kinds, like)
-        self._kept = _Kept(tuple(found.arrays.values()))
+        kept = _Kept(tuple(found.arrays.values()))
+        if is_there(arrays):
+            kept = self._kept_of(roster.names, arrays, found.arrays)
+        self._kept = kept
+        self._counts = None
         self._progress = found.steps, found.taken
 
     def _state(self) -> saved.State:
-        count, taken = self._progress
+        count, taken = self._taken()
         return saved.State(count, taken, dict(zip(self._kinds, self._kept.arrays, strict=True)))
 
     def _loss_scale(self, loss_scale: Any) -> float:
@@ -276,18 +340,40 @@ class Optimizer:
         """Return the settings of tensors without a rule."""
         raise NotImplementedError
 
-    def _kept_of(self, names: tuple[str, ...], parameters: Arrays) -> _Kept:
-        """Return the arrays that are kept, with zeros for tensors that have none yet."""
-        if self._kept.names is names:
+    def _kept_of(self, names: tuple[str, ...], parameters: Arrays, loaded: Any = None) -> _Kept:
+        """Return the arrays that are kept, with zeros for tensors that have none yet.
+
+        `loaded` are the numbers of the host that they are to have instead, on a device.
+        """
+        if loaded is None and self._kept.names is names:
             return self._kept
         kept = tuple(dict(arrays) for arrays in self._kept.arrays)
+        if loaded is not None:
+            kept = tuple({} for _ in self._kinds)
+        missing: list[tuple[dict[str, Any], str, tuple[Any, str]]] = []
         for arrays in kept:
             for name, parameter in zip(names, parameters, strict=True):
                 if name not in arrays:
-                    view, dtype = host.host_view(parameter, f"tensors[{name!r}]", False)
-                    stored = dtypes.stored(compute_dtype(dtype))
-                    arrays[name] = np.zeros_like(view, stored, subok=False)
-        return _Kept(kept, names, tuple(tuple(map(one.__getitem__, names)) for one in kept))
+                    view, dtype = cuda.any_view(parameter, f"tensors[{name!r}]")
+                    missing.append((arrays, name, (view, compute_dtype(dtype))))
+        arenas = self._kept.arenas if loaded is None else ()
+        if missing and is_there(parameters):
+            arena = Arena(place_of(parameters[0]), [like for _, _, like in missing])
+            arenas = (*arenas, arena)
+            made: list[Any] = [*arena.arrays]
+        else:
+            made = [
+                np.zeros_like(view, dtypes.stored(dtype), subok=False)
+                for _, _, (view, dtype) in missing
+            ]
+        for (arrays, name, _), array in zip(missing, made, strict=True):
+            arrays[name] = array
+        for kind, arrays in zip(self._kinds, kept, strict=True):
+            for name, numbers in ({} if loaded is None else loaded[kind]).items():
+                there: Any = arrays[name]
+                filled(there, numbers)
+        picked = tuple(tuple(map(one.__getitem__, names)) for one in kept)
+        return _Kept(kept, names, picked, arenas)
 
 
 class _Kept(NamedTuple):
@@ -296,11 +382,13 @@ class _Kept(NamedTuple):
     arrays: tuple[saved.Arrays, ...]
     names: tuple[str, ...] | None = None
     picked: tuple[Arrays, ...] = ()
+    arenas: tuple[Arena, ...] = ()
+    """The memory of arrays that lie on a device."""
 
 
 def _size(arrays: Sequence[Any]) -> int:
     if not ALL_NUMPY(map(type, arrays)):
-        arrays = [host.host_view(one, "tensors", False)[0] for one in arrays]
+        arrays = [cuda.any_view(one, "tensors")[0] for one in arrays]
     return sum(map(attrgetter("size"), arrays))
 
 

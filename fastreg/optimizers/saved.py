@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .._arrays import cuda
 from .._base import errors
 from ..penalties.names import is_mapping
 
@@ -38,8 +39,14 @@ def written(algorithm: str, state: State, names: Sequence[str]) -> dict[str, Any
         saved[f"{_STEP}/{name}"] = state.taken.get(name, 0)
     for kind, arrays in state.arrays.items():
         there = [name for name in names if name in arrays]  # not those of names that are gone
-        saved.update({f"{kind}/{name}": arrays[name].copy(order="K") for name in there})
+        saved.update({f"{kind}/{name}": _copied(arrays[name]) for name in there})
     return saved
+
+
+def _copied(array: Any) -> npt.NDArray[Any]:
+    if type(array) is np.ndarray:
+        return array.copy(order="K")
+    return np.array(cuda.host_copy(array, "state")[0], order="K")
 
 
 def read(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .._arrays import host
+from .._arrays import cuda
 from .._base import memory
 from ..penalties.names import Names, is_mapping, names_of, require_kept, require_strings
 from ..penalties.plan import Arrays, Selection, require_known, resolve, share_address, ties
@@ -78,8 +78,8 @@ def _require_no_other(grads: dict[str, Any], name: str, first: str) -> None:
         return
     if one is not None:
         views = (
-            host.host_view(one, f"grads[{first!r}]", False),
-            host.host_view(other, f"grads[{name!r}]", False),
+            cuda.any_view(one, f"grads[{first!r}]"),
+            cuda.any_view(other, f"grads[{name!r}]"),
         )
         if memory.same_elements_in_order(views[0][0], views[1][0]):
             return

@@ -258,6 +258,73 @@ fastreg_plant(product_rounded_early norms.cuh
     for_each_batch"
   plain "wrong elements: factor" tensors_are_scaled)
 
+# ---- steps of optimizers
+
+fastreg_plant(starts_of_steps_read_too_early steps.cuh
+  "__syncwarp();  // the starts are there"
+  "if (!PLANTED(starts_of_steps_read_too_early)) __syncwarp();  // the starts are there"
+  tsan "data race" taken_steps_tiny)
+
+fastreg_plant(moment_not_kept steps.cuh
+  "at.v[i] = v[k];" "if (!PLANTED(moment_not_kept)) at.v[i] = v[k];"
+  plain "wrong second" taken_steps_tiny)
+
+fastreg_plant(gradients_read_as_parameters steps.cuh
+  "} else if (work.rows[r].is_converted != 0) {
+      take_chunk"
+  "} else if (work.rows[r].is_converted != 0 && !PLANTED(gradients_read_as_parameters)) {
+      take_chunk"
+  plain "wrong (parameters|first)" taken_steps_tiny)
+
+fastreg_plant(penalty_after_the_step steps.cuh
+  "rule.adds_before ? before : stored;" "rule.adds_before && !PLANTED(penalty_after_the_step) ? before : stored;"
+  plain "wrong penalty" taken_steps_tiny)
+
+fastreg_plant(moments_where_the_parameters_lie steps.cuh
+  "carry[k] * (other ? axis.gradient_step : axis.weight_step)"
+  "carry[k] * (other && !PLANTED(moments_where_the_parameters_lie) ? axis.gradient_step : axis.weight_step)"
+  plain "illegal address in a kernel|wrong (parameters|first|second)" taken_steps_in_any_layout)
+
+fastreg_plant(root_of_the_largest_forgotten steps.cuh
+  "return algorithm == Algorithm::adamw && does(operations, op_amsgrad);"
+  "return algorithm == Algorithm::adamw && does(operations, op_amsgrad) && !PLANTED(root_of_the_largest_forgotten);"
+  plain "wrong (parameters|largest)" taken_steps_tiny)
+
+fastreg_plant(found_inf_ignored steps.cuh
+  "found.skips = work.verdict->skips != 0;" "found.skips = work.verdict->skips != 0 && !PLANTED(found_inf_ignored);"
+  plain "wrong parameters : tiny, skipped" taken_steps_tiny)
+
+fastreg_plant(skipped_step_counted steps.cuh
+  "if (!skips) {" "if (!skips || PLANTED(skipped_step_counted)) {"
+  plain "wrong count of steps" taken_steps_tiny)
+
+fastreg_plant(infinity_taken steps.cuh
+  "found.skips = found.skips || (work.skips_nonfinite"
+  "found.skips = found.skips || (!PLANTED(infinity_taken) && work.skips_nonfinite"
+  plain "wrong (parameters|first)" decided_steps_of_numbers_that_are_not_finite)
+
+fastreg_plant(factor_not_read steps.cuh
+  "found.factor = work.state->factor;" "if (!PLANTED(factor_not_read)) found.factor = work.state->factor;"
+  plain "wrong (parameters|first)" taken_steps_tiny)
+
+fastreg_plant(count_of_32_bits steps.cuh
+  "source.taken != nullptr ? *source.taken"
+  "source.taken != nullptr ? PLANTED(count_of_32_bits) ? static_cast<std::int32_t>(*source.taken) : *source.taken"
+  plain "wrong parameters : decided after many steps" decided_steps)
+
+fastreg_plant(scale_of_the_host steps.cuh
+  "work.loss_scale_there != nullptr ?" "work.loss_scale_there != nullptr && !PLANTED(scale_of_the_host) ?"
+  plain "wrong (norm:|parameters :) decided" decided_steps)
+
+fastreg_plant(penalty_not_clipped steps.cuh
+  "return work.with_penalty && does(" "return work.with_penalty && !PLANTED(penalty_not_clipped) && does("
+  plain "wrong squares: clip 2" measured_steps)
+
+fastreg_plant(numbers_not_scaled steps.cuh
+  "return exponent != 0 ? ldexp(number, exponent)"
+  "return exponent != 0 && !PLANTED(numbers_not_scaled) ? ldexp(number, exponent)"
+  plain "wrong squares: clip" measured_steps)
+
 # ---- what the contract fixes
 
 fastreg_plant(lanes_in_another_order kernel.cuh
@@ -277,11 +344,11 @@ fastreg_plant(square_fused kernel.cuh
   plain "wrong value: f64 terms 2 outputs 1 size 409[56]" bits_around_a_chunk)
 
 fastreg_plant(axes_the_wrong_way_round table.h
-  "for (int a = item.layout->axis_count - 1; a >= 0; --a) {
-      const Layout::Axis& axis = item.layout->axes[a];"
-  "const int last_axis = item.layout->axis_count - 1;
+  "for (int a = layout->axis_count - 1; a >= 0; --a) {
+      const Layout::Axis& axis = layout->axes[a];"
+  "const int last_axis = layout->axis_count - 1;
     for (int a = last_axis; a >= 0; --a) {
-      const Layout::Axis& axis = item.layout->axes[PLANTED(axes_the_wrong_way_round) ? last_axis - a : a];"
+      const Layout::Axis& axis = layout->axes[PLANTED(axes_the_wrong_way_round) ? last_axis - a : a];"
   plain "wrong value: transposed gradient, f64" layouts_in_every_cell)
 
 fastreg_plant(integers_through_float strided.cuh
@@ -370,3 +437,9 @@ fastreg_catch_on_gpu(large_numbers_once_only test_gpu_norms.py test_clips_of_any
 fastreg_catch_on_gpu(epsilon_not_scaled test_gpu_norms.py test_clips_of_any_magnitude)
 fastreg_catch_on_gpu(factor_beyond_one test_gpu_norms.py test_clips)
 fastreg_catch_on_gpu(product_rounded_early test_gpu_norms.py test_clips)
+fastreg_catch_on_gpu(moment_not_kept test_gpu_steps.py test_optimizer_steps)
+fastreg_catch_on_gpu(penalty_after_the_step test_gpu_steps.py test_optimizer_steps)
+fastreg_catch_on_gpu(root_of_the_largest_forgotten test_gpu_steps.py test_optimizer_steps)
+fastreg_catch_on_gpu(skipped_step_counted test_gpu_steps.py test_clipped_steps_of_models)
+fastreg_catch_on_gpu(infinity_taken test_gpu_steps.py test_clipped_steps_of_models)
+fastreg_catch_on_gpu(factor_not_read test_gpu_steps.py test_clipped_steps_of_models)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 # Blocks of 256 threads that a multiprocessor runs at once, of a kernel with so many registers.
-MOST_REGISTERS = {4: 64, 3: 80}
+MOST_REGISTERS = {4: 64, 3: 80, 2: 128, 1: 255}
 # The loads of chunk sums that a thread of the kernel of the values has under way: 8 of each sum.
 CHUNK_SUM_LOADS = 16
 # Element type -> bytes, the load that fetches one element, and how many a thread has under way.
@@ -49,6 +49,21 @@ NORMS = {
     "norm_values": "norm values",
 }
 NORM_KERNELS = 2 * len(ELEMENTS) + 1 + len(STRIDED) + 1
+# Kernels of optimizers' steps, likewise; those of one block have no element type.
+STEPS = {
+    "step_chunks": "steps",
+    "strided_step_chunks": "strided steps",
+    "step_norm_chunks": "norms of steps",
+    "strided_step_norm_chunks": "strided norms of steps",
+    "step_rules": "rules of steps",
+    "step_outcome": "outcome of steps",
+}
+ALGORITHMS = {"0": "SGD", "1": "AdamW"}
+STEP_KERNELS = 3 * (len(ELEMENTS) + len(STRIDED)) + 2
+# Divisions and square roots of an element's step, in each of its modes.
+STEP_QUOTIENTS = {"0": 1, "1": 7}
+# Of the numbers of a step: they are found in float64.
+RULES_OF_STEPS = {"DFMA": 60, "FFMA": 6}
 # Fused operations of the square root, and of the division, by which a clip's factor is found.
 CLIP_FACTOR = {"DFMA": 40, "FFMA": 2}
 
@@ -79,6 +94,15 @@ class Kernel:
         return (found[1], found[2] or "") if found else ("", "")
 
     @property
+    def of_steps(self) -> tuple[str, str, str]:
+        """Name, element type and algorithm of a kernel of steps; all empty for another."""
+        found = re.search(
+            r"\d((?:strided_)?step_\w+?)(?:INS_\d+(B?F\d+)E(?:LNS_\d+AlgorithmE(\d)E)?E|E)",
+            self.name,
+        )
+        return (found[1], found[2] or "", found[3] or "") if found else ("", "", "")
+
+    @property
     def is_strided(self) -> bool:
         return "strided_" in self.name
 
@@ -88,6 +112,10 @@ class Kernel:
 
         A gradient that is added without a value needs no more than sums do, but of float64.
         """
+        if self.of_steps[0]:
+            return {"step_rules": 1, "step_outcome": 1}.get(
+                self.of_steps[0], 2 if self.of_steps[2] else 3
+            )
         if self.cell is None:
             return 3 if self.is_strided or self.of_norms[0] == "norm_values" else 4
         dtype, outputs = self.cell
@@ -105,6 +133,8 @@ class Kernel:
         """
         if self.of_norms[0] == "norm_values":
             return CLIP_FACTOR
+        if self.of_steps[0]:
+            return self._quotients_of_steps()
         if self.cell is None or not self.is_proximal:
             return {}
         dtype = self.cell[0]
@@ -112,8 +142,24 @@ class Kernel:
         allowed = DIVISION["F64" if dtype == "F64" else "F32"]
         return {name: 2 * elements * each + once for name, (each, once) in allowed.items()}
 
+    def _quotients_of_steps(self) -> dict[str, int]:
+        name, dtype, algorithm = self.of_steps
+        if name == "step_rules":
+            return RULES_OF_STEPS
+        if not algorithm:
+            return {}
+        # Dtypes of the gradient times elements: of a whole batch, and of the rest.
+        elements = {"F32": 10, "F64": 2} if self.is_strided else {"F32": 5, "F64": 5}
+        count = elements.get(dtype, 10) * STEP_QUOTIENTS[algorithm]
+        each = {"DFMA": (9, 30), "FFMA": (2, 2)} if dtype == "F64" else {"FFMA": (6, 40)}
+        return {one: count * most + once for one, (most, once) in each.items()}
+
     @property
     def label(self) -> str:
+        if self.of_steps[0]:
+            step, dtype, algorithm = self.of_steps
+            words = (STEPS[step], ALGORITHMS.get(algorithm, ""), dtype)
+            return " ".join(filter(None, words))
         name, of = self.of_norms
         if name:
             return f"{NORMS[name]} {of}".strip()
@@ -186,6 +232,9 @@ def faults(kernel: Kernel) -> list[str]:
     of_norms, norm_dtype = kernel.of_norms
     # Norms are values of both terms.
     dtype, outputs = kernel.cell or (norm_dtype, 1 if "norm" in of_norms else 2)
+    step, step_dtype, algorithm = kernel.of_steps
+    if algorithm:  # with the squares of the penalty
+        dtype, outputs = step_dtype, 1
     if kernel.stack or kernel.local:
         found.append(f"{kernel.stack} bytes of stack, {kernel.local} of local memory: spills")
     most = MOST_REGISTERS[kernel.planned_blocks]
@@ -201,6 +250,8 @@ def faults(kernel: Kernel) -> list[str]:
         is_exact_square = name == "DFMA" and dtype in ("F16", "BF16", "F32") and outputs & 1
         if not is_exact_square and count > kernel.divides().get(name, 0):
             found.append(f"{count} {name}: fused where the contract rounds twice")
+    if step:
+        return found
     if not dtype and not kernel.is_strided and kernel.first_loads != CHUNK_SUM_LOADS:
         found.append(
             f"{kernel.first_loads} loads of chunk sums before the first store, not the "
@@ -238,7 +289,10 @@ def main() -> int:
     compiled = read_library(options.library)
     for architecture in options.architectures:
         kernels = compiled.get(architecture, [])
-        if len(kernels) != (len(ELEMENTS) + len(STRIDED)) * len(OUTPUTS) + 2 + NORM_KERNELS:
+        if (
+            len(kernels)
+            != (len(ELEMENTS) + len(STRIDED)) * len(OUTPUTS) + 2 + NORM_KERNELS + STEP_KERNELS
+        ):
             print(f"sm_{architecture}: {len(kernels)} kernels were found", file=sys.stderr)
             wrong += 1
         for kernel in kernels:

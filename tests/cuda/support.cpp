@@ -24,45 +24,6 @@ class Random {
   std::uint64_t state_;
 };
 
-// One tensor in four has any bits at all: NaN and infinities. The others have numbers of both signs and 13 magnitudes,
-// zeros and subnormals, so that sums tell wrong orders apart.
-void fill(char* memory, DType dtype, std::int64_t count, std::uint64_t seed) {
-  Random random(seed);
-  const bool has_specials = random.next() % 4 == 0;
-  const auto put = [&](auto type, int fraction_bits, int exponent_bits) {
-    using Bits = decltype(type);
-    const std::uint64_t bias = (std::uint64_t{1} << (exponent_bits - 1)) - 1;
-    const std::uint64_t exponent_mask = ((std::uint64_t{1} << exponent_bits) - 1) << fraction_bits;
-    for (std::int64_t i = 0; i < count; ++i) {
-      std::uint64_t bits = random.next();
-      const std::uint64_t choice = random.next() % 32;
-      if (choice == 0) {
-        bits &= ~(exponent_mask | (exponent_mask - 1)) | 1;  // a zero, or the smallest subnormal
-      } else if (choice == 1) {
-        bits &= ~exponent_mask;  // a subnormal
-      } else if (!has_specials || choice != 2) {
-        bits = (bits & ~exponent_mask) | (bias - 8 + random.next() % 13) << fraction_bits;
-      }
-      const auto element = static_cast<Bits>(bits);
-      std::memcpy(memory + static_cast<std::size_t>(i) * sizeof element, &element, sizeof element);
-    }
-  };
-  switch (dtype) {
-    case DType::f16:
-      return put(std::uint16_t{}, 10, 5);
-    case DType::bf16:
-      return put(std::uint16_t{}, 7, 8);
-    case DType::f32:
-      return put(std::uint32_t{}, 23, 8);
-    case DType::f64:
-      return put(std::uint64_t{}, 52, 11);
-    default:
-      for (std::size_t i = 0; i < static_cast<std::size_t>(count) * item_size(dtype); ++i) {
-        memory[i] = static_cast<char>(dtype == DType::boolean ? random.next() & 1 : random.next());
-      }
-  }
-}
-
 bool is_nan(DType dtype, const char* element) {
   std::uint64_t bits = 0;
   std::memcpy(&bits, element, item_size(dtype));
@@ -122,6 +83,43 @@ std::unique_ptr<Layout> layout_of(const Shape& shape) {
 }
 
 }  // namespace
+
+void fill(char* memory, DType dtype, std::int64_t count, std::uint64_t seed) {
+  Random random(seed);
+  const bool has_specials = random.next() % 4 == 0;
+  const auto put = [&](auto type, int fraction_bits, int exponent_bits) {
+    using Bits = decltype(type);
+    const std::uint64_t bias = (std::uint64_t{1} << (exponent_bits - 1)) - 1;
+    const std::uint64_t exponent_mask = ((std::uint64_t{1} << exponent_bits) - 1) << fraction_bits;
+    for (std::int64_t i = 0; i < count; ++i) {
+      std::uint64_t bits = random.next();
+      const std::uint64_t choice = random.next() % 32;
+      if (choice == 0) {
+        bits &= ~(exponent_mask | (exponent_mask - 1)) | 1;  // a zero, or the smallest subnormal
+      } else if (choice == 1) {
+        bits &= ~exponent_mask;  // a subnormal
+      } else if (!has_specials || choice != 2) {
+        bits = (bits & ~exponent_mask) | (bias - 8 + random.next() % 13) << fraction_bits;
+      }
+      const auto element = static_cast<Bits>(bits);
+      std::memcpy(memory + static_cast<std::size_t>(i) * sizeof element, &element, sizeof element);
+    }
+  };
+  switch (dtype) {
+    case DType::f16:
+      return put(std::uint16_t{}, 10, 5);
+    case DType::bf16:
+      return put(std::uint16_t{}, 7, 8);
+    case DType::f32:
+      return put(std::uint32_t{}, 23, 8);
+    case DType::f64:
+      return put(std::uint64_t{}, 52, 11);
+    default:
+      for (std::size_t i = 0; i < static_cast<std::size_t>(count) * item_size(dtype); ++i) {
+        memory[i] = static_cast<char>(dtype == DType::boolean ? random.next() & 1 : random.next());
+      }
+  }
+}
 
 std::int64_t first_difference(DType dtype, const char* a, const char* b, std::int64_t count) {
   const auto size = static_cast<std::int64_t>(item_size(dtype));

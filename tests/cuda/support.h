@@ -98,6 +98,10 @@ void evaluate_on_device(const DeviceCall& call, const std::string& what, Recordi
 // Calls the backend, waits for the device, and compares.
 void run(Problem& problem, const std::string& what);
 
+// One tensor in four has any bits at all: NaN and infinities. The others have numbers of both signs and 13 magnitudes,
+// zeros and subnormals, so that sums tell wrong orders apart.
+void fill(char* memory, DType dtype, std::int64_t count, std::uint64_t seed);
+
 // The first element that differs, or -1. The sign and payload of a NaN are not part of the contract.
 std::int64_t first_difference(DType dtype, const char* a, const char* b, std::int64_t count);
 

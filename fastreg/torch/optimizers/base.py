@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import compress
-from typing import Any, ClassVar, TypeVar, overload
+from typing import Any, ClassVar, NamedTuple, TypeVar, overload
 
 import torch
 
@@ -14,6 +14,7 @@ from ..._base.array_types import Real
 from ..._base.float_environment import Default
 from ..._base.steps import Settings
 from ..._engine import backend
+from ..._engine.cuda_steps import Counts, Decided, is_there, place_of
 from ..._engine.steps import take
 from ...optimizers import StepRecord
 from ...optimizers.base import CLIPS, ON_NONFINITE, Clip, OnNonfinite, Rate, guard, rate
@@ -47,6 +48,17 @@ class _Sharded:
         return self._record._replace(
             penalty=backend.canonical_sum(values[:count]), zeros=int(sum(values[count:]))
         )
+
+
+class _Scaling(NamedTuple):
+    """What ``GradScaler`` has left to the step: tensors on a device that are not waited for."""
+
+    scale: Any = None
+    found_inf: Any = None
+
+    @property
+    def is_there(self) -> bool:
+        return self.scale is not None or self.found_inf is not None
 
 
 class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
@@ -116,16 +128,68 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
         )
         self._is_made = True
 
+    _counts: tuple[Counts, tuple[Any, ...]] | None = None
+    """Where the device counts the steps, with the parameters."""
+
     def _forget(self) -> None:
-        """Drop what is kept between steps for speed."""
+        """Drop what is kept between steps."""
+        self._count_here()
         self._roster: Roster | None = None
         self._prepared: Prepared | None = None
         self._plain: dict[int, tuple[tuple[Any, ...], Settings]] = {}
 
     @property
     def steps(self) -> int:
-        """How many steps the optimizer took; one that was skipped does not count."""
+        """How many steps the optimizer took; one that was skipped does not count.
+
+        Of parameters on a device that may have skipped some it is waited for.
+        """
+        self._read_counts()
         return self._steps
+
+    def _read_counts(self) -> None:
+        """Bring the state up to what the device has counted."""
+        if self._counts is None:
+            return
+        counts, parameters = self._counts
+        taken, self._steps = counts.read()
+        for parameter, number in zip(parameters, taken, strict=True):
+            kept = self.state.get(parameter)
+            if kept is None:
+                continue
+            if self._algorithm == steps.ADAMW:
+                kept[state.STEP] = number
+            elif number == 0:  # a momentum that holds nothing yet
+                kept.pop(self._kinds[0], None)
+
+    def _count_here(self) -> None:
+        """Count steps on the host from now on."""
+        self._read_counts()
+        self._counts = None
+
+    def _decided(
+        self, roster: Roster, there: tuple[bool, ...] | None, scaling: _Scaling, on_nonfinite: str
+    ) -> Decided:
+        """Return what the device decides of the next step: what the host cannot know."""
+        is_wanted = scaling.is_there or on_nonfinite == "skip" or self._counts is not None
+        if on_nonfinite == "raise" or roster.has_dtensors or not is_there(roster.parameters):
+            is_wanted = False
+        if not is_wanted:
+            self._count_here()
+            return Decided()
+        if self._counts is None:
+            taken = [self._taken_of(self.state.get(one, {})) for one in roster.parameters]
+            counts = Counts(place_of(roster.parameters[0]), taken, self._steps)
+            self._counts = counts, roster.parameters
+        places = [*range(len(roster.parameters))]
+        if there is not None:
+            places = [*compress(places, there)]
+        return Decided(self._counts[0], places, scaling.found_inf, scaling.scale)
+
+    def _taken_of(self, kept: Mapping[str, Any]) -> int:
+        if self._algorithm == steps.ADAMW:
+            return state.count(kept.get(state.STEP, 0), "a parameter")
+        return int(kept.get(self._kinds[0]) is not None)
 
     @property
     def last(self) -> StepRecord | None:
@@ -171,16 +235,20 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
         return loss
 
     def _take(self) -> None:
-        loss_scale, found_inf = self._scaling()
         roster = self._roster
         if roster is None or not roster.is_of(self.param_groups):
             self._forget()
             self._roster = roster = Roster(self.param_groups, self._names, self._ruled)
+        is_on_device = is_there(roster.parameters)
+        on_nonfinite = guard(self._on_nonfinite, self.max_norm, is_on_device)
+        stays = is_on_device and on_nonfinite != "raise" and not roster.has_dtensors
+        loss_scale, found_inf, scaling = self._scaling(stays)
         gradients = [parameter.grad for parameter in roster.parameters]
         there = None
         if type(None) in set(map(type, gradients)):
             there = tuple([gradient is not None for gradient in gradients])
             gradients = [*compress(gradients, there)]
+        decided = self._decided(roster, there, scaling, on_nonfinite)
         settings = self._settings(roster)
         needs = tuple([(one.has_first, one.has_second, one.has_largest) for one in settings])
         now = self._prepared
@@ -190,7 +258,7 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
                 roster, there, self.state, self._kinds, needs, self._algorithm == steps.ADAMW
             )
             self._prepared = now
-        processes, on_nonfinite = None, guard(self._on_nonfinite, self.max_norm)
+        processes = None
         if roster.has_dtensors and (self.max_norm is not None or on_nonfinite != "ignore"):
             question = f"a step clipped to {self.max_norm} with on_nonfinite={on_nonfinite!r}"
             processes = processes_of(now.names, now.parameters, question)
@@ -198,7 +266,8 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
 
         def commit(is_taken: bool) -> None:
             prepared.count(self.state, is_taken)
-            self._steps = count + int(is_taken)
+            if decided.counts is None:
+                self._steps = count + int(is_taken)
 
         try:
             outcome = take(
@@ -215,11 +284,13 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
                     self._clips_data,
                     on_nonfinite,
                     ("parameters", "gradients"),
+                    decided,
                 ),
                 found_inf=found_inf,
                 processes=processes,
                 judges=processes is not None and is_new,
                 commit=commit,
+                per_tensor=roster.has_dtensors,
             )
         except Exception as error:
             if processes is not None and not found_inf:
@@ -227,24 +298,39 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
             if isinstance(error, TypeError):
                 _require_dense(gradients, now.names)
             raise
-        if not outcome.skipped:
+        if outcome.skipped is not True:  # where the device decides it is not waited for
             now.was_taken(self.state)
+        record = StepRecord(0.0, outcome.norm, 0, outcome.skipped, now.size())
+        if outcome.on_device is not None:
+            if any(now.is_ruled):
+                penalty, all_zeros = outcome.on_device
+                record = record._replace(penalty=penalty, zeros=all_zeros)
+            self._last = record
+            return
         penalties = [*compress(outcome.penalties, now.is_ruled)]
-        record = StepRecord(0.0, outcome.norm, sum(outcome.zeros), outcome.skipped, now.size())
         if roster.has_dtensors:
             parameters = tuple(compress(now.parameters, now.is_ruled))
             zeros = compress(outcome.zeros, now.is_ruled)
             self._last = _Sharded(record, penalties, zeros, parameters)
         else:
-            self._last = record._replace(penalty=backend.canonical_sum(penalties))
+            penalty = backend.canonical_sum(penalties)
+            self._last = record._replace(penalty=penalty, zeros=sum(outcome.zeros))
 
-    def _scaling(self) -> tuple[float, bool]:
-        """Return what ``GradScaler`` has left to the step: its scale, and whether to skip."""
+    def _scaling(self, stays: bool) -> tuple[float, bool, _Scaling]:
+        """Return what ``GradScaler`` has left to the step: its scale, and whether to skip.
+
+        With `stays` numbers on a device are left there.
+        """
         scale = getattr(self, "grad_scale", None)
         found = getattr(self, "found_inf", None)
+        there = _Scaling()
+        if stays and _is_number_there(found):
+            there, found = there._replace(found_inf=found), None
         if found is not None and bool(found):
-            return 1.0, True
-        return 1.0 if scale is None else positive(scale, "grad_scale"), False
+            return 1.0, True, _Scaling()
+        if stays and _is_number_there(scale):
+            there, scale = there._replace(scale=scale), None
+        return 1.0 if scale is None else positive(scale, "grad_scale"), False, there
 
     # ------------------------------------------------------------------------------- its numbers
 
@@ -254,7 +340,8 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
             return tuple([plain[group] for group, _ in roster.acting])
         strength: Any = self.strength
         if callable(strength):
-            strength = arguments.strength(strength(self._steps), f"strength({self._steps})")
+            taken = self.steps
+            strength = arguments.strength(strength(taken), f"strength({taken})")
         return tuple(
             [
                 plain[group] if one is None else self._acting(group, plain[group], one, strength)
@@ -398,6 +485,7 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
         It can be loaded there.  Moments of half-precision parameters are in float32.  Rules and
         the other options of the constructor are not in it.
         """
+        self._read_counts()
         handle = self.register_state_dict_post_hook(_as_torch_has_it, prepend=True)
         try:
             found: dict[str, Any] = super().state_dict()
@@ -424,6 +512,7 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
             handle.remove()
 
     def __getstate__(self) -> dict[str, Any]:
+        self._read_counts()
         ours = {name: value for name, value in self.__dict__.items() if name in _KEPT}
         return {**super().__getstate__(), **ours}
 
@@ -454,10 +543,15 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
             if id(parameter) in labels and isinstance(one, dict):
                 label, counts_steps = labels[id(parameter)], self._algorithm == steps.ADAMW
                 kept[parameter] = state.loaded(parameter, label, one, counts_steps)
+        self._counts = None
         counts += [one[state.STEP] for one in kept.values() if state.STEP in one]
         super().__setstate__({**found, "param_groups": groups})
         self._steps = max(counts, default=self._steps)
         self._forget()
+
+
+def _is_number_there(x: Any) -> bool:
+    return type(x) is torch.Tensor and is_there((x,)) and x.dtype == torch.float32
 
 
 _FIXED = {bool, int, float, type(None)}

@@ -56,8 +56,8 @@ def require_known_ways(group: Mapping[str, Any], label: str) -> None:
         )
     if group.get("capturable"):
         raise ValueError(
-            f"{label}['capturable'] must be False: it is for CUDA graphs, and there are no kernels "
-            "of optimizers' steps for CUDA yet"
+            f"{label}['capturable'] must be False: it is for CUDA graphs, into which these steps "
+            "cannot be captured yet"
         )
     if group.get("decoupled_weight_decay") is False:
         raise ValueError(

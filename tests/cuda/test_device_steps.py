@@ -1,0 +1,325 @@
+"""Optimizers over device arrays, on the stand-in for a GPU: the bits of the host's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from device_fakes import DeviceArray, Memory, Producer, Runtime, numbers
+from stand_in_arrays import LIBRARY
+
+import fastreg
+from fastreg._arrays.device_array import DeviceCount, DeviceValue
+from fastreg.optimizers import SGD, AdamW
+from fastreg.regularizers import L1, L1L2
+
+pytestmark = pytest.mark.skipif(not LIBRARY, reason="FASTREG_CUDA_LIBRARY names no stand-in")
+
+RULES = {"a": L1(0.3), "b": (L1L2(0.2, 0.1), "gradient"), "c": (L1L2(0.2, 0.1), "decoupled")}
+
+
+def arrays(seed: int = 0) -> dict[str, np.ndarray]:
+    return {
+        "a": numbers((70, 80), np.float32, seed),
+        "b": numbers(5000, np.float16, seed + 1),
+        "c": numbers((40, 30), np.float64, seed + 2)[::2, 3:],
+        "d": np.asfortranarray(numbers((30, 7), np.float32, seed + 3)),
+        "e": numbers((3, 0), np.float32, seed),
+    }
+
+
+def on_device(runtime: Runtime, host: dict[str, np.ndarray], **places: Any) -> dict[str, Any]:
+    return {name: DeviceArray(runtime, w, **places) for name, w in host.items()}
+
+
+def gradients(seed: int) -> dict[str, np.ndarray]:
+    found = arrays(100 * seed + 7)
+    found["b"] = found["b"].astype(np.float32)  # the type of the arithmetic
+    return found
+
+
+def same_numbers(found: Any, expected: Any) -> None:
+    assert float(found.penalty).hex() == float(expected.penalty).hex()
+    assert int(found.zeros) == expected.zeros
+    assert bool(found.skipped) == expected.skipped
+    assert found.size == expected.size
+    if expected.norm is None:
+        assert found.norm is None
+    else:
+        assert float(found.norm).hex() == expected.norm.hex()
+
+
+def same_arrays(tensors: dict[str, Any], host: dict[str, np.ndarray]) -> None:
+    for name, w in host.items():
+        assert tensors[name].host().tobytes() == w.tobytes(), name
+
+
+def same_state(found: Any, expected: Any) -> None:
+    assert [*found] == [*expected]
+    for key, value in expected.items():
+        np.testing.assert_array_equal(found[key], value, key)
+
+
+OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "sgd": (SGD, {"lr": 0.1, "momentum": 0.0}),
+    "momentum": (SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.2, "weight_decay": 0.01}),
+    "nesterov": (SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "maximize": True}),
+    "adamw": (AdamW, {"lr": 0.01}),
+    "amsgrad": (AdamW, {"lr": 0.01, "amsgrad": True, "cautious": True, "scaled": False}),
+}
+
+
+@pytest.mark.parametrize("clip", [None, "total", "data"])
+@pytest.mark.parametrize("on_nonfinite", ["ignore", "skip", "raise"])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_steps(runtime: Runtime, option: str, on_nonfinite: str, clip: str | None) -> None:
+    kind, options = OPTIONS[option]
+    options = {**options, "rules": RULES, "on_nonfinite": on_nonfinite}
+    if clip is not None:
+        options.update(max_norm=0.5, clip=clip)
+    host = arrays()
+    tensors = on_device(runtime, host, stream=runtime.stream())
+    there, here = kind(tensors, **options), kind(host, **options)
+    for turn in range(3):
+        grads = gradients(turn)
+        if turn == 1:
+            grads["d"] = None
+        expected = here.step(grads, loss_scale=8.0)
+        sent = {name: None if g is None else DeviceArray(runtime, g) for name, g in grads.items()}
+        waits = runtime.waits
+        found = there.step(sent, loss_scale=8.0)
+        looks = on_nonfinite != "ignore" or clip is not None
+        if turn == 2:  # the first steps make room
+            assert runtime.waits == waits + (on_nonfinite == "raise")
+            assert type(found.penalty) is DeviceValue
+            assert type(found.zeros) is DeviceCount
+            assert (type(found.norm) is DeviceValue) == (looks and on_nonfinite != "raise")
+        same_numbers(found, expected)
+        same_arrays(tensors, host)
+    assert there.steps == here.steps == 3
+    same_state(there.state_dict(), here.state_dict())
+
+
+def test_without_rules_a_record_has_plain_numbers(runtime: Runtime) -> None:
+    host = {"w": numbers(300, np.float32)}
+    tensors = on_device(runtime, host)
+    grads = {"w": numbers(300, np.float32, 1)}
+    found = AdamW(tensors, 0.01).step(on_device(runtime, grads))
+    assert found == AdamW(host, 0.01).step(grads)
+    same_arrays(tensors, host)
+
+
+@pytest.mark.parametrize("number", [np.inf, np.nan])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_step_that_is_not_finite_is_skipped_there(
+    runtime: Runtime, option: str, number: float
+) -> None:
+    """Neither parameters, state nor counts change, and nothing waits; the first one too."""
+    kind, options = OPTIONS[option]
+    host = arrays()
+    tensors = on_device(runtime, host)
+    there = kind(tensors, **options, rules=RULES, max_norm=0.5)
+    here = kind(host, **options, rules=RULES, max_norm=0.5, on_nonfinite="skip")
+    for turn in range(4):
+        grads = gradients(turn)
+        if turn in (0, 2):
+            grads["c"][3, 5] = number
+        waits = runtime.waits
+        found = there.step(on_device(runtime, grads))
+        if turn == 3:
+            assert runtime.waits == waits
+        expected = here.step(grads)
+        assert expected.skipped == (turn in (0, 2))
+        same_numbers(found, expected)
+        same_arrays(tensors, host)
+    assert there.steps == here.steps == 2
+    for name, taken in here.state_dict().items():
+        if name.startswith("step/"):
+            assert there.state_dict()[name] == taken
+    same_state(there.state_dict(), here.state_dict())
+
+
+def test_raise_names_the_first_bad_tensor_and_writes_nothing(runtime: Runtime) -> None:
+    host = arrays()
+    tensors = on_device(runtime, host)
+    there = SGD(tensors, 0.1, momentum=0.9, rules=RULES, on_nonfinite="raise")
+    grads = gradients(1)
+    grads["b"][3] = np.nan
+    with pytest.raises(ValueError, match=r"^grads\['b'\] has 1 element that is infinite or NaN"):
+        there.step(on_device(runtime, grads))
+    same_arrays(tensors, host)
+    assert there.steps == 0
+
+
+def test_found_inf_stays_on_the_device(runtime: Runtime) -> None:
+    host = arrays()
+    tensors = on_device(runtime, host)
+    there, here = (AdamW(one, 0.01, rules=RULES) for one in (tensors, host))
+    for turn in range(4):
+        is_found = np.array(turn % 2, np.float32)
+        grads = gradients(turn)
+        sent, flag = on_device(runtime, grads), DeviceArray(runtime, is_found)
+        waits = runtime.waits
+        found = there.step(sent, found_inf=flag)
+        if turn == 3:
+            assert runtime.waits == waits
+        same_numbers(found, here.step(grads, found_inf=bool(is_found)))
+        same_arrays(tensors, host)
+    assert there.steps == here.steps == 2
+    same_state(there.state_dict(), here.state_dict())
+    # One that the host knows, then the device's counts again.
+    same_numbers(there.step(sent, found_inf=True), here.step(grads, found_inf=True))
+    same_numbers(there.step(sent), here.step(grads))
+    same_arrays(tensors, host)
+    with pytest.raises(TypeError, match="found_inf on a device must be one float32 number"):
+        there.step(sent, found_inf=DeviceArray(runtime, np.array([1, 2])))
+
+
+def test_functions_of_the_step_see_no_skipped_one(runtime: Runtime) -> None:
+    seen: dict[str, list[int]] = {"there": [], "here": []}
+
+    def rate(where: str) -> Any:
+        def lr(step: int) -> float:
+            seen[where].append(step)
+            return 0.1 / (1 + step)
+
+        return lr
+
+    host = arrays()
+    tensors = on_device(runtime, host)
+    options: dict[str, Any] = {"rules": RULES, "max_norm": 1.0, "on_nonfinite": "skip"}
+    there, here = SGD(tensors, rate("there"), **options), SGD(host, rate("here"), **options)
+    for turn in range(3):
+        grads = gradients(turn)
+        if turn == 1:
+            grads["a"][0, 0] = np.inf
+        same_numbers(there.step(on_device(runtime, grads)), here.step(grads))
+    assert seen["there"] == seen["here"] == [0, 1, 1]
+    same_arrays(tensors, host)
+
+
+@pytest.mark.parametrize("option", ["momentum", "amsgrad"])
+def test_state_goes_from_the_device_to_the_host_and_back(runtime: Runtime, option: str) -> None:
+    kind, options = OPTIONS[option]
+    options = {**options, "rules": RULES}
+    host = arrays()
+    tensors = on_device(runtime, host)
+    there, here = kind(tensors, **options), kind(host, **options)
+    for turn in range(2):
+        there.step(on_device(runtime, gradients(turn)))
+        here.step(gradients(turn))
+    again, elsewhere = kind(tensors, **options), kind(host, **options)
+    again.load_state_dict(here.state_dict())
+    elsewhere.load_state_dict(there.state_dict())
+    same_state(again.state_dict(), here.state_dict())
+    same_numbers(again.step(on_device(runtime, gradients(5))), elsewhere.step(gradients(5)))
+    same_arrays(tensors, host)
+
+
+def test_by_dlpack(runtime: Runtime) -> None:
+    w, g = numbers((70, 80), ml_dtypes.bfloat16), numbers((70, 80), ml_dtypes.bfloat16, 1)
+    weight, host = Producer(runtime, w), w.copy()
+    there = AdamW([weight], 0.01, rules="l1", max_norm=1.0)
+    here = AdamW([host], 0.01, rules="l1", max_norm=1.0)
+    for _ in range(2):
+        same_numbers(there.step([Producer(runtime, g)]), here.step([g]))
+        assert weight.host().tobytes() == host.tobytes()
+
+
+def test_cupy(runtime: Runtime, cupy: Any) -> None:
+    w, g = numbers((60, 90), np.float32), numbers((60, 90), np.float32, 1)
+    for device in (0, 1):
+        cupy.state.update(device=device, stream=runtime.stream(device))
+        weight, host = cupy.array(w), w.copy()
+        there = SGD([weight], 0.1, momentum=0.9, rules="l1", max_norm=1.0)
+        here = SGD([host], 0.1, momentum=0.9, rules="l1", max_norm=1.0)
+        for _ in range(2):
+            found = there.step([cupy.array(g)])
+            for number, kind in ((found.penalty, "f8"), (found.norm, "f8"), (found.zeros, "i8")):
+                assert (type(number), number.dtype) == (cupy.ndarray, np.dtype(kind))
+            assert found.penalty.device.id == device
+            expected = here.step([g])
+            assert float(found.penalty) == expected.penalty
+            assert float(found.norm) == expected.norm
+            assert int(found.zeros) == expected.zeros
+            assert weight.host().tobytes() == host.tobytes()
+
+
+def test_streams_are_ordered(runtime: Runtime) -> None:
+    for _ in range(10):
+        first, second = runtime.stream(), runtime.stream()
+        w, g = numbers(5000, np.float32), numbers(5000, np.float32, 1)
+        there = DeviceArray(runtime, w, stream=first), DeviceArray(runtime, g, stream=second)
+        runtime.clear(there[1].address, 100, second)
+        optimizer, here = SGD([there[0]], 0.1, momentum=0.9), SGD([w], 0.1, momentum=0.9)
+        optimizer.step([there[1]])
+        g[:25] = 0
+        here.step([g])
+        runtime.clear(there[1].address, 4, second)
+        assert there[0].host().tobytes() == w.tobytes()
+
+
+def test_refusals_write_nothing(runtime: Runtime, jax: Any) -> None:
+    w, g = numbers(300, np.float32), numbers(300, np.float32, 1)
+    memory = Memory(runtime, w)
+    weight, gradient = DeviceArray(runtime, w, memory=memory), DeviceArray(runtime, g)
+
+    def refused(error: type[Exception], match: str, other: Any, grad: Any = gradient) -> None:
+        optimizer = SGD([weight, other], 0.1, momentum=0.9)
+        with pytest.raises(error, match=match):
+            optimizer.step([gradient, grad])
+        assert bytes(memory.host()) == w.tobytes()
+        assert optimizer.steps == 0
+
+    part = DeviceArray(runtime, w[100:], memory=memory)
+    part.address = memory.low + 400
+    refused(ValueError, r"overlaps tensors\['0'\] in memory", part, DeviceArray(runtime, g[100:]))
+    refused(BufferError, "read-only", DeviceArray(runtime, w, read_only=True))
+    refused(TypeError, r"^tensors\['1'\] has dtype int64", DeviceArray(runtime, np.arange(300)))
+    refused(TypeError, r"^tensors\['1'\] is in host memory, but tensors\['0'\]", w.copy())
+    refused(ValueError, "is on CUDA device 1", DeviceArray(runtime, w, device=1))
+    refused(BufferError, r"^tensors\['1'\] is a JAX array, which is immutable", jax.Array(w))
+    refused(
+        ValueError, r"^grads\['1'\] has shape", DeviceArray(runtime, w), DeviceArray(runtime, g[1:])
+    )
+    wrong = DeviceArray(runtime, g.astype(np.float64))
+    refused(TypeError, r"^grads\['1'\] has dtype float64", DeviceArray(runtime, w), wrong)
+    host = SGD([w.copy(), weight], 0.1)
+    with pytest.raises(
+        TypeError, match=r"^tensors\['1'\] is on CUDA, but the first of the tensors"
+    ):
+        host.step([g, gradient])
+
+
+def test_a_captured_step_is_refused(runtime: Runtime) -> None:
+    w, g = numbers(300, np.float32), numbers(300, np.float32, 1)
+    stream = runtime.stream()
+    weight, gradient = (DeviceArray(runtime, x, stream=stream) for x in (w, g))
+    optimizer = SGD([weight], 0.1)
+    with runtime.capture(stream), pytest.raises(RuntimeError, match="cannot be captured"):
+        optimizer.step([gradient])
+    assert optimizer.steps == 0
+    assert weight.host().tobytes() == w.tobytes()
+    optimizer.step([gradient])
+    assert optimizer.steps == 1
+
+
+def test_what_is_on_the_device_is_freed(runtime: Runtime) -> None:
+    def train() -> None:
+        tensors = on_device(runtime, arrays())
+        optimizer = AdamW(tensors, 0.01, rules=RULES, max_norm=1.0)
+        for turn in range(3):
+            optimizer.step(on_device(runtime, gradients(turn)))
+
+    train()
+    runtime.drain()
+    runtime.free_dropped()
+    before = runtime.allocations
+    for _ in range(3):
+        train()
+        runtime.drain()
+        runtime.free_dropped()
+    assert runtime.allocations == before
+    assert fastreg.norms(on_device(runtime, arrays()))
