@@ -62,13 +62,14 @@ def draw(records: list[tuple[str, Cells]], target: Path) -> None:
     matplotlib.rcParams["svg.fonttype"] = "none"
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(11, 4.5), layout="constrained")
+    axes.set_prop_cycle(color=plt.colormaps["tab20"].colors)
     for name, line in sorted(lines_of(records).items()):
         axes.plot(range(len(line)), line, marker="o", label=name)
     axes.set_xticks(range(len(records)), [commit for commit, _ in records], rotation=30, ha="right")
     axes.set_ylabel("instructions, of the first budget")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
     figure.savefig(target, metadata={"Date": None})
 
 
