@@ -31,8 +31,10 @@ CLIENTS = sorted(HERE.glob("client_*.py"))
 MISUSE = HERE / "misuse.py"
 
 COMPLETE = 0.995
-"""The share of public names whose types pyright knows without inferring any; torch's optimizers have a base of
-another package."""
+"""The share of public names whose types pyright knows without inferring any.
+
+The optimizers of torch have a base of another package.
+"""
 
 # What the libraries that examples draw with have not annotated.
 NOT_OURS = {
