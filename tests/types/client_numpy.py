@@ -53,7 +53,8 @@ assert_type(step.size, int)
 assert_type(attached.report()["kernel"].penalty, float)
 assert_type(fastreg.attach([w], "l2").value(), float)
 fastreg.attach(params, lambda one: float(np.abs(one).max()))
-fastreg.attach(params, {"class_name": "L1", "config": {"l1": 0.5}})
+saved: dict[str, Any] = {"class_name": "L1", "config": {"l1": 0.5}}
+fastreg.attach(params, saved)
 fastreg.attach(params, regularizers.serialize(l1))
 fastreg.attach(params, regularizers.L1)
 
