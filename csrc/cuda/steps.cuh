@@ -16,8 +16,10 @@ namespace fastreg::cuda {
 template <class E>
 using Arithmetic = std::conditional_t<sizeof(typename E::Real) == sizeof(float), F32, F64>;
 
-// Twenty numbers of the step are in registers too, forty in float64, and divisions and square roots want more: 128.
-constexpr int step_blocks_per_processor = 2;
+// Twenty numbers of the step are in registers too, forty in float64, and divisions and square roots want more: 128, and
+// for AdamW in float64 a few beyond.
+template <Algorithm algorithm, class Real>
+constexpr int step_blocks_per_processor = algorithm == Algorithm::adamw && sizeof(Real) == sizeof(double) ? 1 : 2;
 // Rows whose loads a thread has under way, of each of at most five arrays.
 template <Algorithm algorithm, class Real>
 constexpr int step_rows_in_flight = algorithm == Algorithm::adamw && sizeof(Real) == sizeof(double) ? 2 : 4;
@@ -202,7 +204,8 @@ FASTREG_DEVICE void count_chunk(const StepWork& work, std::int64_t r, const Step
 }
 
 template <class E, Algorithm algorithm>
-__global__ void FASTREG_BOUNDS(threads_per_block, step_blocks_per_processor) step_chunks(StepWork work) {
+__global__ void FASTREG_BOUNDS(threads_per_block, (step_blocks_per_processor<algorithm, typename E::Real>))
+    step_chunks(StepWork work) {
   for_each_chunk_of_rows(work.chunks, [&](std::int64_t r, std::int64_t chunk, int lane) {
     const StepRule& rule = work.rules[work.rows[r].rule];
     const StepDecision decision = decision_of(work, rule);
@@ -369,7 +372,8 @@ FASTREG_DEVICE void with_step_storage(const StepRow& step, Visit visit) {
 
 // Rows of which an array is strided, that compute as E does.
 template <class E, Algorithm algorithm>
-__global__ void FASTREG_BOUNDS(threads_per_block, step_blocks_per_processor) strided_step_chunks(StepWork work) {
+__global__ void FASTREG_BOUNDS(threads_per_block, (step_blocks_per_processor<algorithm, typename E::Real>))
+    strided_step_chunks(StepWork work) {
   FASTREG_SHARED(std::int64_t, starts, warps_per_block * step_operands * max_axes);
   std::int64_t* own_starts = starts + threadIdx.x / lanes * step_operands * max_axes;
   for_each_chunk_of_rows(work.chunks, [&](std::int64_t r, std::int64_t chunk, int lane) {

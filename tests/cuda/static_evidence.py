@@ -112,10 +112,11 @@ class Kernel:
 
         A gradient that is added without a value needs no more than sums do, but of float64.
         """
-        if self.of_steps[0]:
-            return {"step_rules": 1, "step_outcome": 1}.get(
-                self.of_steps[0], 2 if self.of_steps[2] else 3
-            )
+        step, step_dtype, algorithm = self.of_steps
+        if step:
+            if step in ("step_rules", "step_outcome") or (step_dtype, algorithm) == ("F64", "1"):
+                return 1
+            return 2 if algorithm else 3
         if self.cell is None:
             return 3 if self.is_strided or self.of_norms[0] == "norm_values" else 4
         dtype, outputs = self.cell
