@@ -156,7 +156,7 @@ def take(tensor, gradient, options, c=1.0):
             tensor.m[i], tensor.v[i] = m, v
             if o.amsgrad:
                 h = tensor.h[i]
-                v = math.nan if h != h or v != v else max(h, v)
+                v = math.nan if h != h or v != v else max(v, h)  # v where they are equal: +0
                 tensor.h[i] = v
             q = r(r(quotient(r(root(v)), correction)) + eps)
             s = r(size * r(quotient(m, q)))

@@ -196,6 +196,16 @@ def test_gradients_in_float32(backend, dtype):
         assert require_bits((4097, 3), dtype, o, (0, 5), 0.5, "f32")[0] < 1.0
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_equal_second_moments(backend, dtype):
+    """A largest moment of -0.0, which only a state from elsewhere has, becomes the new +0.0."""
+    w, g, m, v = (np.zeros(33, dtype) for _ in range(4))
+    h = np.full(33, -0.0, dtype)
+    one = settings(Options("adamw", amsgrad=True))
+    steps.take(steps.Step(["w"], (w,), (g,), (m,), (v,), (h,), (0,), (one,), (0,)))
+    np.testing.assert_array_equal(np.signbit(h), False)
+
+
 def wild(count, dtype, seed):
     """Return elements of which some are infinite, NaN, huge or the smallest there are."""
     largest = {"f16": 65504.0, "bf16": 2.0**127, "f32": 2.0**127, "f64": 2.0**1023}[dtype]

@@ -202,7 +202,7 @@ class _Maths:
         m = numbers.beta1 * m + numbers.one_minus_beta1 * d
         v = numbers.beta2 * v + (numbers.one_minus_beta2 * d) * d
         if h is not None:
-            h = np.maximum(h, v)
+            h = np.where((h > v) | np.isnan(h), h, v)  # np.maximum of two zeros is either
         q = np.sqrt(v if h is None else h) / numbers.correction + numbers.eps
         s = numbers.size * (m / q)
         decayed = w * numbers.shrink if self.settings.weight_decay else w

@@ -9,8 +9,42 @@
 
 namespace fastreg::test {
 
-static double sum(std::vector<double> terms) {
-  return canonical_sum_in_place(terms.data(), static_cast<std::int64_t>(terms.size()));
+namespace {
+
+// NaN follows the terms, for sums that read too far or write there.
+double sum(std::vector<double> terms) {
+  const auto count = static_cast<std::int64_t>(terms.size());
+  terms.resize(terms.size() + 4096, std::numeric_limits<double>::quiet_NaN());
+  const double found = canonical_sum_in_place(terms.data(), count);
+  CHECK(std::isnan(terms[terms.size() - 4096]), "written behind", count);
+  return found;
+}
+
+// A lane that counts what is added to it.
+struct Lane {
+  int additions = 0;
+  void operator+=(const Lane& other) { additions += 1 + other.additions; }
+};
+
+}  // namespace
+
+TEST(halves_of_lanes) {
+  for (const int count : {1, 2, 8, 32}) {
+    std::vector<Lane> lanes(static_cast<std::size_t>(count) + 1);
+    lanes.back().additions = 1000;  // not one of them
+    halve_lanes(lanes.data(), count);
+    CHECK(lanes[0].additions == count - 1, "lanes", count, "additions", lanes[0].additions);
+    for (const Lane& lane : lanes) {
+      CHECK(&lane == &lanes.back() || lane.additions < count, "lanes", count, "a lane has", lane.additions);
+    }
+  }
+}
+
+TEST(counts_of_chunks) {
+  const std::int64_t counts[][2] = {{0, 0}, {1, 1}, {4095, 1}, {4096, 1}, {4097, 2}, {8192, 2}, {8193, 3}};
+  for (const auto& [terms, chunks] : counts) {
+    CHECK(chunk_count(terms) == chunks, "terms", terms, "chunks", chunk_count(terms));
+  }
 }
 
 TEST(canonical_sum_of_any_signs) {

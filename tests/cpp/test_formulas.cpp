@@ -169,6 +169,46 @@ TEST(formulas_of_steps) {
   }
 }
 
+// A state from elsewhere may have a -0.0, of which this step makes the second moment's +0.0.
+TEST(formulas_of_equal_moments) {
+  Step step;
+  step.settings.algorithm = Algorithm::adamw;
+  step.settings.flags = flag_amsgrad;
+  step.settings.lr = 0.1;
+  step.settings.beta1 = 0.9;
+  step.settings.beta2 = 0.99;
+  const StepRule rule = rule_of(step.settings, step.taken, step.loss_scale, step.clip, step.factor);
+  double m = 0.0;
+  double v = 0.0;
+  double h = -0.0;
+  adamw_step<ScalarOps<double>>(rule.operations, rule.numbers, 1.0, 0.0, m, v, h);
+  CHECK(h == 0.0 && !std::signbit(h), "largest", h);
+}
+
+// 2 * l2 comes first: where it overflows, no small factor brings it back.
+TEST(formulas_of_huge_strengths) {
+  const double infinity = std::numeric_limits<double>::infinity();
+  StepSettings s{};
+  s.algorithm = Algorithm::adamw;
+  s.lr = 0.1;
+  s.factor = 0.1;
+  s.l2 = 1e308;
+  const auto numbers = [&](Mode mode) {
+    s.mode = mode;
+    return rule_of(s, 0, 1.0, Clip::none, 1.0).numbers;
+  };
+  CHECK(numbers(Mode::decoupled).decay == -infinity, "decay");
+  CHECK(numbers(Mode::proximal).divisor == infinity, "divisor");
+  CHECK(numbers(Mode::scaled).divisor == infinity, "divisor of each element");
+}
+
+// Python's numbers are refused by these counts.
+TEST(counts_of_options) {
+  CHECK(static_cast<int>(Algorithm::adamw) + 1 == algorithm_count, algorithm_count);
+  CHECK(static_cast<int>(Mode::decoupled) + 1 == mode_count, mode_count);
+  CHECK(static_cast<int>(Clip::total) + 1 == clip_count, clip_count);
+}
+
 TEST(formulas_of_terms) {
   Random random(6);
   for (int round = 0; round < 3000; ++round) {
