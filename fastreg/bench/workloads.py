@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import groupby
 from math import fsum, prod
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from fastreg.bench.cases import DTYPES, Case
 from fastreg.bench.shapes import MODELS, Shapes
 
-Array = NDArray[Any]
+Array: TypeAlias = NDArray[Any]
 
 #: The bytes of a cache line; what PyTorch and JAX align to.
 ALIGNMENT = 64

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "cuda/norms.cuh"
+#include "cuda/steps.cuh"
 #include "runtime.h"
 
 namespace {
@@ -46,6 +47,9 @@ void add_chunk_kernels(Kernels& kernels) {
   add(kernels, cuda::penalty_chunks<E, 11>);
   add(kernels, cuda::norm_chunks<E>);
   add(kernels, cuda::scale_chunks<E>);
+  add(kernels, cuda::step_chunks<E, Algorithm::sgd>);
+  add(kernels, cuda::step_chunks<E, Algorithm::adamw>);
+  add(kernels, cuda::step_norm_chunks<E>);
 }
 
 template <class E>
@@ -58,6 +62,9 @@ void add_strided_kernels(Kernels& kernels) {
   add(kernels, cuda::strided_chunks<E, 10>);
   add(kernels, cuda::strided_chunks<E, 11>);
   add(kernels, cuda::strided_scale_chunks<E>);
+  add(kernels, cuda::strided_step_chunks<E, Algorithm::sgd>);
+  add(kernels, cuda::strided_step_chunks<E, Algorithm::adamw>);
+  add(kernels, cuda::strided_step_norm_chunks<E>);
 }
 
 const Launcher* find_kernel(const std::string& name) {
@@ -74,6 +81,8 @@ const Launcher* find_kernel(const std::string& name) {
     // Static functions are no symbols here; nvcc registers them as if they were not static.
     add(kernels, "_ZN7fastreg4cuda19strided_norm_chunksENS0_8NormWorkE", cuda::strided_norm_chunks);
     add(kernels, "_ZN7fastreg4cuda11norm_valuesENS0_8NormSumsE", cuda::norm_values);
+    add(kernels, "_ZN7fastreg4cuda10step_rulesENS0_13StepRulesWorkE", cuda::step_rules);
+    add(kernels, "_ZN7fastreg4cuda12step_outcomeENS0_15StepOutcomeWorkE", cuda::step_outcome);
     return kernels;
   }();
   const auto found = known.find(name);
