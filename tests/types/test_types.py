@@ -30,11 +30,8 @@ ROOT = HERE.parents[1]
 CLIENTS = sorted(HERE.glob("client_*.py"))
 MISUSE = HERE / "misuse.py"
 
-COMPLETE = 0.995
-"""The share of public names whose types pyright knows without inferring any.
-
-The optimizers of torch have a base of another package.
-"""
+OF_ANOTHER_PACKAGE = ("SGD", "AdamW", "Penalised")
+"""The optimizers of torch, whose base has parameters that torch has not annotated."""
 
 # What the libraries that examples draw with have not annotated.
 NOT_OURS = {
@@ -172,9 +169,17 @@ def test_examples_are_strict(user: Path) -> None:
 
 def test_public_names_have_types(user: Path) -> None:
     found = pyright(user, "--verifytypes", "fastreg", "--ignoreexternal")["typeCompleteness"]
+    names = [symbol for symbol in found["symbols"] if symbol["isExported"]]
+    # The benchmark is a command, and no interface for programs.
+    names = [symbol for symbol in names if not symbol["name"].startswith("fastreg.bench")]
+    assert len(names) > 100
     unknown = [
         symbol["name"] + "".join(f"\n  {one['message']}" for one in symbol["diagnostics"])
-        for symbol in found["symbols"]
-        if symbol["isExported"] and not symbol["isTypeKnown"]
+        for symbol in names
+        if not symbol["isTypeKnown"]
+        and not (
+            symbol["name"].startswith("fastreg.torch.")
+            and symbol["name"].rpartition(".")[2] in OF_ANOTHER_PACKAGE
+        )
     ]
-    assert found["completenessScore"] >= COMPLETE, "\n".join(unknown)
+    assert not unknown, "\n".join(unknown)
