@@ -45,7 +45,7 @@ std::string path_of_library() {
   if (was_built && is_there(directory + library_name)) {
     return directory + library_name;
   }
-  const std::string installed = directory + package_of_library + library_name;
+  std::string installed = directory + package_of_library + library_name;
   if (!directory.empty() && is_there(installed)) {  // never from the directory that the process happens to be in
     return installed;
   }

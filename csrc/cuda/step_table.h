@@ -75,6 +75,8 @@ inline void add_operand(std::vector<Axis>& axes, OperandAxes& operand, const Ste
 inline std::int64_t find_rule(std::vector<StepRule>& rules, const StepRule& rule) {
   constexpr std::size_t most = 8;
   for (std::size_t back = 1; back <= most && back <= rules.size(); ++back) {
+    // Padding that differs makes a rule twice, which is right too.
+    // NOLINTNEXTLINE(bugprone-suspicious-memory-comparison)
     if (std::memcmp(&rules[rules.size() - back], &rule, sizeof rule) == 0) {
       return static_cast<std::int64_t>(rules.size() - back);
     }

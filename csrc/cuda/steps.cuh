@@ -19,10 +19,10 @@ using Arithmetic = std::conditional_t<sizeof(typename E::Real) == sizeof(float),
 // Twenty numbers of the step are in registers too, forty in float64, and divisions and square roots want more: 128, and
 // for AdamW in float64 a few beyond.
 template <Algorithm algorithm, class Real>
-constexpr int step_blocks_per_processor = algorithm == Algorithm::adamw && sizeof(Real) == sizeof(double) ? 1 : 2;
+constexpr int step_blocks_per_processor = (algorithm == Algorithm::adamw && sizeof(Real) == sizeof(double)) ? 1 : 2;
 // Rows whose loads a thread has under way, of each of at most five arrays.
 template <Algorithm algorithm, class Real>
-constexpr int step_rows_in_flight = algorithm == Algorithm::adamw && sizeof(Real) == sizeof(double) ? 2 : 4;
+constexpr int step_rows_in_flight = (algorithm == Algorithm::adamw && sizeof(Real) == sizeof(double)) ? 2 : 4;
 
 template <class Real>
 struct Rounded {
@@ -214,7 +214,7 @@ __global__ void FASTREG_BOUNDS(threads_per_block, (step_blocks_per_processor<alg
       if (rule.counts) {
         count_chunk<E>(work, r, rule, chunk, lane, sums);
       }
-    } else if constexpr (std::is_same_v<E, Arithmetic<E>>) {
+    } else if constexpr (std::is_same_v<E, Arithmetic<E>>) {  // NOLINT(bugprone-branch-clone): or it is made twice
       take_chunk<E, E, algorithm>(work, r, rule, decision.factor, chunk, lane, sums);
     } else if (work.rows[r].is_converted != 0) {
       take_chunk<E, Arithmetic<E>, algorithm>(work, r, rule, decision.factor, chunk, lane, sums);
@@ -360,7 +360,7 @@ template <class E, class Visit>
 FASTREG_DEVICE void with_step_storage(const StepRow& step, Visit visit) {
   with_storage<E, output_gradient>(step.dtype, [&](auto element) {
     using Stored = decltype(element);
-    if constexpr (std::is_same_v<Stored, Arithmetic<Stored>>) {
+    if constexpr (std::is_same_v<Stored, Arithmetic<Stored>>) {  // NOLINT(bugprone-branch-clone): or it is made twice
       visit(element, element);
     } else if (step.is_converted != 0) {
       visit(element, Arithmetic<Stored>{});
@@ -476,7 +476,7 @@ __global__ void FASTREG_BOUNDS(threads_per_block, 3) step_norm_chunks(StepNormWo
   }
   for_each_chunk_of_rows(work.norms.chunks, [&](std::int64_t r, std::int64_t chunk, int lane) {
     NormLane<F64> sums;
-    if constexpr (std::is_same_v<E, Arithmetic<E>>) {
+    if constexpr (std::is_same_v<E, Arithmetic<E>>) {  // NOLINT(bugprone-branch-clone): or it is made twice
       measure_chunk<E, E>(work, r, chunk, lane, exponent, sums);
     } else if (work.rows[r].is_converted != 0) {
       measure_chunk<E, Arithmetic<E>>(work, r, chunk, lane, exponent, sums);

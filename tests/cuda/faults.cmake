@@ -283,7 +283,7 @@ fastreg_plant(penalty_after_the_step steps.cuh
 fastreg_plant(moments_where_the_parameters_lie steps.cuh
   "carry[k] * (other ? axis.gradient_step : axis.weight_step)"
   "carry[k] * (other && !PLANTED(moments_where_the_parameters_lie) ? axis.gradient_step : axis.weight_step)"
-  plain "illegal address in a kernel|wrong (parameters|first|second)" taken_steps_in_any_layout)
+  asan "misaligned address|heap-buffer-overflow" taken_steps_in_any_layout)
 
 fastreg_plant(root_of_the_largest_forgotten steps.cuh
   "return algorithm == Algorithm::adamw && does(operations, op_amsgrad);"

@@ -332,6 +332,7 @@ class StepTensors {
     const auto squares = [&](int exponent) {
       measure_steps(host_items_.data(), host_items_.size(), options.clip, exponent, norms.data());
       std::vector<double> terms;
+      terms.reserve(norms.size());
       for (const Norm& norm : norms) {
         terms.push_back(norm.l2);
       }
