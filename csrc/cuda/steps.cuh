@@ -22,6 +22,7 @@ template <Algorithm algorithm, class Real>
 constexpr int step_blocks_per_processor = (algorithm == Algorithm::adamw && sizeof(Real) == sizeof(double)) ? 1 : 2;
 // Rows whose loads a thread has under way, of each of at most five arrays.
 template <Algorithm algorithm, class Real>
+// NOLINTNEXTLINE(modernize-avoid-c-style-cast): an argument of a template is taken for one
 constexpr int step_rows_in_flight = (algorithm == Algorithm::adamw && sizeof(Real) == sizeof(double)) ? 2 : 4;
 
 template <class Real>
