@@ -1,6 +1,6 @@
 """Mutation testing of the maths: changes formulas one at a time, and sees whether a test notices.
 
-``python tests/mutation/run.py`` changes csrc/penalty.inl, prox.inl, step.inl, step.h and
+``python tests/mutation/mutate.py`` changes csrc/penalty.inl, prox.inl, step.inl, step.h and
 canonical_sum.h: operators, constants, conditions, names of numbers, order of operations, operands
 and statements that are left out.  All mutants of a build are in one program, which chooses one by
 number, so that they cost two compilations; what the compiler decides is a build of its own.  Each
