@@ -9,13 +9,12 @@ call all bits are those of the oracle; a call that has to be refused changes not
 import copy
 import importlib.util
 import io
-import os
 import pickle
 
 import canonical
 import contract
-import hypothesis
 import numpy as np
+import state_machines
 from canonical_step import Options
 from contract import Optimizer, Refused
 from hypothesis import stateful
@@ -26,15 +25,6 @@ from fastreg import optimizers
 from fastreg._engine import backend as backend_module
 from fastreg.regularizers import L1, L1L2, L2
 
-RUNS = os.environ.get("FASTREG_STATES")
-SETTINGS = hypothesis.settings(
-    derandomize=RUNS is None,
-    max_examples=int(RUNS or 60),
-    stateful_step_count=25 if RUNS is None else 60,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(hypothesis.HealthCheck),
-)
 BACKENDS = ["numpy"] if importlib.util.find_spec("fastreg._core") is None else ["native", "numpy"]
 
 NAMES = ("a/kernel", "a/bias", "b/kernel", "b/bias", "c[0]")
@@ -596,5 +586,5 @@ class Loop(stateful.RuleBasedStateMachine):
             array.flags.writeable = writable[name]
 
 
-Loop.TestCase.settings = SETTINGS
+Loop.TestCase.settings = state_machines.settings(60, 25)
 TestLoop = Loop.TestCase

@@ -69,6 +69,22 @@ class Step(NamedTuple):
             return steps.UNCLIPPED
         return steps.CLIP_DATA if self.clips_data else steps.CLIP_TOTAL
 
+    def arguments(self, factor: float) -> tuple[Any, ...]:
+        """Return the arguments of a backend that takes the step, with this factor of the clip."""
+        return (
+            self.parameters,
+            self.gradients,
+            self.first,
+            self.second,
+            self.largest,
+            self.taken,
+            self.settings,
+            self.which,
+            self.loss_scale,
+            self.clip,
+            factor,
+        )
+
     def label(self, place: int) -> str:
         return f"{self.words[0]}[{self.names[place]!r}]"
 
@@ -267,7 +283,9 @@ class _There:
     ) -> tuple[list[float], list[int]]:
         """Do what :meth:`_Readable.taken` does."""
         ruled = self._ruled
-        found = _committed(commit, lambda: self._there.each(self._arguments(factor), len(ruled)))
+        found = _committed(
+            commit, lambda: self._there.each(self.step.arguments(factor), len(ruled))
+        )
         step = self.step
         penalties, zeros = [0.0] * len(step.names), [0] * len(step.names)
         for place, penalty, count in zip(ruled, *_required(found), strict=True):
@@ -285,27 +303,11 @@ class _There:
             decision = there.decided(step.decided, step.max_norm, skips)
         found = _committed(
             commit,
-            lambda: there.taken(self._arguments(factor), bool(self._ruled), self._first, decision),
+            lambda: there.taken(step.arguments(factor), bool(self._ruled), self._first, decision),
         )
         there.counted(step.decided.counts)
         results: cuda_steps.Results = _required(found)
         return results
-
-    def _arguments(self, factor: float) -> tuple[Any, ...]:
-        step = self.step
-        return (
-            step.parameters,
-            step.gradients,
-            step.first,
-            step.second,
-            step.largest,
-            step.taken,
-            step.settings,
-            step.which,
-            step.loss_scale,
-            step.clip,
-            factor,
-        )
 
 
 def _committed(commit: Callable[[bool], None] | None, call: Callable[[], Any]) -> Any:
@@ -365,21 +367,8 @@ class _Readable:
         """Take the step, and return penalties and zeros."""
 
         def call(step: Step, is_checked: bool) -> Any:
-            arguments = (
-                step.parameters,
-                step.gradients,
-                step.first,
-                step.second,
-                step.largest,
-                step.taken,
-                step.settings,
-                step.which,
-                step.loss_scale,
-                step.clip,
-                factor,
-                is_checked,
-            )
-            return _committed(commit, lambda: backend.take_step(*arguments))
+            arguments = step.arguments(factor)
+            return _committed(commit, lambda: backend.take_step(*arguments, is_checked))
 
         penalties, zeros = self._called(call)
         return penalties, zeros

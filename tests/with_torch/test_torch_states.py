@@ -5,13 +5,12 @@ proximal steps and optimizers.  ``FASTREG_STATES=2000`` tries as many runs, of o
 """
 
 import copy
-import os
 import pickle
 
 import canonical
 import contract
-import hypothesis
 import numpy as np
+import state_machines
 import torch
 from canonical_step import Options
 from contract import Optimizer, Refused
@@ -22,15 +21,6 @@ from torch import nn
 import fastreg.torch
 from fastreg.regularizers import L1, L1L2, L2
 
-RUNS = os.environ.get("FASTREG_STATES")
-SETTINGS = hypothesis.settings(
-    derandomize=RUNS is None,
-    max_examples=int(RUNS or 40),
-    stateful_step_count=20 if RUNS is None else 60,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(hypothesis.HealthCheck),
-)
 DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32, "f64": torch.float64}
 NAMES = ("a.kernel", "a.bias", "b.kernel", "b.bias")
 SHAPES = ((), (5,), (3, 4), (33,), (2, 3, 4))
@@ -288,5 +278,5 @@ def same(found, wanted, dtype):
     )
 
 
-Loop.TestCase.settings = SETTINGS
+Loop.TestCase.settings = state_machines.settings(40, 20)
 TestLoop = Loop.TestCase
