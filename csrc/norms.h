@@ -12,22 +12,11 @@
 
 namespace fastreg {
 
-// Elements that are computed as they are read, in the order of the sums.
-class ComputedElements {
- public:
-  // Must not throw.
-  virtual void read(std::int64_t begin, std::int64_t count, void* to) const = 0;
-
- protected:
-  ~ComputedElements() = default;
-};
-
 struct NormItem {
   void* data;  // written by scale_items alone
   std::int64_t count;
   const Layout* layout;  // null: consecutive
   DType dtype;
-  const ComputedElements* computed = nullptr;  // instead of data and layout, to be measured
 };
 
 struct Norm {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "canonical_sum.h"
+#include "chunk_norms.h"
 #include "cpu/float_environment.h"
 #include "cpu/shared_chunks.h"
 #include "cpu/step_loops.h"
@@ -22,6 +23,8 @@ bool is_converted(const StepItem& item) { return item.gradient_dtype != item.dty
 class Staged {
  public:
   Staged(const StepOperand& operand, Operand role, DType dtype) : operand_(operand), role_(role), dtype_(dtype) {}
+
+  bool lies_right() const { return operand_.layout == nullptr; }
 
   void* read(std::int64_t begin, std::int64_t count) {
     if (operand_.data == nullptr) {
@@ -119,55 +122,31 @@ struct ChunkPenalties {
   std::vector<std::int32_t> zeros;
 };
 
-// d of an item, computed as it is read.
-class ClippedGradients final : public ComputedElements {
- public:
-  ClippedGradients(const StepLoops& loops, const StepItem& item, Clip clip)
-      : compute_(loops.gradient[static_cast<std::size_t>(item.dtype)][is_converted(item) ? 1 : 0]),
-        item_(item),
-        with_penalty_(clip == Clip::total && (item.rule.operations & (op_gradient_l1 | op_gradient_l2)) != 0) {}
-
-  // Whether the norms of d are those of the gradients as they are: a sign changes none.
-  bool are_the_gradients() const {
-    return item_.gradients.layout == nullptr && !with_penalty_ && (item_.rule.operations & op_unscale) == 0;
+void measure_chunk(const StepLoops& loops, const StepItem& item, bool with_penalty, int exponent, std::int64_t begin,
+                   std::int64_t count, NormLanes& lanes) {
+  const auto measure = loops.measure[static_cast<std::size_t>(item.dtype)][is_converted(item) ? 1 : 0];
+  Staged parameters(with_penalty ? item.parameters : StepOperand{}, Operand::weights, item.dtype);
+  Staged gradients(item.gradients, Operand::gradients, item.gradient_dtype);
+  const std::int64_t piece = parameters.lies_right() && gradients.lies_right() ? count : piece_size;
+  for (const std::int64_t end = begin + count; begin < end; begin += piece) {
+    const std::int64_t some = std::min(end - begin, piece);
+    measure(item.rule, with_penalty, exponent, parameters.read(begin, some), gradients.read(begin, some), some, lanes);
   }
-
-  void read(std::int64_t begin, std::int64_t count, void* to) const override {
-    Staged parameters(item_.parameters, Operand::weights, item_.dtype);
-    Staged gradients(item_.gradients, Operand::gradients, item_.gradient_dtype);
-    const std::size_t size = item_size(arithmetic_of(item_.dtype));
-    for (std::int64_t done = 0; done < count; done += piece_size) {
-      const std::int64_t some = std::min(count - done, piece_size);
-      compute_(item_.rule, with_penalty_, with_penalty_ ? parameters.read(begin + done, some) : nullptr,
-               gradients.read(begin + done, some), some,
-               static_cast<char*>(to) + static_cast<std::size_t>(done) * size);
-    }
-  }
-
- private:
-  StepGradient compute_;
-  const StepItem& item_;
-  bool with_penalty_;
-};
+}
 
 }  // namespace
 
 void measure_steps(const StepItem* items, std::size_t item_count, Clip clip, int exponent, Norm* norms, Owner owner) {
+  const FloatEnvironment environment;
   const StepLoops& loops = step_loops();
-  std::vector<ClippedGradients> computed;
-  std::vector<NormItem> measured;
-  computed.reserve(item_count);
-  measured.reserve(item_count);
-  for (std::size_t i = 0; i < item_count; ++i) {
-    const StepItem& item = items[i];
-    const ClippedGradients& d = computed.emplace_back(loops, item, clip);
-    if (d.are_the_gradients()) {
-      measured.push_back({item.gradients.data, item.count, nullptr, item.gradient_dtype, nullptr});
-    } else {
-      measured.push_back({nullptr, item.count, nullptr, arithmetic_of(item.dtype), &d});
-    }
-  }
-  measure_items(measured.data(), item_count, exponent, norms, owner);
+  measure_chunks(
+      items, item_count,
+      [&](const StepItem& item, std::int64_t begin, std::int64_t count, NormLanes& lanes) {
+        const bool with_penalty =
+            clip == Clip::total && (item.rule.operations & (op_gradient_l1 | op_gradient_l2)) != 0;
+        measure_chunk(loops, item, with_penalty, exponent, begin, count, lanes);
+      },
+      norms, owner);
 }
 
 void take_steps(const StepItem* items, std::size_t item_count, double* penalties, std::int64_t* zeros, Owner owner) {

@@ -37,8 +37,8 @@ struct StepItem {
   return dtype == DType::f64 ? DType::f64 : DType::f32;
 }
 
-// The norms of d at the line of the clip: with the penalty's gradient in it for Clip::total, else without. Else only
-// the gradients are read. Exponent and memory as for measure_items.
+// The norms of d at the line of the clip, but for l1 and zeros, of which nothing is said: with the penalty's gradient
+// in it for Clip::total, else without. Else only the gradients are read. Exponent and memory as for measure_items.
 void measure_steps(const StepItem* items, std::size_t item_count, Clip clip, int exponent, Norm* norms,
                    Owner owner = Owner::other);
 

@@ -244,7 +244,7 @@ def measure_step(
     clip: int,
     exponent: int,
 ) -> Any:
-    """Return what `norm_sums` does, of d at the line of the clip (docs/numerics.md, 12).
+    """Return what a clip needs, of d at the line of the clip (docs/numerics.md, 12).
 
     Parameters
     ----------
@@ -258,6 +258,7 @@ def measure_step(
     Returns
     -------
     list of tuple, or NotImplemented
+        The sum of d * d, the largest |d| and how many are not finite, each as `norm_sums` has it.
 
     Raises
     ------

@@ -139,7 +139,7 @@ class Call:
             parameters, gradients, self.settings, self.which, self.loss_scale, self.clip, exponent
         )
         assert found is not NotImplemented
-        return [bits(np.array(one if exponent == 0 else one[1:2], float), "f64") for one in found]
+        return [bits(np.array(one if exponent == 0 else one[:1], float), "f64") for one in found]
 
 
 def bits(array, dtype):

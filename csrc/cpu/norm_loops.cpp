@@ -7,39 +7,14 @@
 #include "norm_loops.h"
 
 #include <cstring>
-#include <limits>
 
 #include "fetch.h"
 #include "lane_sums.h"
+#include "magnitudes.h"
 #include "vec.h"
 
 namespace fastreg {
 namespace {
-
-// Signed integers of the size of an element, whose largest every instruction set finds fastest: magnitudes have no
-// sign, and their bits are in the order of the numbers.
-template <class E>
-struct MagnitudeOf;
-template <>
-struct MagnitudeOf<F16> {
-  using type = std::int16_t;
-  static constexpr type infinity = 0x7c00;
-};
-template <>
-struct MagnitudeOf<BF16> {
-  using type = std::int16_t;
-  static constexpr type infinity = 0x7f80;
-};
-template <>
-struct MagnitudeOf<F32> {
-  using type = std::int32_t;
-  static constexpr type infinity = 0x7f800000;
-};
-template <>
-struct MagnitudeOf<F64> {
-  using type = std::int64_t;
-  static constexpr type infinity = 0x7ff0000000000000;
-};
 
 template <Variant variant, class E>
 struct Loops {
@@ -47,8 +22,6 @@ struct Loops {
   using Real = typename E::Real;
   using Memory = Access<E>;
   using Magnitude = typename MagnitudeOf<E>::type;
-  using Magnitudes = Vector<Magnitude>;
-  static constexpr Magnitude all_but_the_sign = std::numeric_limits<Magnitude>::max();
   static constexpr bool converts = !Memory::is_compute_type;
   static constexpr int row_bytes = lanes_per_chunk * static_cast<int>(sizeof(Storage));
   // Of 1 to 32 those that take least in caches; from memory all take as long as a read.
@@ -57,41 +30,28 @@ struct Loops {
   // ---- maximum and zeros
 
   struct Scan {
-    Magnitudes largest[2] = {};
+    LargestMagnitude<E> largest;
     ZeroCount<Magnitude> zeros;
   };
 
   FASTREG_INLINE void scan_rows(const Storage* elements, int rows, Scan& scan) {
-    constexpr int per_register = FASTREG_VECTOR_BYTES / static_cast<int>(sizeof(Storage));
+    constexpr int per_register = LargestMagnitude<E>::per_register;
     for (int row = 0; row < rows; ++row, elements += lanes_per_chunk) {
       fetch_ahead<variant, row_bytes>(elements);
       for (int k = 0; k < lanes_per_chunk / per_register; ++k) {
-        const Magnitudes magnitudes = load_vector<Magnitudes>(elements + k * per_register) & all_but_the_sign;
-        Magnitudes& largest = scan.largest[k % 2];
-        largest = magnitudes > largest ? magnitudes : largest;
-        scan.zeros.add(magnitudes);
+        scan.zeros.add(scan.largest.add(elements + k * per_register, k));
       }
     }
   }
 
   static void keep_scan(const Scan& scan, const Storage* elements, std::int64_t count, NormLanes& lanes) {
-    const Magnitudes largest = scan.largest[0] > scan.largest[1] ? scan.largest[0] : scan.largest[1];
-    Magnitude most = 0;
-    for (std::size_t k = 0; k < sizeof largest / sizeof most; ++k) {
-      most = largest[k] > most ? largest[k] : most;
-    }
+    const Magnitude most = scan.largest.found();
     double wide;
     widen(&most, 1, &wide);
-    std::uint64_t bits;
-    std::memcpy(&bits, &wide, sizeof bits);
-    lanes.maximum = bits > lanes.maximum ? bits : lanes.maximum;
+    lanes.add_maximum(wide);
     lanes.zeros += scan.zeros.total();
-    if (most >= MagnitudeOf<E>::infinity) {
-      for (std::int64_t i = 0; i < count; ++i) {
-        Magnitude one;
-        std::memcpy(&one, elements + i, sizeof one);
-        lanes.nonfinite += (one & all_but_the_sign) >= MagnitudeOf<E>::infinity ? 1 : 0;
-      }
+    if (!is_finite<E>(most)) {
+      lanes.nonfinite += count_nonfinite<E>(elements, count);
     }
   }
 

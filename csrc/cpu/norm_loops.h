@@ -4,20 +4,11 @@
 
 #include <cstdint>
 
-#include "../canonical_sum.h"
 #include "../dtype.h"
 #include "kernel.h"
+#include "norm_lanes.h"
 
 namespace fastreg {
-
-// A chunk that has been read so far.
-struct NormLanes {
-  alignas(64) double l1[lanes_per_chunk] = {};
-  alignas(64) double l2[lanes_per_chunk] = {};
-  std::uint64_t maximum = 0;  // the bits of |x| as float64: in the order of the numbers, infinity and NaN above all
-  std::int64_t zeros = 0;
-  std::int64_t nonfinite = 0;
-};
 
 struct NormLoops {
   // Adds elements of one chunk; all calls for it but the last have a multiple of 32.

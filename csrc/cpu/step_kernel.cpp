@@ -3,10 +3,12 @@
 // One pass over memory, in blocks that stay in L1: a block's step is taken, then what has been written is added to the
 // lane sums, and its zeros are counted. Only algorithms and dtypes have code of their own: of the options the branches
 // are the same for all elements, and take less than the divisions.
+#include <cmath>
 #include <cstring>
 
 #include "../step.inl"
 #include "lane_sums.h"
+#include "magnitudes.h"
 #include "step_loops.h"
 #include "vec.h"
 
@@ -224,41 +226,107 @@ struct StepKernel {
   }
 };
 
+// The squares and the largest magnitude of d at the line of the clip.
 template <class E, class G>
-struct GradientKernel {
+struct ClipKernel {
   using Storage = typename E::Storage;
+  using GradientStorage = typename G::Storage;
   using Real = typename E::Real;
+  using Arithmetic = typename ElementOf<Real>::type;
   using Ops = VectorOps<Real>;
+  using Numbers = StepNumbers<Vector<Real>>;
+  using Squares = LaneSums<FASTREG_VECTOR_BYTES>;
+  static constexpr int block = 16 * lanes_per_chunk;
+  static_assert(chunk_size % block == 0);
 
-  static void run(const StepRule& rule, bool adds_penalty, const void* parameters, const void* gradients,
-                  std::int64_t count, void* to) {
-    const StepNumbers<Vector<Real>> n = broadcast_numbers<Real>(rule.numbers);
-    const auto* w = static_cast<const Storage*>(parameters);
-    const auto* g = static_cast<const typename G::Storage*>(gradients);
-    auto* d = static_cast<Real*>(to);
-    const auto one = [&](const Storage* weight, const typename G::Storage* gradient, Real* target) {
-      Vector<Real> found = data_gradient<Ops>(rule.operations, n, Access<G>::load(gradient));
+  struct Streams {
+    const Storage* parameters;
+    const GradientStorage* gradients;
+  };
+
+  // Whether the magnitudes of d are those of the gradients as they are: a sign changes none.
+  static bool are_the_gradients(const StepRule& rule, bool adds_penalty) {
+    return Access<G>::is_compute_type && !adds_penalty && !does(rule.operations, op_unscale);
+  }
+
+  FASTREG_INLINE void compute(unsigned operations, bool adds_penalty, const Numbers& n, const Streams& at, int count,
+                              Real* d) {
+    for (int i = 0; i < count; i += real_lanes<Real>) {
+      Vector<Real> found = data_gradient<Ops>(operations, n, Access<G>::load(at.gradients + i));
       if (adds_penalty) {
-        found = with_penalty<Ops>(rule.operations, n, found, Access<E>::load(weight));
+        found = with_penalty<Ops>(operations, n, found, Access<E>::load(at.parameters + i));
       }
-      store_vector(target, found);
-    };
-    constexpr int step = real_lanes<Real>;
-    std::int64_t i = 0;
-    for (; i + step <= count; i += step) {
-      one(w + i, g + i, d + i);
+      store_vector(d + i, found);
     }
-    if (i < count) {
-      Storage weights[step] = {};
-      typename G::Storage rest[step] = {};
-      Real target[step];
-      const auto some = static_cast<std::size_t>(count - i);
-      if (adds_penalty) {
-        std::memcpy(weights, w + i, some * sizeof *weights);
+  }
+
+  // Calls visit(d, count, how many of them are there) for every block, a multiple of 32 elements; behind the last that
+  // is there d is 0.
+  template <class Visit>
+  FASTREG_INLINE void visit_blocks(const StepRule& rule, bool adds_penalty, const Streams& from, std::int64_t elements,
+                                   Visit visit) {
+    const Numbers n = broadcast_numbers<Real>(rule.numbers);
+    const bool are_as_read = are_the_gradients(rule, adds_penalty);
+    for (std::int64_t done = 0; done < elements; done += block) {
+      alignas(64) Real d[block];
+      const int there = elements - done < block ? static_cast<int>(elements - done) : block;
+      const int whole = there - there % lanes_per_chunk;
+      const Streams at = {adds_penalty ? from.parameters + done : nullptr, from.gradients + done};
+      if constexpr (Access<G>::is_compute_type) {
+        if (are_as_read && whole == there) {
+          visit(at.gradients, whole, whole);
+          continue;
+        }
       }
-      std::memcpy(rest, g + i, some * sizeof *rest);
-      one(weights, rest, target);
-      std::memcpy(d + i, target, some * sizeof *target);
+      compute(rule.operations, adds_penalty, n, at, whole, d);
+      if (whole < there) {
+        Storage parameters[lanes_per_chunk] = {};
+        GradientStorage gradients[lanes_per_chunk] = {};
+        const auto rest = static_cast<std::size_t>(there - whole);
+        if (adds_penalty) {
+          std::memcpy(parameters, at.parameters + whole, rest * sizeof *parameters);
+        }
+        std::memcpy(gradients, at.gradients + whole, rest * sizeof *gradients);
+        compute(rule.operations, adds_penalty, n, {parameters, gradients}, lanes_per_chunk, d + whole);
+      }
+      visit(static_cast<const Real*>(d), whole < there ? whole + lanes_per_chunk : whole, there);
+    }
+  }
+
+  // Rare, and not inlined: its numbers would be on the stack of all others.
+  [[gnu::noinline]] static void add_scaled(const Real* d, int count, int exponent, Squares& squares) {
+    alignas(64) double row[lanes_per_chunk];
+    for (int i = 0; i < count; i += lanes_per_chunk) {
+      for (int k = 0; k < lanes_per_chunk; ++k) {
+        row[k] = std::ldexp(static_cast<double>(d[i + k]), exponent);
+      }
+      add_rows<term_l2, true, false>(row, 1, squares);
+    }
+  }
+
+  static void run(const StepRule& rule, bool adds_penalty, int exponent, const void* parameters, const void* gradients,
+                  std::int64_t count, NormLanes& lanes) {
+    const Streams at = {static_cast<const Storage*>(parameters), static_cast<const GradientStorage*>(gradients)};
+    LargestMagnitude<Arithmetic> largest;
+    Squares squares(lanes.l1, lanes.l2);
+    visit_blocks(rule, adds_penalty, at, count, [&](const Real* d, int elements, int) {
+      for (int i = 0; i < elements; i += lanes_per_chunk) {
+        for (int k = 0; k < lanes_per_chunk / real_lanes<Real>; ++k) {
+          largest.add(d + i + k * real_lanes<Real>, k);
+        }
+      }
+      if (exponent == 0) {
+        add_rows<term_l2, sizeof(Real) == sizeof(double), false>(d, elements / lanes_per_chunk, squares);
+      } else {
+        add_scaled(d, elements, exponent, squares);
+      }
+    });
+    squares.store(lanes.l1, lanes.l2);
+    const auto most = largest.found();
+    lanes.add_maximum(static_cast<double>(bit_cast<Real>(most)));
+    if (!is_finite<Arithmetic>(most)) {
+      visit_blocks(rule, adds_penalty, at, count,
+                   [&](const Real* d, int, int there) { lanes.nonfinite += count_nonfinite<Arithmetic>(d, there); });
     }
   }
 };
@@ -273,8 +341,8 @@ constexpr void fill(StepLoops& loops, DType dtype) {
   loops.take[sgd][place][1] = StepKernel<E, Arithmetic, Algorithm::sgd>::run;
   loops.take[adamw][place][0] = StepKernel<E, E, Algorithm::adamw>::run;
   loops.take[adamw][place][1] = StepKernel<E, Arithmetic, Algorithm::adamw>::run;
-  loops.gradient[place][0] = GradientKernel<E, E>::run;
-  loops.gradient[place][1] = GradientKernel<E, Arithmetic>::run;
+  loops.measure[place][0] = ClipKernel<E, E>::run;
+  loops.measure[place][1] = ClipKernel<E, Arithmetic>::run;
 }
 
 constexpr StepLoops make_loops() {

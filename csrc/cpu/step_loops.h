@@ -7,6 +7,7 @@
 #include "../canonical_sum.h"
 #include "../dtype.h"
 #include "../step.h"
+#include "norm_lanes.h"
 
 namespace fastreg {
 
@@ -28,16 +29,16 @@ struct StepLanes {
 };
 
 using TakeStep = void (*)(const StepRule& rule, const StepArguments& arguments, StepLanes& lanes);
-using StepGradient = void (*)(const StepRule& rule, bool with_penalty, const void* parameters, const void* gradients,
-                              std::int64_t count, void* to);
+// Adds squares, the largest magnitude and what is not finite of d at the line of the clip, of the data alone or with
+// the penalty's gradient in it; without it the parameters are not read. Squares are those of d times 2^exponent.
+using MeasureStep = void (*)(const StepRule& rule, bool with_penalty, int exponent, const void* parameters,
+                             const void* gradients, std::int64_t count, NormLanes& lanes);
 
 // All calls for a chunk but the last have a multiple of 32 elements. [the parameters' dtype][whether the gradients are
 // in the type of the arithmetic instead]
 struct StepLoops {
   TakeStep take[algorithm_count][floating_dtype_count][2];
-  // Writes d of the clip's line, of the data alone or with the penalty's gradient in it, in the type of the arithmetic.
-  // Without the penalty the parameters are not read.
-  StepGradient gradient[floating_dtype_count][2];
+  MeasureStep measure[floating_dtype_count][2];
 };
 
 namespace portable {

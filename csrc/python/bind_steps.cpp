@@ -297,7 +297,7 @@ py::object measure_step(const py::tuple& parameters, const py::tuple& gradients,
   py::list result(norms.size());
   for (std::size_t i = 0; i < norms.size(); ++i) {
     const Norm& one = norms[i];
-    result[i] = py::make_tuple(one.l1, one.l2, one.maximum, one.zeros, one.nonfinite);
+    result[i] = py::make_tuple(one.l2, one.maximum, one.nonfinite);
   }
   return result;
 }

@@ -34,7 +34,7 @@ def measure_step(
     clip: int,
     exponent: int,
 ) -> Any:
-    """Return the sums that norms are made of, of what a step clips; see ``_core.pyi``."""
+    """Return squares, maximum and nonfinite of what a step clips; see ``_core.pyi``."""
     if not _are_views(parameters, gradients):
         return NotImplemented
     found = []
@@ -50,7 +50,8 @@ def measure_step(
                 if clip == steps.CLIP_TOTAL:
                     d = maths.penalized(d, flat[part])
                 sums.add(d.astype(np.float64))
-            found.append(sums.found())
+            _, squares, maximum, _, nonfinite = sums.found()
+            found.append((squares, maximum, nonfinite))
     return found
 
 

@@ -273,7 +273,7 @@ class _There:
             step.clip,
             exponent,
         )
-        return [Sums(*one) for one in _required(found)]
+        return _clip_sums(_required(found))
 
     def judge(self) -> None:
         """Do what :meth:`_Readable.judge` does: all has been judged."""
@@ -325,6 +325,11 @@ def _committed(commit: Callable[[bool], None] | None, call: Callable[[], Any]) -
     return found
 
 
+def _clip_sums(found: Sequence[tuple[float, float, int]]) -> list[Sums]:
+    """Return sums of which a clip needs no others than these."""
+    return [Sums(0.0, squares, maximum, 0, nonfinite) for squares, maximum, nonfinite in found]
+
+
 def _required(found: Any) -> Any:
     if found is NotImplemented:  # another thread has changed an array since
         raise errors.changed_error()
@@ -359,7 +364,7 @@ class _Readable:
                 exponent,
             )
 
-        return [Sums(*one) for one in self._called(call)]
+        return _clip_sums(self._called(call))
 
     def taken(
         self, factor: float, commit: Callable[[bool], None] | None

@@ -122,9 +122,7 @@ class StepTensors {
     for (std::size_t i = 0; i < found.size(); ++i) {
       CHECK(same(found[i].l2, wanted[i].l2), "wrong squares:", what, "tensor", i, found[i].l2, wanted[i].l2);
       if (exponent == 0) {
-        CHECK(same(found[i].l1, wanted[i].l1), "wrong sum:", what, "tensor", i, found[i].l1, wanted[i].l1);
         CHECK(same(found[i].maximum, wanted[i].maximum), "wrong maximum:", what, "tensor", i, found[i].maximum);
-        CHECK(found[i].zeros == wanted[i].zeros, "wrong zeros of gradients:", what, "tensor", i, found[i].zeros);
         CHECK(found[i].nonfinite == wanted[i].nonfinite, "wrong non-finite:", what, "tensor", i, found[i].nonfinite);
       }
     }
