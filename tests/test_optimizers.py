@@ -206,6 +206,24 @@ def test_found_inf_skips_before_anything_is_judged(backend, wrong, rules):
     assert record == (0.0 if rules is None else 1.5, None, 0, True, 0 if rules is None else 3)
 
 
+@pytest.mark.parametrize(
+    ("found", "what"),
+    [
+        ("no", "str 'no'"),
+        ([1.0], "a list"),
+        (np.zeros(2), r"a numpy.ndarray of shape \(2,\)"),
+        (1j, "complex 1j"),
+    ],
+)
+def test_found_inf_is_one_number(backend, found, what):
+    params = [np.ones(2)]
+    optimizer = optimizers.SGD(params, 0.5)
+    with pytest.raises(TypeError, match=f"^found_inf must be a bool, .*, not {what}; pass True"):
+        optimizer.step([np.ones(2)], found_inf=found)
+    assert params[0].tolist() == [1.0, 1.0]
+    assert optimizer.steps == 0
+
+
 @pytest.mark.parametrize("make", [optimizers.SGD, optimizers.AdamW])
 def test_a_skipped_step_changes_nothing(backend, make):
     params, _ = model()

@@ -265,7 +265,7 @@ class Optimizer:
             number = found_inf
             if cuda.is_on_cuda(found_inf):
                 number = cuda.host_copy(found_inf, "found_inf")[0]
-            skips = callables.number(number, "found_inf") != 0.0
+            skips = _is_found(number)
         counts_there = is_there(parameters) and on_nonfinite != "raise"
         if counts_there and (stays or on_nonfinite == "skip" or self._counts is not None):
             if self._counts is None or self._counts[1] != names:
@@ -384,6 +384,18 @@ class _Kept(NamedTuple):
     picked: tuple[Arrays, ...] = ()
     arenas: tuple[Arena, ...] = ()
     """The memory of arrays that lie on a device."""
+
+
+def _is_found(found_inf: Any) -> bool:
+    try:
+        return callables.number(found_inf, "found_inf") != 0.0
+    except TypeError:
+        shape = getattr(found_inf, "shape", None)
+        what = errors.described(found_inf) + (f" of shape {tuple(shape)}" if shape else "")
+        raise TypeError(
+            f"found_inf must be a bool, or an array of one number, not {what}; pass True where a "
+            "gradient is not finite"
+        ) from None
 
 
 def _size(arrays: Sequence[Any]) -> int:

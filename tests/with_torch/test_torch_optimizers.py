@@ -667,6 +667,35 @@ def test_options_that_would_do_nothing_are_refused():
             fastreg.torch.SGD([one_parameter([1.0], [0.0])], lr=1.0, rules=L1(1.0), **options)
 
 
+@pytest.mark.parametrize("algorithm", ["SGD", "AdamW"])
+def test_options_that_are_set_work_or_speak_up(algorithm):
+    options = {"SGD": {"momentum": 0.5}, "AdamW": {"betas": (0.5, 0.5)}}[algorithm]
+    parameter = one_parameter([0.0], [8.0])
+    optimizer = getattr(fastreg.torch, algorithm)([parameter], lr=1.0, **options)
+    for name in ("on_nonfinite", "clip", "rules", "mode", "independent", "initial_lr", "cautious"):
+        with pytest.raises(AttributeError, match=f"^'{name}' .*do nothing; .*a new optimizer"):
+            setattr(optimizer, name, "skip")
+    for name in ("lr", "weight_decay", *options):
+        with pytest.raises(AttributeError, match=f"^'{name}' .* group.'{name}'. = "):
+            setattr(optimizer, name, 0.5)
+    if algorithm == "AdamW":
+        with pytest.raises(AttributeError, match=r"^'scaled' "):
+            optimizer.scaled = True
+    optimizer.of_the_user = 1  # as torch's
+    assert copy.deepcopy(optimizer).param_groups[0]["lr"] == 1.0
+
+
+def test_a_clip_that_is_set_between_steps():
+    parameter = one_parameter([0.0], [8.0])
+    optimizer = fastreg.torch.SGD([parameter], lr=1.0)
+    optimizer.max_norm = 2.0
+    optimizer.step()
+    assert parameter.item() == pytest.approx(-2.0, rel=1e-6)
+    assert optimizer.last.norm == 8.0
+    with pytest.raises(ValueError, match="max_norm"):
+        optimizer.max_norm = -1.0
+
+
 @pytest.mark.parametrize("make", [fastreg.torch.SGD, fastreg.torch.AdamW])
 def test_an_interrupted_step_is_counted_if_it_was_written(monkeypatch, make):
     whole = steps_engine.backend.take_step

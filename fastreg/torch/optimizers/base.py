@@ -23,7 +23,7 @@ from ...penalties.names import counted
 from .. import kinds as kinds_of
 from ..in_backward import outside_of_graphs
 from . import state
-from .options import positive, require_known_ways
+from .options import OF_ALL_GROUPS, positive, require_known_ways
 from .prepared import NamedStep, Prepared, Roster, label_of, unnamed
 from .processes import processes_of
 from .rules import ModedRules, ParameterRules, Parameters, needs_kinds
@@ -127,6 +127,20 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
             not self._is_scaled,
         )
         self._is_made = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # As torch's, but for the names of options, which would be taken for what they are not.
+        if name in (*OF_ALL_GROUPS, "initial_lr") and not hasattr(type(self), name):
+            raise AttributeError(
+                f"{name!r} of an optimizer cannot be set: it would do nothing; strength and "
+                "max_norm can, and so can the strengths of its rules; make a new optimizer"
+            )
+        if name in self.__dict__.get("defaults", ()):
+            raise AttributeError(
+                f"{name!r} of an optimizer cannot be set: it would do nothing; set it in the "
+                f"groups, group[{name!r}] = ... for group in optimizer.param_groups"
+            )
+        super().__setattr__(name, value)
 
     _counts: tuple[Counts, tuple[Any, ...]] | None = None
     """Where the device counts the steps, with the parameters."""
