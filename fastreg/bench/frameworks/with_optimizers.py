@@ -1,9 +1,11 @@
 """Steps of SGD and AdamW with an L1 penalty in them, beside torch and what is written with it.
 
-All ways of a row share the parameters and the gradients, which lie in one stretch of memory, and
-have moments of their own.  The floor is a bare loop that adds: it reads and writes what the step
-does.  Of a large model a sample of the parameters is compared, of bfloat16 means of blocks, which
-do not show where a last bit was rounded otherwise.
+All ways of a row share the parameters and the gradients, each in one stretch of memory; torch and
+fastreg.torch share the moments too, because which pages an array has changes the time of a pass
+over it by up to a third.  The others make their own, as does torch in bfloat16, where they have
+another type.  The floor is a bare loop that adds: it reads and writes what the step does, after
+bare reads of what a guard or a clip looks at.  Of a large model a sample of the parameters is
+compared, of bfloat16 means of blocks, which do not show where a last bit was rounded otherwise.
 """
 
 from __future__ import annotations
@@ -49,6 +51,11 @@ class Task:
     scaled: bool = False
     guard: bool = False
     clip: str | None = None
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """What torch calls the moments."""
+        return ("momentum_buffer",) if self.algorithm == "SGD" else ("exp_avg", "exp_avg_sq")
 
     def options(self, max_norm: float) -> dict[str, Any]:
         """Return the options of fastreg's optimizers."""
@@ -106,6 +113,7 @@ class Model:
 
     def __init__(self, torch: Any, shapes: Shapes, dtype: Any) -> None:
         self.shapes = shapes
+        self._zero: Any = torch.zeros(())
         count = sum(int(np.prod(shape)) for shape in shapes.values())
         self.max_norm: Any = CLIPPED * count**0.5
         self.at_start: Any = torch.randn(count).mul_(MAGNITUDE).to(dtype)
@@ -113,6 +121,7 @@ class Model:
         self.flat: Any
         self.gradients: Any
         self.flat, self.gradients = self.at_start.clone(), self.gradients_at_start.clone()
+        self.moments: list[Any] = [torch.zeros(count) for _ in range(2)]
         self.parameters: dict[str, Any] = self.of(self.flat, torch.nn.Parameter)
         self.grads: dict[str, Any] = self.of(self.gradients)
         for name, parameter in self.parameters.items():
@@ -129,6 +138,19 @@ class Model:
     def start(self) -> None:
         self.flat.copy_(self.at_start)
         self.gradients.copy_(self.gradients_at_start)
+        for moment in self.moments:
+            moment.zero_()
+
+    def keep_moments(self, optimizer: Any, task: Task) -> Any:
+        """Have an optimizer of torch, or one like it, keep its moments in the shared memory."""
+        kinds = task.moments
+        shared = [self.of(moment) for moment in self.moments[: len(kinds)]]
+        for name, parameter in self.parameters.items():
+            state = optimizer.state[parameter]
+            if task.algorithm == "AdamW":
+                state["step"] = self._zero.clone()
+            state |= {kind: parts[name] for kind, parts in zip(kinds, shared, strict=True)}
+        return optimizer
 
     def sample(self, flat: Any) -> Any:
         """Return what is compared of parameters."""
@@ -184,9 +206,11 @@ def _ways(torch: Any, model: Model, task: Task) -> dict[str, Variant]:
 def _torch(torch: Any, model: Model, task: Task, **how: bool) -> Any:
     parameters = model.parameters.values()
     if task.algorithm == "SGD":
-        return torch.optim.SGD(parameters, lr=LEARNING_RATE, momentum=MOMENTUM, **how)
-    options = {"lr": LEARNING_RATE, "betas": BETAS, "eps": EPS, "weight_decay": WEIGHT_DECAY}
-    return torch.optim.AdamW(parameters, **options, **how)
+        optimizer = torch.optim.SGD(parameters, lr=LEARNING_RATE, momentum=MOMENTUM, **how)
+    else:
+        options = {"lr": LEARNING_RATE, "betas": BETAS, "eps": EPS, "weight_decay": WEIGHT_DECAY}
+        optimizer = torch.optim.AdamW(parameters, **options, **how)
+    return optimizer if model.flat.element_size() == 2 else model.keep_moments(optimizer, task)
 
 
 def _usual(torch: Any, model: Model, task: Task, **how: bool) -> Callable[[], Any]:
@@ -268,6 +292,7 @@ def _own_torch(model: Model, task: Task) -> Callable[[], Any]:
     optimizer = getattr(fastreg.torch, task.algorithm)(
         model.parameters.items(), **task.options(model.max_norm)
     )
+    model.keep_moments(optimizer, task)
 
     def call() -> Any:
         optimizer.step()
@@ -277,12 +302,18 @@ def _own_torch(model: Model, task: Task) -> Callable[[], Any]:
 
 
 def _floor(torch: Any, model: Model, task: Task) -> Callable[[], Any]:
-    """Return bare additions of gradients to moments, and of those to parameters."""
+    """Return bare additions of gradients to moments, and of those to parameters; see above."""
     core: Any = native_core()
-    moments = [torch.zeros(len(model.flat)) for _ in range(1 if task.algorithm == "SGD" else 2)]
+    looks = task.guard or task.clip is not None
+    read = [model.gradients] if looks else []
+    if task.clip == "total":
+        read.append(model.flat)
+    moments = [torch.zeros(len(model.flat)) for _ in task.moments]
     if core is None:
 
         def add() -> None:
+            for one in read:
+                one.view(torch.uint8).max()
             last = model.gradients
             for moment in moments:
                 last = moment.add_(last)
@@ -291,7 +322,15 @@ def _floor(torch: Any, model: Model, task: Task) -> Callable[[], Any]:
         return add
     kind = torch.int16 if model.flat.element_size() == 2 else model.flat.dtype
     arrays = [array.view(kind).numpy() for array in (model.flat, model.gradients)]
-    return partial(core.floor_step, *arrays, *(moment.numpy() for moment in moments))
+    reads = [array.view(kind).numpy() for array in read]
+    kept = [moment.numpy() for moment in moments]
+
+    def step() -> None:
+        for one in reads:
+            core.floor_read(one)
+        core.floor_step(*arrays, *kept)
+
+    return step
 
 
 def _optax(model: Model, task: Task, latest: list[Any]) -> Callable[[], object]:
