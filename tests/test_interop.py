@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fastreg import _info, attach
-from fastreg._arrays import host
+from fastreg._arrays import host, host_memory
 from fastreg.regularizers import L1, L1L2, L2, OrthogonalRegularizer
 
 torch = pytest.importorskip("torch")
@@ -450,6 +450,69 @@ def test_dlpack_elsewhere(backend, device, words):
         match = "w is a .*Producer whose .* says CUDA, but .* gives memory of device type 1"
     with pytest.raises(TypeError, match=match):
         L1(0.5)(Producer(np.ones(3), device=(device, 0)))
+
+
+def spoiled(place, kind, value):
+    """Return a producer of a versioned capsule with another number at a place of it."""
+    capsule = np.ones(6)[::2].__dlpack__(max_version=(1, 0))
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    address = pointer(capsule, b"dltensor_versioned")
+    if place == "extent":
+        address = ctypes.c_void_p.from_address(address + 56).value
+    elif place == "stride":
+        address = ctypes.c_void_p.from_address(address + 64).value
+    else:
+        address += place
+    kind.from_address(address).value = value
+
+    class Given(Producer):
+        def __dlpack__(self, **_):
+            return capsule
+
+    return Given(None)
+
+
+SPOILED = {
+    "axes": ((48, ctypes.c_int32, -1), "it has -1 axes"),
+    "many axes": ((48, ctypes.c_int32, 2**30), "it has 1073741824 axes"),
+    "shape": ((56, ctypes.c_void_p, None), "it has no shape"),
+    "lanes": ((54, ctypes.c_uint16, 2), "its elements are vectors of 2"),
+    "bits": ((53, ctypes.c_uint8, 63), "its elements have 63 bits"),
+    "no bits": ((53, ctypes.c_uint8, 0), "its elements have 0 bits"),
+    "extent": (("extent", ctypes.c_int64, -3), "an axis has -3 elements"),
+    "large": (("extent", ctypes.c_int64, 2**61), "no memory has"),
+    "stride": (("stride", ctypes.c_int64, -(2**60)), f"no memory has a stride of {-(2**60)}"),
+    "address": ((32, ctypes.c_void_p, None), "it has elements, and no memory"),
+    "version": ((0, ctypes.c_uint32, 2), "version 2"),
+}
+
+
+@versioned
+@pytest.mark.parametrize("what", SPOILED)
+def test_dlpack_that_describes_no_array(backend, what):
+    changed, words = SPOILED[what]
+    core = _info.native_core()
+    if core is None:
+        pytest.skip("NumPy reads the capsule")
+    with pytest.raises(TypeError, match=f"^w is a .*{words}"):
+        L1(0.5)(spoiled(*changed))
+    with pytest.raises(TypeError, match=f"^grad is a .*{words}"):
+        L1(0.5).accumulate(np.ones(3), spoiled(*changed))
+
+
+@versioned
+@pytest.mark.parametrize("what", ["lanes", "extent", "large", "address", "version"])
+def test_dlpack_that_describes_no_array_without_the_core(monkeypatch, what):
+    monkeypatch.setattr(host_memory, "core_or_none", lambda: None)
+    with pytest.raises(TypeError, match=r"^w (is|has) "):
+        L1(0.5)(spoiled(*SPOILED[what][0]))
+
+
+@versioned
+def test_dlpack_of_nothing_needs_no_memory(backend):
+    empty = spoiled("extent", ctypes.c_int64, 0)
+    assert L1(0.5)(empty) == 0.0
 
 
 class Failing:

@@ -13,6 +13,7 @@
 #include "../cpu/float_environment.h"
 #include "../cuda/loader.h"
 #include "bindings.h"
+#include "dlpack_faults.h"
 #include "interpreter_lock.h"
 
 namespace py = pybind11;
@@ -201,7 +202,8 @@ py::object export_memory(const std::shared_ptr<DeviceMemory>& memory, std::vecto
 
 // ---- DLPack, in
 
-// (address, shape, strides in elements or None, kind of dtype, bits, kind of device, device)
+// (address, shape, strides in elements or None, kind of dtype, bits, kind of device, device), of a tensor without a
+// fault
 py::tuple description_of(const dlpack::Tensor& tensor) {
   std::vector<std::int64_t> shape(tensor.shape, tensor.shape + tensor.ndim);
   py::object strides = py::none();
@@ -209,8 +211,16 @@ py::tuple description_of(const dlpack::Tensor& tensor) {
     strides = py::tuple(py::cast(std::vector<std::int64_t>(tensor.strides, tensor.strides + tensor.ndim)));
   }
   return py::make_tuple(address_of(tensor.data) + tensor.byte_offset, py::tuple(py::cast(shape)), strides,
-                        static_cast<int>(tensor.dtype.code), static_cast<int>(tensor.dtype.bits) * tensor.dtype.lanes,
+                        static_cast<int>(tensor.dtype.code), static_cast<int>(tensor.dtype.bits),
                         static_cast<int>(tensor.device.type), tensor.device.id);
+}
+
+py::tuple description_in_capsule(const dlpack::Tensor& tensor) {
+  const std::string fault = dlpack::fault_of(tensor);
+  if (!fault.empty()) {
+    throw py::type_error("a DLPack capsule that describes no array: " + fault);
+  }
+  return description_of(tensor);
 }
 
 // The same of a capsule, whether it has a version, and whether it says that it may be written. It is not consumed: the
@@ -222,19 +232,20 @@ py::tuple describe_capsule(const py::object& capsule) {
     if (managed->version.major != 1) {
       throw py::type_error("a DLPack capsule of version " + std::to_string(managed->version.major));
     }
-    return py::make_tuple(description_of(managed->tensor), true, (managed->flags & dlpack::flag_read_only) == 0);
+    return py::make_tuple(description_in_capsule(managed->tensor), true,
+                          (managed->flags & dlpack::flag_read_only) == 0);
   }
   if (PyCapsule_IsValid(capsule.ptr(), dlpack::capsule_name) != 0) {
     const auto* managed =
         static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::capsule_name));
-    return py::make_tuple(description_of(managed->tensor), false, false);
+    return py::make_tuple(description_in_capsule(managed->tensor), false, false);
   }
   throw py::type_error("no DLPack capsule");
 }
 
 py::object describe_by_exchange(const py::object& object) {
   dlpack::Tensor tensor{};
-  if (!exchange(object.ptr(), tensor)) {
+  if (!exchange(object.ptr(), tensor) || !dlpack::fault_of(tensor).empty()) {
     return py::none();
   }
   return description_of(tensor);

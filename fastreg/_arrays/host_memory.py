@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._base import dtypes, errors
-from .._base.core import why_off
+from .._base.core import core_or_none, why_off
 
 Array: TypeAlias = npt.NDArray[Any]
 HostView: TypeAlias = tuple[Array, str]
@@ -72,14 +72,18 @@ def of_dlpack(x: Any, name: str, writable: bool) -> HostView:
     try:
         kind = int(x.__dlpack_device__()[0])
         capsule = _capsule_of(x) if kind in _DLPACK_CPU else None
+        if capsule is not None and (compiled := core_or_none()) is not None:
+            compiled.describe_capsule(capsule)  # NumPy follows a shape that is not there
     except Exception as error:  # the other library's, of any kind
         raise errors.dlpack_error(name, x, error) from error
     if capsule is None:
         raise not_on_host(name, _DLPACK_DEVICES.get(kind, f"DLPack device {kind}"))
     try:
         view = np.from_dlpack(_Capsule(capsule, (1, 0)))
-    except (RuntimeError, BufferError, TypeError) as error:
+    except (RuntimeError, BufferError, TypeError, ValueError) as error:
         raise errors.dtype_error(name, f"that NumPy cannot import by DLPack ({error})") from None
+    if view.size and view.flags.owndata:  # what NumPy makes of a null pointer
+        raise errors.dlpack_error(name, x, ValueError("it has elements, and no memory"))
     if writable and not view.flags.writeable:
         if "dltensor_versioned" not in repr(capsule):  # the only way to see a capsule's name
             raise errors.unversioned_error(name, x)

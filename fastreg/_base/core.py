@@ -21,12 +21,21 @@ def core() -> Any:
 
 
 @cache
+def core_or_none() -> Any:
+    """Return the compiled core, or None where there is none."""
+    try:
+        return core()
+    except ImportError:
+        return None
+
+
+@cache
 def _state() -> str:
     """Return why there is no device; the library is opened here, once."""
-    try:
-        available, reason, _ = core().cuda_state()
-    except ImportError:
+    compiled = core_or_none()
+    if compiled is None:
         return "not built: there is no compiled core"
+    available, reason, _ = compiled.cuda_state()
     return "" if available else str(reason)
 
 
