@@ -20,7 +20,7 @@
 namespace fastreg {
 
 // Changes whenever anything below does: library and core may come from different builds.
-constexpr std::uint32_t backend_version = 7;
+constexpr std::uint32_t backend_version = 8;
 
 // Whose bits and words these are: a library that is installed by itself may be of another release than the core.
 constexpr char own_release[] = FASTREG_RELEASE;
@@ -89,10 +89,20 @@ enum class StepTask : std::int32_t {
   take,
 };
 
+// Numbers of an item's settings that are read in device memory when the step runs, each a float32 or a float64.
+struct NumbersThere {
+  const void* lr;  // null: that of the settings
+  bool lr_is_f64;
+  double initial_lr;     // where lr is there, the factor of decoupled strengths is that over this
+  const void* strength;  // l1 and l2 of the settings are multiplied with it; may be null
+  bool strength_is_f64;
+};
+
 // What only the device knows when a step is queued, all of it in device memory. Nothing waits for it: the device works
 // out the numbers of the step, what clips it, and whether it is taken at all.
 struct StepOnDevice {
   const StepSettings* settings;  // of each item, in host memory
+  const NumbersThere* there;     // likewise; may be null
   double loss_scale;             // where `loss_scale_there` is null
   const float* loss_scale_there;
   const float* found_inf;  // not 0: the step is skipped; may be null
@@ -148,6 +158,9 @@ struct Backend {
   // New strengths for the replays that are queued on `stream` after this: as many as before, and outside of capture.
   BackendStatus (*set_strengths)(Recording* recording, const Coefficients* strengths, std::size_t count, void* stream,
                                  BackendError* error);
+  // The same of a step of which the device knew all: new settings of each of its items.
+  BackendStatus (*set_settings)(Recording* recording, const StepSettings* settings, std::size_t count, void* stream,
+                                BackendError* error);
   // The graph has been replayed for the last time and has finished.
   void (*forget)(Recording* recording);
   // Device memory for small results where the caller has no allocator, for what is queued on `stream` from now on. What
@@ -166,10 +179,12 @@ struct Backend {
   BackendStatus (*wait)(int device, void* stream, void* producer, BackendError* error);
   // Queues zeros.
   BackendStatus (*clear)(int device, void* stream, void* address, std::size_t bytes, BackendError* error);
-  // Copies from the host, and waits until that has been read.
+  BackendStatus (*is_capturing)(void* stream, bool* capturing, BackendError* error);
+  // Copies from the host, and waits until that has been read; a stream that is being captured makes no such copy, but
+  // one beside the capture.
   BackendStatus (*copy_from_host)(int device, void* stream, const void* from, std::size_t bytes, void* to,
                                   BackendError* error);
-  // Copies to the host and waits for it.
+  // Copies to the host and waits for it; refused in a capture.
   BackendStatus (*copy_to_host)(int device, void* stream, const void* from, std::size_t bytes, void* to,
                                 BackendError* error);
   // The device that memory is on; bad_argument for memory that no device can use.

@@ -376,10 +376,25 @@ def cuda_take_step(
         None, or what the device decides: the addresses of the loss scale and of what was found, of
         each tensor's count of steps, of the optimizer's, and of whether it was skipped; whether to
         measure, whether to skip what is not finite, the bound of the clip, and the address of the
-        norm.  An address of 0 stands for nothing.
+        norm; then for each row of settings, or for none, the address of a learning rate, whether
+        it is a float64, what decoupled strengths divide it by, the address of what the strengths
+        are multiplied with, and whether that is a float64.  An address of 0 stands for nothing.
     results
         Where the penalties and zeros of the tensors that count go, and their sums; 0 for nowhere.
+
+    Returns
+    -------
+    int
+        What `cuda_set_settings` takes, where the stream is being captured; else 0.
     """
+
+def cuda_set_settings(
+    recording: int,
+    settings: tuple[tuple[float, ...], ...],
+    which: tuple[int, ...],
+    stream: int,
+) -> None:
+    """Send a captured step's settings, for the replays that the stream gets after this."""
 
 def get_num_threads() -> int:
     """Return how many threads a call may use, the caller's included.
@@ -461,14 +476,23 @@ def cuda_device_of(address: int) -> int:
 def cuda_wait(device: int, stream: int, producer: int) -> None:
     """Have `stream` wait for what `producer` holds now."""
 
+def cuda_is_capturing(stream: int) -> bool:
+    """Return whether a stream is being captured into a graph."""
+
 def cuda_clear(device: int, stream: int, address: int, bytes: int) -> None:
     """Queue zeros."""
 
 def cuda_copy_from_host(device: int, stream: int, address: int, numbers: Any) -> None:
-    """Copy a buffer to a device, and wait until that has been read."""
+    """Copy a buffer to a device, and wait until that has been read.
+
+    Where the stream is being captured the copy is no part of the graph.
+    """
 
 def cuda_copy(device: int, stream: int, address: int, bytes: int) -> bytearray:
-    """Copy device memory to the host, in the order of a stream, and wait for it."""
+    """Copy device memory to the host, in the order of a stream, and wait for it.
+
+    RuntimeError where the stream is being captured.
+    """
 
 def torch_stream(device: int) -> int | None:
     """Return torch's current stream, 0 for the default; None where torch has no exchange table."""

@@ -2,7 +2,8 @@
 
 A call on a stream that is being captured becomes part of the graph.  Its arrays and scales stay as
 they were captured; its strengths lie in device memory, where :meth:`Recording.update` changes them.
-Without a recording they stay as they were captured, too.
+Without a recording they stay as they were captured, too.  A captured step of an optimizer takes the
+next step at each replay; its learning rate is one of the numbers that ``update()`` sends.
 
 With torch::
 

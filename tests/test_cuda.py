@@ -121,7 +121,7 @@ def library_of_another_release(tmp_path: Path) -> Path:
     source, library = tmp_path / "backend.c", folder / "libfastreg_cuda.so"
     source.write_text(
         """
-        struct { unsigned version; const char *name, *release; } backend = {7, "cuda", "9.9.9"};
+        struct { unsigned version; const char *name, *release; } backend = {8, "cuda", "9.9.9"};
         const void* fastreg_backend(void) { return &backend; }
         """
     )

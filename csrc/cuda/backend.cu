@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <string>
 #include <utility>
@@ -196,9 +197,6 @@ BackendStatus steps(const StepCall* call, Recording** recording, BackendError* e
     if (waits && is_capturing(stream)) {
       fail(BackendStatus::failed, "norms are waited for, which a stream that is being captured cannot be");
     }
-    if (is_capturing(stream)) {
-      fail(BackendStatus::failed, "steps of optimizers cannot be captured into a graph");
-    }
     const bool measures = waits || (call->on_device != nullptr && call->on_device->measures);
     const StepTable table = make_step_table(*call, measures);
     const StepPlacesInBlock places(table, call->on_device != nullptr);
@@ -214,26 +212,57 @@ BackendStatus steps(const StepCall* call, Recording** recording, BackendError* e
     if (waits) {
       check(cudaStreamSynchronize(stream), "waiting for norms");
     }
+    if (kept != nullptr) {
+      call_of(kept).sources = places.sources;
+      call_of(kept).source_count = table.sources.size();
+    }
     if (recording != nullptr) {
       *recording = kept;
     }
   });
 }
 
+// Changes what a captured call has of the host, of which there are `known` pieces, with `send`.
+template <class Send>
+BackendStatus set_captured(RecordedCall& recorded, std::size_t known, std::size_t count, const char* what, void* stream,
+                           BackendError* error, Send send) {
+  return guarded(error, [&] {
+    const DeviceGuard guard(recorded.device);
+    const auto on = static_cast<cudaStream_t>(stream);
+    require_device_of_stream(on, recorded.device);
+    if (count != known) {
+      fail(BackendStatus::bad_argument,
+           "the recording has " + std::to_string(known) + " " + what + ", not " + std::to_string(count));
+    }
+    if (is_capturing(on)) {
+      fail(BackendStatus::bad_argument, std::string(what) + " are set outside of capture, before a replay");
+    }
+    send(on);
+  });
+}
+
 BackendStatus set_strengths(Recording* recording, const Coefficients* strengths, std::size_t count, void* stream,
                             BackendError* error) {
   RecordedCall& recorded = call_of(recording);
-  return guarded(error, [&] {
-    const DeviceGuard guard(recorded.device);
-    require_device_of_stream(static_cast<cudaStream_t>(stream), recorded.device);
-    if (count != recorded.strength_count) {
-      fail(BackendStatus::bad_argument,
-           "the recording has " + std::to_string(recorded.strength_count) + " strengths, not " + std::to_string(count));
-    }
-    if (is_capturing(static_cast<cudaStream_t>(stream))) {
-      fail(BackendStatus::bad_argument, "strengths are set outside of capture, before a replay");
-    }
-    recorded.block.hold_strengths(strengths, count, static_cast<cudaStream_t>(stream));
+  return set_captured(recorded, recorded.strength_count, count, "strengths", stream, error, [&](cudaStream_t on) {
+    const std::size_t bytes = count * sizeof *strengths;
+    recorded.block.change(
+        Places::strengths, Places::strengths + bytes, [&](char* held) { std::memcpy(held, strengths, bytes); }, on);
+  });
+}
+
+BackendStatus set_settings(Recording* recording, const StepSettings* settings, std::size_t count, void* stream,
+                           BackendError* error) {
+  RecordedCall& recorded = call_of(recording);
+  return set_captured(recorded, recorded.source_count, count, "settings", stream, error, [&](cudaStream_t on) {
+    recorded.block.change(
+        recorded.sources, recorded.sources + count * sizeof(RuleSource),
+        [&](char* held) {
+          for (std::size_t i = 0; i < count; ++i) {
+            std::memcpy(held + i * sizeof(RuleSource) + offsetof(RuleSource, settings), settings + i, sizeof *settings);
+          }
+        },
+        on);
   });
 }
 
@@ -251,10 +280,22 @@ BackendStatus clear(int device, void* stream, void* address, std::size_t bytes, 
   });
 }
 
+BackendStatus asks_whether_capturing(void* stream, bool* capturing, BackendError* error) {
+  *capturing = false;
+  return guarded(error, [&] { *capturing = is_capturing(static_cast<cudaStream_t>(stream)); });
+}
+
 BackendStatus copy_from_host(int device, void* stream, const void* from, std::size_t bytes, void* to,
                              BackendError* error) {
   return guarded(error, [&] {
     const DeviceGuard guard(device);
+    if (is_capturing(static_cast<cudaStream_t>(stream))) {  // or every replay would copy it
+      const RelaxedCapture relaxed;
+      const PrivateStream own;
+      check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, own.get()), "copying to the device");
+      check(cudaStreamSynchronize(own.get()), "waiting for the device");
+      return;
+    }
     check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, static_cast<cudaStream_t>(stream)),
           "copying to the device");
     check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), "waiting for the device");
@@ -265,6 +306,9 @@ BackendStatus copy_to_host(int device, void* stream, const void* from, std::size
                            BackendError* error) {
   return guarded(error, [&] {
     const DeviceGuard guard(device);
+    if (is_capturing(static_cast<cudaStream_t>(stream))) {
+      fail(BackendStatus::failed, "a copy to the host is waited for, which a stream that is being captured cannot be");
+    }
     check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, static_cast<cudaStream_t>(stream)),
           "copying to the host");
     check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), "waiting for the device");
@@ -283,9 +327,28 @@ BackendStatus device_of(const void* address, int* device, BackendError* error) {
   });
 }
 
-constexpr Backend backend = {backend_version, "cuda", own_release, count_devices,  evaluate,     norms,     steps,
-                             set_strengths,   forget, allocate,    release,        set_mark,     drop_mark, has_passed,
-                             wait_for_mark,   wait,   clear,       copy_from_host, copy_to_host, device_of};
+constexpr Backend backend = {backend_version,
+                             "cuda",
+                             own_release,
+                             count_devices,
+                             evaluate,
+                             norms,
+                             steps,
+                             set_strengths,
+                             set_settings,
+                             forget,
+                             allocate,
+                             release,
+                             set_mark,
+                             drop_mark,
+                             has_passed,
+                             wait_for_mark,
+                             wait,
+                             clear,
+                             asks_whether_capturing,
+                             copy_from_host,
+                             copy_to_host,
+                             device_of};
 
 }  // namespace
 }  // namespace fastreg::cuda

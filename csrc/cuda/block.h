@@ -156,9 +156,11 @@ class Block {
     held_ = std::move(image);
   }
 
-  void hold_strengths(const Coefficients* strengths, std::size_t count, cudaStream_t stream) {
-    std::memcpy(held_.data() + Places::strengths, strengths, count * sizeof *strengths);
-    staging_.send(held_.data(), Places::strengths, Places::strengths + count * sizeof *strengths, memory_, stream);
+  // Changes a part of what is held, and sends that: `write` gets where it begins.
+  template <class Write>
+  void change(std::size_t begin, std::size_t end, Write write, cudaStream_t stream) {
+    write(held_.data() + begin);
+    staging_.send(held_.data(), begin, end, memory_, stream);
   }
 
  private:

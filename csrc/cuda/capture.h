@@ -20,6 +20,8 @@ struct RecordedCall {
   explicit RecordedCall(int on_device) : device(on_device), block(on_device) {}
   int device;
   std::size_t strength_count = 0;
+  std::size_t sources = 0;  // where they lie, of a step; what update() changes
+  std::size_t source_count = 0;
   Block block;
 };
 

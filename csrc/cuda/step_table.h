@@ -39,6 +39,7 @@ struct RuleSource {
   StepSettings settings;
   std::int64_t steps;   // that the tensor took, where
   std::int64_t* taken;  // is null
+  NumbersThere there;
 };
 
 // What the device has decided before it measures.
@@ -97,7 +98,9 @@ inline StepTable make_step_table(const StepCall& call, bool measures) {
     if (call.on_device == nullptr) {
       rule_of_item.push_back(find_rule(made.rules, item.rule));
     } else {
-      made.sources.push_back({call.on_device->settings[i], call.on_device->steps[i], call.on_device->taken[i]});
+      const StepOnDevice& given = *call.on_device;
+      made.sources.push_back({given.settings[i], given.steps[i], given.taken[i],
+                              given.there != nullptr ? given.there[i] : NumbersThere{}});
       rule_of_item.push_back(static_cast<std::int64_t>(i));
     }
     items.push_back({item.parameters.data, item.gradients.data, item.count,

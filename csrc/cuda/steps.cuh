@@ -556,14 +556,34 @@ struct StepRulesWork {
   StepVerdict* verdict;
 };
 
+FASTREG_DEVICE double number_there(const void* address, bool is_f64) {
+  return is_f64 ? *static_cast<const double*>(address) : static_cast<double>(*static_cast<const float*>(address));
+}
+
+// Settings with what the device has of their numbers.
+FASTREG_DEVICE StepSettings settings_of(const RuleSource& source) {
+  StepSettings found = source.settings;
+  const NumbersThere& there = source.there;
+  if (there.lr != nullptr) {
+    found.lr = number_there(there.lr, there.lr_is_f64);
+    found.factor = found.lr / there.initial_lr;
+  }
+  if (there.strength != nullptr) {
+    const double strength = number_there(there.strength, there.strength_is_f64);
+    found.l1 = found.l1 * strength;
+    found.l2 = found.l2 * strength;
+  }
+  return found;
+}
+
 // The rules of all tensors, by one block.
 [[maybe_unused]] static __global__ void FASTREG_BOUNDS(threads_per_block, 1) step_rules(StepRulesWork work) {
   const double loss_scale =
       work.loss_scale_there != nullptr ? static_cast<double>(*work.loss_scale_there) : work.loss_scale;
   for (std::int64_t i = threadIdx.x; i < work.count; i += threads_per_block) {
     const RuleSource& source = work.sources[i];
-    work.rules[i] =
-        rule_of(source.settings, source.taken != nullptr ? *source.taken : source.steps, loss_scale, work.clip, 1.0);
+    work.rules[i] = rule_of(settings_of(source), source.taken != nullptr ? *source.taken : source.steps, loss_scale,
+                            work.clip, 1.0);
     work.coefficients[i] = work.rules[i].coefficients;
   }
   if (threadIdx.x == 0) {

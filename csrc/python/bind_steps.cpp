@@ -353,12 +353,25 @@ struct Known {
   bool skips_nonfinite;
   double max_norm;
   Address norm;
+  std::vector<NumbersThere> there;  // of each row of settings; none where the host knows them all
 };
+
+// Of tuples (lr, whether it is a float64, initial_lr, strength, whether that is one), in which addresses may be 0.
+std::vector<NumbersThere> read_numbers(const py::handle& rows) {
+  std::vector<NumbersThere> found;
+  for (const py::handle& one : rows) {
+    const auto row = py::reinterpret_borrow<py::tuple>(one);
+    found.push_back({pointer_to<void>(row[0].cast<Address>()), row[1].cast<bool>(), to_double(row[2].ptr()),
+                     pointer_to<void>(row[3].cast<Address>()), row[4].cast<bool>()});
+  }
+  return found;
+}
 
 Known read_known(const py::tuple& given) {
   return {given[0].cast<Address>(), given[1].cast<Address>(),  given[2].cast<std::vector<Address>>(),
           given[3].cast<Address>(), given[4].cast<Address>(),  given[5].cast<bool>(),
-          given[6].cast<bool>(),    to_double(given[7].ptr()), given[8].cast<Address>()};
+          given[6].cast<bool>(),    to_double(given[7].ptr()), given[8].cast<Address>(),
+          read_numbers(given[9])};
 }
 
 // The tensors are pairs that Python has judged. `known` is None, or what StepOnDevice has.
@@ -397,12 +410,19 @@ py::object cuda_take_step(const Where& place, const py::tuple& parameters, const
   call.all_zeros = pointer_to<std::int64_t>(results[3]);
   StepOnDevice there{};
   std::vector<std::int64_t*> counters;
+  std::vector<NumbersThere> numbers;
   if (!given.is_none()) {
     const Known known = read_known(given);
     for (const Address one : known.taken) {
       counters.push_back(pointer_to<std::int64_t>(one));
     }
     counters.resize(count);
+    if (!known.there.empty()) {
+      for (std::size_t i = 0; i < count; ++i) {
+        numbers.push_back(known.there.at(static_cast<std::size_t>(to_integer(which[i]))));
+      }
+      there.there = numbers.data();
+    }
     there.settings = of_items.data();
     there.loss_scale = loss_scale;
     there.loss_scale_there = pointer_to<float>(known.loss_scale);
@@ -418,6 +438,21 @@ py::object cuda_take_step(const Where& place, const py::tuple& parameters, const
     call.on_device = &there;
   }
   return py::int_(run_on_device(call));
+}
+
+void cuda_set_settings(Address recording, const py::tuple& settings, const py::tuple& which, Address stream) {
+  const Rules rules(settings, 1.0, 0, 1.0);
+  std::vector<StepSettings> of_items;
+  for (const py::handle& row : which) {
+    if (!rules.is_plain() || !rules.has(to_integer(row))) {
+      throw py::value_error("settings are not those of a step");
+    }
+    of_items.push_back(rules.settings(to_integer(row)));
+  }
+  BackendError error;
+  require_success(cuda_functions().set_settings(pointer_to<Recording>(recording), of_items.data(), of_items.size(),
+                                                pointer_to<void>(stream), &error),
+                  error);
 }
 
 }  // namespace
@@ -443,6 +478,8 @@ void add_step_functions(py::module_& m) {
         py::arg("first"), py::arg("second"), py::arg("largest"), py::arg("steps"), py::arg("settings"),
         py::arg("which"), py::arg("loss_scale"), py::arg("clip"), py::arg("factor"), py::arg("known"),
         py::arg("results"));
+  m.def("cuda_set_settings", cuda_set_settings, py::arg("recording"), py::arg("settings"), py::arg("which"),
+        py::arg("stream"));
   m.def("take_step", take_step, py::arg("parameters"), py::arg("gradients"), py::arg("first"), py::arg("second"),
         py::arg("largest"), py::arg("steps"), py::arg("settings"), py::arg("which"), py::arg("loss_scale"),
         py::arg("clip"), py::arg("factor"), py::arg("checked"));

@@ -517,6 +517,12 @@ void add_device_functions(py::module_& m) {
     without_lock([&] { backend().forget(static_cast<Recording*>(pointer(recording))); });
   });
   m.def("cuda_wait", wait);
+  m.def("cuda_is_capturing", [](Address stream) {
+    bool capturing = false;
+    BackendError error;
+    require(backend().is_capturing(pointer(stream), &capturing, &error), error);
+    return capturing;
+  });
   m.def("cuda_clear", [](int device, Address stream, Address address, std::size_t bytes) {
     BackendError error;
     require(backend().clear(device, pointer(stream), pointer(address), bytes, &error), error);

@@ -9,6 +9,7 @@ import numpy as np
 
 from .._arrays import cuda, cuda_results
 from .._arrays.cuda_memory import View
+from .._arrays.device_array import DeviceArray
 from .._arrays.host_memory import Array
 from .._arrays.libraries import owner
 from .._base import dtypes, memory
@@ -123,7 +124,7 @@ def _labelled(call: Call) -> list[tuple[str, Any]]:
 class Operands:
     """The arrays of a call by label: one device, and streams of which one makes the call."""
 
-    def __init__(self, labelled: Sequence[tuple[str, Any]]) -> None:
+    def __init__(self, labelled: Sequence[tuple[str, Any]], is_captured: bool = False) -> None:
         self.views: list[View] = []
         self.device: int | None = None
         self.streams: dict[int, str] = {}
@@ -132,6 +133,8 @@ class Operands:
         self.first = next(label for label, _ in labelled if label in self._on_cuda)
         """The first array on a device, with which the others are compared."""
         for label, x in labelled:
+            if is_captured and type(x) is DeviceArray:
+                continue  # a capture cannot wait for the stream that used it last
             stream = cuda.named_stream(x) if label in self._on_cuda else None
             if stream is not None:
                 self.streams.setdefault(stream, label)

@@ -5,11 +5,13 @@ Contract
 - What the host has to know is waited for: the sums that are measured.  A step itself is queued,
   and so are its penalty, zeros and norm.
 - Where the device alone decides whether a step is taken, it counts the steps as well.
+- A step that is captured into a CUDA graph is of that kind: a replay takes the next step, with the
+  counts, and the numbers that lie on the device, of its moment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +21,8 @@ from .._arrays.device_array import DeviceArray
 from .._arrays.host_memory import Array
 from .._arrays.libraries import owner
 from .._base import dtypes
-from .._base.core import core
+from .._base.core import core, why_off
+from . import recording
 from .cuda import Operands, tensor
 
 _NUMBER = 8
@@ -39,6 +42,12 @@ def place_of(x: Any) -> Place:
     operands = Operands([("x", x)])
     operands.view(x, "x", False)
     return operands.device or 0, operands.stream
+
+
+def is_capturing(arrays: Sequence[Any]) -> bool:
+    """Return whether the stream on which arrays are used is being captured into a CUDA graph."""
+    stream = next((one for one in map(cuda.named_stream, arrays) if one is not None), None)
+    return stream is not None and not why_off() and core().cuda_is_capturing(stream)
 
 
 class Counts:
@@ -67,12 +76,38 @@ class Counts:
         self._stream = stream
         self._memory.mark_written()
 
-    def read(self) -> tuple[list[int], int]:
-        """Copy the counts to the host, and wait for them: of the tensors, and of the optimizer."""
-        memory = self._memory
-        copied = core().cuda_copy(memory.device, self._stream, memory.address, _NUMBER * self._size)
+    def read(self, tensor: Any) -> tuple[list[int], int]:
+        """Copy the counts to the host, and wait for them: of the tensors, and of the optimizer.
+
+        They are those of the moment on the stream of one of the tensors, where that names one: it
+        may have got replays.
+        """
+        memory, named = self._memory, cuda.named_stream(tensor)
+        stream = self._stream if named is None else named
+        if stream != self._stream:
+            memory.make_wait(stream)
+        copied = core().cuda_copy(memory.device, stream, memory.address, _NUMBER * self._size)
         *taken, steps = np.frombuffer(copied, np.int64).tolist()
         return taken, steps
+
+
+class NumbersThere(NamedTuple):
+    """Numbers on the device that a row of settings is made of, each a float32 or a float64."""
+
+    lr: Any = None
+    """None for that of the settings, as are the strengths."""
+    initial_lr: float = 1.0
+    """What decoupled strengths divide it by."""
+    strength: Any = None
+    """What the strengths of the settings are multiplied with."""
+    lr_label: str = "lr"
+    strength_label: str = "strength"
+
+    @property
+    def labelled(self) -> list[tuple[str, Any]]:
+        """The numbers that there are, with their labels."""
+        pairs = [(self.lr_label, self.lr), (self.strength_label, self.strength)]
+        return [(label, x) for label, x in pairs if x is not None]
 
 
 class Decided(NamedTuple):
@@ -85,11 +120,26 @@ class Decided(NamedTuple):
     """A float32 number on the device: not 0 skips the step."""
     loss_scale: Any = None
     """Likewise; None for the number that the step has."""
+    there: Sequence[NumbersThere] = ()
+    """For each row of settings what the device has of it; or nothing for all."""
+    is_captured: bool = False
+    """Whether the step goes into a CUDA graph."""
+    settings: Callable[[], tuple[Any, Any]] | None = None
+    """Then: what ``CapturedCall`` has of that name."""
+
+    @property
+    def labelled(self) -> list[tuple[str, Any]]:
+        """The arrays that the device reads, with their labels."""
+        pairs = [("found_inf", self.found_inf), ("loss_scale", self.loss_scale)]
+        found = {label: x for label, x in pairs if x is not None}
+        for row in self.there:
+            found.update(row.labelled)
+        return [*found.items()]
 
     @property
     def is_any(self) -> bool:
         """Return whether there is anything."""
-        return not (self.counts is None and self.found_inf is None and self.loss_scale is None)
+        return self.counts is not None or bool(self.labelled)
 
 
 class Results(NamedTuple):
@@ -101,11 +151,13 @@ class Results(NamedTuple):
     skipped: Any
 
 
-class There:
+class Tensors:
     """The tensors of a step."""
 
-    def __init__(self, labelled: Sequence[tuple[str, Any]]) -> None:
-        self._operands = Operands(labelled)
+    def __init__(self, labelled: Sequence[tuple[str, Any]], is_captured: bool = False) -> None:
+        self._labelled = labelled
+        self._operands = Operands(labelled, is_captured)
+        self._is_captured = False
 
     def view(self, x: Any, label: str, writable: bool) -> tuple[Array, str]:
         """Describe an array: a shadow of it, and the name of its dtype."""
@@ -116,7 +168,7 @@ class There:
 
         def run(described: Any) -> Any:
             found = body((described.device, described.stream))
-            if operands.capsules:
+            if operands.capsules and not self._is_captured:
                 mark = core().StreamMark(described.device, described.stream)
                 cuda_results.hold(mark, operands.capsules)
             return found
@@ -132,11 +184,18 @@ class There:
         """Do what ``backend.measure_step`` does, and wait for it."""
         return self._run(lambda place: core().cuda_measure_step(place, *arguments))
 
-    def taken(self, arguments: tuple[Any, ...], is_ruled: bool, first: Any, decision: Any) -> Any:
+    def taken(
+        self,
+        arguments: tuple[Any, ...],
+        is_ruled: bool,
+        first: Any,
+        decided: Decided,
+        decision: Any,
+    ) -> Any:
         """Queue a step whose arguments are those of ``backend.take_step``, but for the last.
 
-        `decision` is None where the host knows all, else what `decided` has made.  Returns the
-        results, in the kind of `first`.
+        `decision` is None where the host knows all, else what :meth:`decision` has made.  Returns
+        the results, in the kind of `first`.
         """
         library, array = owner(first)
 
@@ -149,15 +208,33 @@ class There:
             if decision is not None:
                 known, norm, skipped = decision(made)
             addresses = [0, 0, *(0 if one is None else one.address for one in (penalty, zeros))]
-            found = core().cuda_take_step(place, *arguments, known, addresses)
-            if found is NotImplemented:
-                return found
+            handle = core().cuda_take_step(place, *arguments, known, addresses)
+            if handle is NotImplemented:
+                return handle
+            written = penalty, zeros, norm, skipped
+            self._is_captured = bool(handle)
+            if handle:
+                self._keep(handle, place[0], first, decided, written)
             return Results(
-                *(None if one is None else one.finish(False) for one in (penalty, zeros)),
-                *(None if one is None else one.finish(False) for one in (norm, skipped)),
+                *(None if one is None else one.finish(self._is_captured) for one in written)
             )
 
-        return self._run(run)
+        found = self._run(run)
+        if decided.counts is not None and not self._is_captured:
+            decided.counts.used(self._operands.stream)
+        return found
+
+    def _keep(
+        self, handle: int, device: int, first: Any, decided: Decided, written: tuple[Any, ...]
+    ) -> None:
+        """Keep what a captured step needs for its replays."""
+        needed = [self._operands.capsules, written, decided.counts]
+        call = recording.CapturedCall(
+            handle, 0, device, lambda: (), 1.0, 1.0, [], first,
+            [self._labelled, None, *needed], decided.settings,
+        )  # fmt: skip
+        recording.captured(call)
+        recording.claim(None)
 
     def each(self, arguments: tuple[Any, ...], count: int) -> Any:
         """Take a step, and wait for the penalty and the zeros of each tensor that counts."""
@@ -176,24 +253,25 @@ class There:
 
         return self._run(run)
 
-    def _number(self, x: Any, label: str) -> int:
-        """Return the address of a float32 number."""
+    def _number(self, x: Any, label: str, taken: tuple[str, ...] = ("f32",)) -> tuple[int, bool]:
+        """Return the address of a number, and whether it is a float64."""
         if x is None:
-            return 0
+            return 0, False
         view, dtype = self.view(x, label, False)
-        if dtype != "f32" or view.size != 1:
-            raise TypeError(
-                f"{label} on a device must be one float32 number, not {dtypes.spoken(dtype)} of "
-                f"shape {view.shape}"
-            )
+        require_number(view, dtype, label, taken)
         address: int = view.__array_interface__["data"][0]
-        return address
+        return address, dtype == "f64"
 
-    def decided(self, one: Decided, max_norm: float | None, skips_nonfinite: bool) -> Any:
+    def _row(self, one: NumbersThere) -> tuple[Any, ...]:
+        lr = self._number(one.lr, one.lr_label, NUMBERS)
+        return *lr, one.initial_lr, *self._number(one.strength, one.strength_label, NUMBERS)
+
+    def decision(self, one: Decided, max_norm: float | None, skips_nonfinite: bool) -> Any:
         """Return what `taken` takes for a step that the device decides."""
         counts = one.counts
-        loss_scale = self._number(one.loss_scale, "loss_scale")
-        found_inf = self._number(one.found_inf, "found_inf")
+        loss_scale, _ = self._number(one.loss_scale, "loss_scale")
+        found_inf, _ = self._number(one.found_inf, "found_inf")
+        rows = [*map(self._row, one.there)]
 
         def decision(made: Any) -> Any:
             measures = max_norm is not None or skips_nonfinite
@@ -209,15 +287,25 @@ class There:
                 skips_nonfinite,
                 float("inf") if max_norm is None else max_norm,
                 0 if norm is None else norm.address,
+                rows,
             )
             return known, norm, skipped
 
         return decision
 
-    def counted(self, counts: Counts | None) -> None:
-        """Note that the counts have been used on the stream of the step."""
-        if counts is not None:
-            counts.used(self._operands.stream)
+
+NUMBERS = ("f32", "f64")
+"""What a learning rate on the device, or a factor of strengths, may be."""
+
+
+def require_number(view: Array, dtype: str, label: str, taken: tuple[str, ...] = NUMBERS) -> None:
+    """Raise TypeError for an array on the device that is not one number of such a dtype."""
+    if dtype not in taken or view.size != 1:
+        wanted = " or ".join(map(dtypes.spoken, taken))
+        raise TypeError(
+            f"{label} on a device must be one {wanted} number, not {dtypes.spoken(dtype)} of "
+            f"shape {view.shape}"
+        )
 
 
 class Arena:

@@ -30,7 +30,7 @@ class CapturedCall:
 
     handle: int
     outputs: int
-    """0 for a clip, which reads no strengths."""
+    """0 for a clip, which reads no strengths, and for a step of an optimizer."""
     device: int
     strengths: Callable[[], Strengths]
     scale: float
@@ -42,6 +42,8 @@ class CapturedCall:
     """An array of the call: its current stream is where strengths are sent."""
     kept: list[Any]
     """Weights and gradients, then what the backend or another library would give back."""
+    settings: Callable[[], tuple[Any, Any]] | None = None
+    """Of a step of an optimizer: its settings now, and for each tensor the index of its own."""
 
 
 unclaimed: list[tuple[int, CapturedCall]] = []
@@ -119,12 +121,15 @@ class Recording:
     ) -> None:
         """Read the strengths again, for the replays that are queued on the stream after this.
 
+        Steps of optimizers read their learning rate and all other numbers again, but for `max_norm`
+        and `loss_scale`; the factors are not for them.
+
         Parameters
         ----------
         scale, grad_scale : float, optional
-            Factors for all calls of the recording; None for those that each was captured with.
+            Factors for all calls of penalties; None for those that each was captured with.
         step : float, optional
-            That of all proximal steps, which know no `grad_scale`; None likewise.
+            That of all proximal steps of penalties, which know no `grad_scale`; None likewise.
         stream : int or stream object, optional
             Where the graph will be replayed; None for the current stream of each call's first
             array, which is torch's or CuPy's current stream.
@@ -133,7 +138,8 @@ class Recording:
         ------
         RuntimeError
             When the recording is open or closed, or when nothing was captured in it, or no proximal
-            step where `step` is given.
+            step where `step` is given; and when an optimizer has other tensors, or other arrays in
+            the place of its numbers, than were captured.
         TypeError, ValueError
             For a scale that is no finite number, a strength that is not finite with it, and on a
             stream that is being captured.
@@ -153,8 +159,11 @@ class Recording:
         wanted_stream = None if stream is None else _number_of(stream)
         if wanted_step is not None and not any(call.outputs & PROX for call in self._calls):
             raise RuntimeError("step was given, but no proximal step was captured; leave it out")
-        orders = []
+        orders: list[tuple[Any, ...]] = []
         for call in self._calls:
+            if call.settings is not None:
+                on = _current_stream(call) if wanted_stream is None else wanted_stream
+                orders.append((core().cuda_set_settings, call.handle, *call.settings(), on))
             if call.outputs == 0:
                 continue
             factor = call.scale if wanted_scale is None else wanted_scale
@@ -163,9 +172,10 @@ class Recording:
             strengths = call.strengths()
             _check(call, strengths, factor, other)
             on = _current_stream(call) if wanted_stream is None else wanted_stream
-            orders.append((call.handle, call.outputs, strengths, factor, other, on))
-        for order in orders:
-            core().cuda_set_strengths(*order)
+            send = core().cuda_set_strengths
+            orders.append((send, call.handle, call.outputs, strengths, factor, other, on))
+        for send, *order in orders:
+            send(*order)
 
     def close(self) -> None:
         """Return what the captured calls need, and wait for the device.

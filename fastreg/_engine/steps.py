@@ -234,6 +234,25 @@ def _take_there(
     return taken
 
 
+def require_capturable(on_nonfinite: str, is_sharded: bool, found_inf: bool) -> None:
+    """Refuse what a step that is captured into a CUDA graph would have to wait for."""
+    if on_nonfinite == "raise":
+        raise RuntimeError(
+            'on_nonfinite="raise" waits for the gradients\' norm, which a step that is captured '
+            'into a CUDA graph cannot; pass "skip" or "ignore"'
+        )
+    if is_sharded:
+        raise RuntimeError(
+            "the parameters are sharded (DTensor), and their steps wait for numbers of all "
+            "processes, so that they cannot be captured into a CUDA graph"
+        )
+    if found_inf:
+        raise RuntimeError(
+            "found_inf was known on the host, so that each replay would be skipped; pass a float32 "
+            "array on the device to a step that is captured into a CUDA graph"
+        )
+
+
 class _There:
     """The tensors of a step on a device, described and judged."""
 
@@ -246,9 +265,8 @@ class _There:
                 for place, x in enumerate(states or ())
                 if x is not None
             ]
-        decided = {"found_inf": given.decided.found_inf, "loss_scale": given.decided.loss_scale}
-        labelled += [(label, x) for label, x in decided.items() if x is not None]
-        self._there = cuda_steps.There(labelled)
+        labelled += given.decided.labelled
+        self._there = cuda_steps.Tensors(labelled, given.decided.is_captured)
         self._first = given.parameters[0]
         self.step = _described(given, self._view)
 
@@ -300,12 +318,9 @@ class _There:
         decision = None
         if decides:
             skips = step.on_nonfinite == "skip"
-            decision = there.decided(step.decided, step.max_norm, skips)
-        found = _committed(
-            commit,
-            lambda: there.taken(step.arguments(factor), bool(self._ruled), self._first, decision),
-        )
-        there.counted(step.decided.counts)
+            decision = there.decision(step.decided, step.max_norm, skips)
+        arguments = step.arguments(factor), bool(self._ruled), self._first, step.decided, decision
+        found = _committed(commit, lambda: there.taken(*arguments))
         results: cuda_steps.Results = _required(found)
         return results
 
@@ -427,7 +442,7 @@ def _sums_of(step: Step, places: Sequence[int]) -> list[Sums]:
     if cuda_steps.is_there(step.parameters):
         if not places:
             return []
-        there = cuda_steps.There([(step.label(i), step.parameters[i]) for i in places])
+        there = cuda_steps.Tensors([(step.label(i), step.parameters[i]) for i in places])
         shadows = [there.view(step.parameters[i], step.label(i), False) for i in places]
         return [Sums(*one) for one in there.sums(shadows)]
     found, arrays = NotImplemented, tuple([step.parameters[i] for i in places])

@@ -21,8 +21,8 @@ class AdamW(Optimizer):
     ----------
     tensors, rules, mode, strength, independent, initial_lr, cautious, max_norm, clip, on_nonfinite
         As for :class:`SGD`.
-    lr : float or function, optional
-        The learning rate, or a function of how many steps were taken that gives it.
+    lr : float, function or array, optional
+        The learning rate, given as for :class:`SGD`.
     betas, eps, weight_decay, amsgrad, maximize
         As in torch.  Moments are kept in float32 for half precision.  `weight_decay` multiplies all
         tensors with ``1 - lr * weight_decay``.

@@ -12,22 +12,33 @@ import numpy as np
 from .._arrays import cuda
 from .._arrays.libraries import ALL_NUMPY
 from .._base import arguments, dtypes, errors, steps
-from .._base.array_types import Factor, Real, Tensors
+from .._base.array_types import AnyArray, Factor, Real, Tensors
 from .._base.float_environment import Default
 from .._base.steps import Settings
 from .._engine import backend
-from .._engine.cuda_steps import Arena, Counts, Decided, filled, is_there, place_of
-from .._engine.steps import Step, compute_dtype, take
+from .._engine.cuda_steps import (
+    Arena,
+    Counts,
+    Decided,
+    NumbersThere,
+    filled,
+    is_capturing,
+    is_there,
+    place_of,
+    require_number,
+)
+from .._engine.steps import Step, compute_dtype, require_capturable, take
 from ..penalties import callables
 from ..penalties.names import counted
 from ..penalties.plan import Arrays
 from . import saved
 from .records import StepRecord
 from .rules import GivenModed, Mode, Ruled, acting, checked, require_acting
+from .tensors import Roster
 from .tensors import Tensors as Named
 
-Rate: TypeAlias = Real | Callable[[int], Real]
-"""A number, or a function of how many steps the optimizer took."""
+Rate: TypeAlias = Real | Callable[[int], Real] | AnyArray
+"""A number, a function of how many steps the optimizer took, or a 0-d array on a device."""
 
 Clip: TypeAlias = Literal["total", "data"]
 OnNonfinite: TypeAlias = Literal["raise", "skip", "ignore"]
@@ -37,8 +48,37 @@ ON_NONFINITE = ("raise", "skip", "ignore")
 
 
 def rate(value: Any, name: str) -> Rate:
-    """Return a learning rate or factor: a number >= 0, or a function of the step that gives one."""
-    return value if callable(value) else arguments.strength(value, name)
+    """Return a learning rate or factor: a number >= 0, or a function of the step that gives one.
+
+    One float32 or float64 number on a device is taken as it is, and read by each step.
+    """
+    if is_number_there(value):
+        require_number(*cuda.any_view(value, name), name)
+    elif not callable(value):
+        value = arguments.strength(value, name)
+    found: Rate = value
+    return found
+
+
+def is_number_there(value: Any) -> bool:
+    """Return whether a learning rate or factor is an array on a device."""
+    return type(value) is not float and cuda.is_on_cuda(value)
+
+
+def number_of(value: Any, name: str, count: int) -> float:
+    """Return what a learning rate or factor is after so many steps; a device is waited for."""
+    if is_number_there(value):
+        return arguments.strength(callables.number(value, name), name)
+    return arguments.strength(value(count), f"{name}({count})") if callable(value) else value
+
+
+def require_as_captured(captured: Any, now: Any, name: str) -> None:
+    """Raise RuntimeError for a number that replays would not read where it is now."""
+    if captured is not now and (is_number_there(captured) or is_number_there(now)):
+        raise RuntimeError(
+            f"{name} is no longer the array that was captured: write the number into that one in "
+            "place, or capture again"
+        )
 
 
 def guard(on_nonfinite: str | None, max_norm: float | None, is_on_device: bool) -> str:
@@ -68,10 +108,10 @@ class Optimizer:
     """What messages and the saved state call the arrays that are kept of each tensor."""
 
     lr: arguments.Checked[Rate] = arguments.Checked(
-        rate, "The learning rate, a number >= 0 or a function of the step."
+        rate, "The learning rate: a number >= 0, a function of the step, or one on a device."
     )
     strength: arguments.Checked[Rate] = arguments.Checked(
-        rate, "What all strengths are multiplied with, a number >= 0 or a function of the step."
+        rate, "What all strengths are multiplied with, given as `lr` is."
     )
     max_norm: arguments.Checked[float | None] = arguments.Checked(
         _bound, "The bound of the clip, or None for no clip."
@@ -131,7 +171,8 @@ class Optimizer:
                 "initial_lr must be given where independent=True and lr is a function: the "
                 "decoupled strengths are multiplied with lr / initial_lr"
             )
-        initial = arguments.strength(self.lr if initial_lr is None else initial_lr, "initial_lr")
+        given = self.lr if initial_lr is None else initial_lr
+        initial = arguments.strength(number_of(given, "initial_lr", 0), "initial_lr")
         if initial == 0.0:
             raise ValueError(
                 "initial_lr must be a number > 0 where independent=True, not 0.0: the decoupled "
@@ -151,7 +192,7 @@ class Optimizer:
         """Return how many steps the optimizer and the tensors took, wherever they are counted."""
         if self._counts is not None:
             counts, names = self._counts
-            taken, count = counts.read()
+            taken, count = counts.read(self._tensors.ready()[1][0])
             self._progress = count, {**self._progress[1], **dict(zip(names, taken, strict=True))}
         return self._progress
 
@@ -178,24 +219,28 @@ class Optimizer:
         found_inf : bool or array of one element, optional
             Whether the caller has seen a gradient that is not finite: then the step is skipped.
 
+        On a stream that is being captured into a CUDA graph the step is queued for the replays,
+        each of which takes the next one and writes the numbers of this record again.
+
         Returns
         -------
         StepRecord
             ValueError for a gradient that is missing or does not fit, for gradients that are not
             finite where ``on_nonfinite`` is "raise", and for numbers of the step that are not;
-            TypeError for arrays of a wrong kind or dtype, and on CUDA; BufferError for those that
-            may not be written, as JAX arrays.  Then nothing has been written.
+            TypeError for arrays of a wrong kind or dtype; BufferError for those that may not be
+            written, as JAX arrays; RuntimeError in a capture for what would have to wait, and for
+            state that there is not yet.  Then nothing has been written.
         """
         scale = self._loss_scale(loss_scale)
         roster, parameters = self._tensors.ready()
         is_on_device = is_there(parameters)
         on_nonfinite = guard(self._on_nonfinite, self.max_norm, is_on_device)
-        decided, skips = self._decided(roster.names, parameters, found_inf, on_nonfinite)
         gradients = roster.gradients(grads)
+        decided, skips = self._decided(roster, parameters, gradients, found_inf, on_nonfinite)
         # Functions of the step wait where the device counts.
         is_asked = callable(self.lr) or callable(self.strength)
         count, taken = self._taken() if is_asked else self._progress
-        settings = self._settings(roster.rules, count)
+        settings = self._settings(roster.rules, count, bool(decided.there))
         names, which, is_ruled = roster.names, roster.which, roster.is_ruled
         if any(map(is_, gradients, repeat(None))):
             there = [one is not None for one in gradients]
@@ -206,7 +251,10 @@ class Optimizer:
         if decided.counts is not None:
             place_of_name = {name: place for place, name in enumerate(roster.names)}
             decided = decided._replace(places=[place_of_name[name] for name in names])
-        kept = self._kept_of(names, parameters)
+        if decided.is_captured:
+            numbers = self.lr, self.strength
+            decided = decided._replace(settings=lambda: self._again(roster, which, numbers))
+        kept = self._kept_of(names, parameters, is_captured=decided.is_captured)
         first, second, largest = [*kept.picked, None, None, None][:3]
         before = tuple([taken.get(name, 0) for name in names])
         counts = dict(zip(names, [one + 1 for one in before], strict=True))
@@ -236,9 +284,9 @@ class Optimizer:
                 decided=decided,
             ),
             found_inf=skips,
-            commit=commit,
+            commit=None if decided.is_captured else commit,
         )
-        for arena in kept.arenas:
+        for arena in () if decided.is_captured else kept.arenas:
             arena.used()
         penalty: Any = 0.0
         zeros: Any = 0
@@ -251,9 +299,17 @@ class Optimizer:
         return StepRecord(penalty, outcome.norm, zeros, outcome.skipped, size)
 
     def _decided(
-        self, names: tuple[str, ...], parameters: Arrays, found_inf: Any, on_nonfinite: str
+        self,
+        roster: Roster,
+        parameters: Arrays,
+        gradients: Arrays,
+        found_inf: Any,
+        on_nonfinite: str,
     ) -> tuple[Decided, bool]:
         """Return what the device decides of a step, and whether the host skips it."""
+        names = roster.names
+        arrays = (*parameters, *[one for one in gradients if one is not None])
+        captured = is_there(parameters) and is_capturing(arrays)
         stays = (
             is_there(parameters)
             and on_nonfinite != "raise"
@@ -266,17 +322,53 @@ class Optimizer:
             if cuda.is_on_cuda(found_inf):
                 number = cuda.host_copy(found_inf, "found_inf")[0]
             skips = _is_found(number)
+        if captured:
+            require_capturable(on_nonfinite, False, skips)
+            self._require_no_functions()
         counts_there = is_there(parameters) and on_nonfinite != "raise"
-        if counts_there and (stays or on_nonfinite == "skip" or self._counts is not None):
+        there = self._numbers_there(roster.rules) if counts_there else ()
+        if counts_there and (
+            stays or captured or on_nonfinite == "skip" or self._counts is not None
+        ):
             if self._counts is None or self._counts[1] != names:
                 count, taken = self._taken()
                 numbers = [taken.get(name, 0) for name in names]
                 self._counts = Counts(place_of(parameters[0]), numbers, count), names
-            return Decided(self._counts[0], (), found_inf if stays else None), skips
+            found = found_inf if stays else None
+            return Decided(self._counts[0], (), found, None, there, captured), skips
         if self._counts is not None:
             self._taken()
             self._counts = None
-        return Decided(), skips
+        return Decided(there=there, is_captured=captured), skips
+
+    def _require_no_functions(self) -> None:
+        for name in ("lr", "strength"):
+            if callable(getattr(self, name)) and not is_number_there(getattr(self, name)):
+                raise function_error(name)
+
+    def _numbers_there(self, rules: tuple[Ruled | None, ...]) -> tuple[NumbersThere, ...]:
+        """Return what the device has of each row of settings; nothing where it has none."""
+        lr, strength = (one if is_number_there(one) else None for one in (self.lr, self.strength))
+        if lr is None and strength is None:
+            return ()
+        initial = 1.0 if self._initial_lr is None else self._initial_lr
+        return tuple(
+            [NumbersThere(lr, initial, None if one is None else strength) for one in rules]
+        )
+
+    def _again(
+        self, roster: Roster, which: tuple[int, ...], captured: tuple[Any, Any]
+    ) -> tuple[tuple[Settings, ...], tuple[int, ...]]:
+        """Return the settings of a step that was captured with a roster and numbers as they are."""
+        now = self._tensors.ready()[0]
+        if (now.names, now.which) != (roster.names, roster.which):
+            raise RuntimeError(
+                "the optimizer has other tensors than when its step was captured; capture again"
+            )
+        for name, one in zip(("lr", "strength"), captured, strict=True):
+            require_as_captured(one, getattr(self, name), name)
+        self._require_no_functions()
+        return self._settings(now.rules, 0, True), which
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the optimizer has learned: a flat mapping of NumPy arrays and plain numbers.
@@ -304,7 +396,7 @@ class Optimizer:
         if is_there(arrays):
             kept = self._kept_of(roster.names, arrays, found.arrays)
         self._kept = kept
-        self._counts = None
+        self._counts = None  # a graph goes on with those that it was captured with
         self._progress = found.steps, found.taken
 
     def _state(self) -> saved.State:
@@ -319,9 +411,14 @@ class Optimizer:
             )
         return number
 
-    def _settings(self, rules: tuple[Ruled | None, ...], count: int) -> tuple[Settings, ...]:
-        lr = self._now("lr", count)
-        strength = self._now("strength", count)
+    def _settings(
+        self, rules: tuple[Ruled | None, ...], count: int, stay: bool
+    ) -> tuple[Settings, ...]:
+        """Return the settings of this step; with `stay` numbers of the device are left to it."""
+        lr = 0.0 if stay and is_number_there(self.lr) else number_of(self.lr, "lr", count)
+        strength = 1.0
+        if not (stay and is_number_there(self.strength)):
+            strength = number_of(self.strength, "strength", count)
         factor = lr
         if self._initial_lr is not None:
             with Default():
@@ -332,15 +429,17 @@ class Optimizer:
             for one in rules
         )
 
-    def _now(self, name: str, count: int) -> float:
-        value = getattr(self, name)
-        return arguments.strength(value(count), f"{name}({count})") if callable(value) else value
-
     def _plain(self, lr: float) -> Settings:
         """Return the settings of tensors without a rule."""
         raise NotImplementedError
 
-    def _kept_of(self, names: tuple[str, ...], parameters: Arrays, loaded: Any = None) -> _Kept:
+    def _kept_of(
+        self,
+        names: tuple[str, ...],
+        parameters: Arrays,
+        loaded: Any = None,
+        is_captured: bool = False,
+    ) -> _Kept:
         """Return the arrays that are kept, with zeros for tensors that have none yet.
 
         `loaded` are the numbers of the host that they are to have instead, on a device.
@@ -356,6 +455,8 @@ class Optimizer:
                 if name not in arrays:
                     view, dtype = cuda.any_view(parameter, f"tensors[{name!r}]")
                     missing.append((arrays, name, (view, compute_dtype(dtype))))
+        if missing and is_captured:  # each replay would set it to zeros
+            raise state_error(f"tensors[{missing[0][1]!r}]")
         arenas = self._kept.arenas if loaded is None else ()
         if missing and is_there(parameters):
             arena = Arena(place_of(parameters[0]), [like for _, _, like in missing])
@@ -402,6 +503,23 @@ def _size(arrays: Sequence[Any]) -> int:
     if not ALL_NUMPY(map(type, arrays)):
         arrays = [cuda.any_view(one, "tensors")[0] for one in arrays]
     return sum(map(attrgetter("size"), arrays))
+
+
+def function_error(name: str) -> RuntimeError:
+    """Return the error for a function of the step in the place of a number that is captured."""
+    return RuntimeError(
+        f"{name} is a function, which asks for the number of the step, and a step that is captured "
+        f"into a CUDA graph has another one at each replay; set {name} to a 0-d array on the "
+        "device, and write into it before each replay"
+    )
+
+
+def state_error(label: str) -> RuntimeError:
+    """Return the error for state that a captured step would have to make."""
+    return RuntimeError(
+        f"{label} has no state yet, and a step that is captured into a CUDA graph cannot make it; "
+        "take a step before the capture, or load a state"
+    )
 
 
 def flags(**given: tuple[Any, int]) -> int:

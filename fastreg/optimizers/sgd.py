@@ -21,9 +21,10 @@ class SGD(Optimizer):
     tensors : mapping or sequence of arrays
         The model's tensors by name, as for ``fastreg.attach``: kept, read at every step, written in
         place.  Of float16, bfloat16, float32 or float64, in host memory.
-    lr : float or function
+    lr : float, function or array
         The learning rate, or a function of how many steps were taken (0 at first) that gives it.
-        It may be set between steps.
+        It may be set between steps.  For tensors on a device also a 0-d array there, float32 or
+        float64, which each step reads, a replay of a CUDA graph too.
     momentum, dampening, weight_decay, nesterov, maximize
         As in torch.  Momentum is kept in float32 for half precision.  `weight_decay` is added to
         the gradient, of all tensors.
@@ -36,8 +37,8 @@ class SGD(Optimizer):
         the penalty's gradient is added to that of the loss, as ``Penalties.accumulate`` does, and
         goes through momentum; no zeros.  "decoupled": beside the update, with a step of its own as
         AdamW's weight decay has it; L1 gives exact zeros.
-    strength : float or function, optional
-        What all strengths are multiplied with, or a function of the step that gives it: a warm-up.
+    strength : float, function or array, optional
+        What all strengths are multiplied with, given as `lr` is: a warm-up.
     independent : bool, optional
         Decoupled strengths are multiplied with ``lr / initial_lr`` instead of `lr`, so that they do
         not depend on the size of the learning rate, but follow its schedule.

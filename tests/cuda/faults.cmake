@@ -316,6 +316,23 @@ fastreg_plant(scale_of_the_host steps.cuh
   "work.loss_scale_there != nullptr ?" "work.loss_scale_there != nullptr && !PLANTED(scale_of_the_host) ?"
   plain "wrong (norm:|parameters :) decided" decided_steps)
 
+fastreg_plant(step_not_counted_again steps.cuh
+  "*work.sources[i].taken += 1;" "if (!PLANTED(step_not_counted_again)) *work.sources[i].taken += 1;"
+  plain "wrong count of steps: replayed" captured_steps_tiny)
+
+fastreg_plant(rate_of_the_capture steps.cuh
+  "if (there.lr != nullptr) {" "if (there.lr != nullptr && !PLANTED(rate_of_the_capture)) {"
+  plain "wrong parameters : replayed" captured_steps_tiny)
+
+fastreg_plant(strength_not_read steps.cuh
+  "if (there.strength != nullptr) {" "if (there.strength != nullptr && !PLANTED(strength_not_read)) {"
+  plain "wrong (parameters|penalty) : (replayed|read there)" captured_steps_tiny)
+
+fastreg_plant(settings_not_sent_again backend.cu
+  "recorded.sources, recorded.sources + count * sizeof(RuleSource),"
+  "recorded.sources, recorded.sources + (PLANTED(settings_not_sent_again) ? 0 : count * sizeof(RuleSource)),"
+  plain "wrong parameters : replayed [0-9] turn of other settings" captured_steps_tiny)
+
 fastreg_plant(penalty_not_clipped steps.cuh
   "return work.with_penalty && does(" "return work.with_penalty && !PLANTED(penalty_not_clipped) && does("
   plain "wrong squares: clip 2" measured_steps)
@@ -443,3 +460,6 @@ fastreg_catch_on_gpu(root_of_the_largest_forgotten test_gpu_steps.py test_optimi
 fastreg_catch_on_gpu(skipped_step_counted test_gpu_steps.py test_clipped_steps_of_models)
 fastreg_catch_on_gpu(infinity_taken test_gpu_steps.py test_clipped_steps_of_models)
 fastreg_catch_on_gpu(factor_not_read test_gpu_steps.py test_clipped_steps_of_models)
+fastreg_catch_on_gpu(step_not_counted_again test_gpu_steps.py test_captured_steps)
+fastreg_catch_on_gpu(rate_of_the_capture test_gpu_steps.py test_captured_steps)
+fastreg_catch_on_gpu(settings_not_sent_again test_gpu_steps.py test_a_schedule_reaches_a_captured_step)

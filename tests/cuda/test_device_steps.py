@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import ml_dtypes
@@ -293,17 +294,168 @@ def test_refusals_write_nothing(runtime: Runtime, jax: Any) -> None:
         host.step([g, gradient])
 
 
-def test_a_captured_step_is_refused(runtime: Runtime) -> None:
+class Captured:
+    """One optimizer with a captured step on the device, and the same one on the host."""
+
+    def __init__(self, runtime: Runtime, option: str, **options: Any) -> None:
+        kind, own = OPTIONS[option]
+        self.runtime, self.stream = runtime, runtime.stream()
+        self.host = arrays()
+        self.tensors = on_device(runtime, self.host, stream=self.stream)
+        self.numbers = {
+            name: DeviceArray(runtime, np.array(number, dtype), stream=self.stream)
+            for name, number, dtype in (("lr", 0.5, np.float32), ("strength", 9.0, np.float64))
+        }
+        self.flag = DeviceArray(runtime, np.array(0, np.float32), stream=self.stream)
+        options = {"rules": RULES, **own, **options}
+        self.there = kind(self.tensors, **{**options, **self.numbers})
+        self.here = kind(self.host, **options)
+        self.grads = on_device(runtime, gradients(0), stream=self.stream)
+        self.write(0, 0.01, 1.0)
+        same_numbers(self.there.step(self.grads), self.here.step(gradients(0)))
+        self.same()
+
+    def capture(self) -> None:
+        """Capture a step, with other numbers than those of the replays."""
+        self.write(1, 77.0, 99.0, found_inf=True)
+        with self.runtime.capture(self.stream) as self.replays:
+            self.record = self.there.step(self.grads, found_inf=self.flag)
+            with pytest.raises(RuntimeError, match="a copy to the host is waited for"):
+                float(self.record.penalty)
+            with pytest.raises(RuntimeError, match="a copy to the host is waited for"):
+                _ = self.there.steps
+        self.same()
+
+    def write(self, seed: int, lr: float, strength: float, found_inf: bool = False) -> None:
+        """Put what the device reads where it does."""
+        for name, g in gradients(seed).items():
+            self.put(self.grads[name], g)
+        self.put(self.numbers["lr"], np.array(lr, np.float32))
+        self.put(self.numbers["strength"], np.array(strength, np.float64))
+        self.put(self.flag, np.array(found_inf, np.float32))
+        self.here.lr, self.here.strength = np.float32(lr), strength
+
+    def put(self, array: DeviceArray, numbers_there: np.ndarray) -> None:
+        self.runtime.drain()
+        span = numbers_there
+        while isinstance(span.base, np.ndarray):
+            span = span.base
+        ctypes.memmove(array.memory.low, span.__array_interface__["data"][0], span.nbytes)
+
+    def replay(self, seed: int, lr: float, strength: float, found_inf: bool = False) -> None:
+        self.write(seed, lr, strength, found_inf)
+        waits = self.runtime.waits
+        self.replays[0]()
+        assert self.runtime.waits == waits
+        self.runtime.drain()
+        record = self.record
+        if found_inf:  # the norm is there, but the host does not look
+            record = record._replace(norm=None)
+        same_numbers(record, self.here.step(gradients(seed), found_inf=found_inf))
+        self.same()
+
+    def same(self) -> None:
+        same_arrays(self.tensors, self.host)
+        self.runtime.drain()
+
+
+@pytest.mark.parametrize("clip", [None, "total", "data"])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_captured_step_is_replayed(runtime: Runtime, option: str, clip: str | None) -> None:
+    """Each replay takes the next step, with the numbers that lie on the device then."""
+    options: dict[str, Any] = {} if clip is None else {"max_norm": 0.5, "clip": clip}
+    one = Captured(runtime, option, **options, on_nonfinite=None if clip is None else "skip")
+    one.capture()
+    for turn in range(1, 5):
+        one.replay(turn, 0.02 / turn, turn - 1, found_inf=turn == 2)
+    assert one.there.steps == one.here.steps == 4
+    # A step beside the graph goes on from its counts, and the graph from that one's.
+    one.write(7, 0.03, 0.5)
+    same_numbers(one.there.step(one.grads), one.here.step(gradients(7)))
+    one.replay(8, 0.02, 0.25)
+    same_state(one.there.state_dict(), one.here.state_dict())
+
+
+def test_update_sends_all_numbers_of_a_captured_step(runtime: Runtime) -> None:
+    host, stream = arrays(), runtime.stream()
+    tensors = on_device(runtime, host, stream=stream)
+    rules = {"a": L1(0.3), "c": (L1L2(0.2, 0.1), "decoupled")}
+    options: dict[str, Any] = {"rules": rules, "independent": True, "max_norm": 1.0}
+    there, here = AdamW(tensors, 0.01, **options), AdamW(host, 0.01, **options)
+    grads = on_device(runtime, gradients(1), stream=stream)
+    there.step(grads), here.step(gradients(1))
+    with fastreg.cuda.recording() as recording, runtime.capture(stream) as replays:
+        record = there.step(grads)
+    assert len(recording) == 1
+    for turn in range(3):
+        rules["a"].l1 = 0.1 * turn
+        there.lr = here.lr = 0.02 / (1 + turn)
+        there.strength = here.strength = 1.0 + turn
+        waits = runtime.waits
+        recording.update()
+        replays[0]()
+        assert runtime.waits == waits
+        runtime.drain()
+        same_numbers(record, here.step(gradients(1)))
+        same_arrays(tensors, host)
+    with pytest.raises(RuntimeError, match="step was given, but no proximal step was captured"):
+        recording.update(step=0.1)
+    there.lr = DeviceArray(runtime, np.array(0.5, np.float32), stream=stream)
+    with pytest.raises(RuntimeError, match=r"^lr is no longer the array that was captured"):
+        recording.update()
+    there.lr = lambda step: 0.1
+    with pytest.raises(RuntimeError, match=r"^lr is a function"):
+        recording.update()
+    there.lr = 0.5
+    tensors["f"] = DeviceArray(runtime, np.ones(3, np.float32), stream=stream)
+    with pytest.raises(RuntimeError, match="other tensors than when its step was captured"):
+        recording.update()
+    runtime.drain()
+    recording.close()
+
+
+def test_what_a_captured_step_cannot_do_is_refused(runtime: Runtime) -> None:
     w, g = numbers(300, np.float32), numbers(300, np.float32, 1)
     stream = runtime.stream()
     weight, gradient = (DeviceArray(runtime, x, stream=stream) for x in (w, g))
-    optimizer = SGD([weight], 0.1)
-    with runtime.capture(stream), pytest.raises(RuntimeError, match="cannot be captured"):
-        optimizer.step([gradient])
-    assert optimizer.steps == 0
-    assert weight.host().tobytes() == w.tobytes()
+
+    def refused(match: str, optimizer: Any, steps: int = 0, **options: Any) -> None:
+        with runtime.capture(stream), pytest.raises(RuntimeError, match=match):
+            optimizer.step([gradient], **options)
+        assert optimizer.steps == steps
+        assert weight.host().tobytes() == w.tobytes()
+
+    refused(r"^tensors\['0'\] has no state yet", SGD([weight], 0.1, momentum=0.9))
+    refused(r"^tensors\['0'\] has no state yet", AdamW([weight], 0.1))
+    refused('^on_nonfinite="raise" waits', SGD([weight], 0.1, on_nonfinite="raise"))
+    refused("^found_inf was known on the host", SGD([weight], 0.1), found_inf=True)
+    refused("^lr is a function", SGD([weight], lambda step: 0.1))
+    optimizer = SGD([weight], 0.1, rules="l1", strength=lambda step: 1.0)
+    refused("^strength is a function", optimizer)
+    optimizer.strength = 0.5
     optimizer.step([gradient])
     assert optimizer.steps == 1
+
+
+def test_numbers_on_the_device_are_not_waited_for(runtime: Runtime) -> None:
+    one = Captured(runtime, "adamw", independent=True, initial_lr=0.3)
+    for turn in range(3):
+        one.write(turn, 0.3 / (1 + turn), turn)
+        waits = runtime.waits
+        found = one.there.step(one.grads)
+        assert runtime.waits == waits
+        same_numbers(found, one.here.step(gradients(turn)))
+        one.same()
+    # "raise" waits, and then for them as well; so does an optimizer of the host.
+    raising = SGD(one.tensors, one.numbers["lr"], on_nonfinite="raise")
+    raising.step(one.grads)
+    on_host = SGD(one.host, one.numbers["lr"])
+    on_host.step(gradients(2))
+    one.same()
+    with pytest.raises(TypeError, match="lr on a device must be one float32 or float64 number"):
+        SGD(one.host, DeviceArray(runtime, np.array([1, 2])))
+    with pytest.raises(TypeError, match="strength on a device must be one float32 or float64"):
+        one.there.strength = DeviceArray(runtime, np.ones(2, np.float32))
 
 
 def test_what_is_on_the_device_is_freed(runtime: Runtime) -> None:

@@ -22,6 +22,7 @@ from fastreg.regularizers import L1, L1L2  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not LIBRARY, reason="FASTREG_CUDA_LIBRARY names no stand-in")
 
+STREAM = {"current": LEGACY_STREAM}
 RULES = {"a": L1(0.1), "b": (L1L2(0.2, 0.1), "gradient")}
 SHAPES = {"a": ((40, 50), torch.float32), "b": ((300,), torch.bfloat16), "c": ((9,), torch.float64)}
 KINDS: dict[str, dict[str, Any]] = {
@@ -45,7 +46,7 @@ def there(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[An
         ) or bool(known and getattr(x, "made_for_the_device", False))
 
     monkeypatch.setattr(row, "is_on_cuda", lambda _, x: is_there(x))
-    monkeypatch.setattr(row, "stream", lambda _, x: LEGACY_STREAM)
+    monkeypatch.setattr(row, "stream", lambda _, x: STREAM["current"])
     monkeypatch.setattr(row, "cuda_view", lambda self, x, *_: View(*self._at(x, "x"), 0))
     new = fastreg.torch.optimizers.state.new
 
@@ -56,6 +57,7 @@ def there(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[An
 
     monkeypatch.setattr(fastreg.torch.optimizers.state, "new", made)
     yield marked
+    STREAM["current"] = LEGACY_STREAM
     runtime.drain()
 
 
@@ -169,3 +171,210 @@ def test_raise_names_the_parameter(runtime: Runtime, there: list[Any]) -> None:
     assert torch.equal(pair.on_device["a"].detach(), before)
     assert pair.there.steps == 0
     assert not pair.there.state
+
+
+class Captured(Pair):
+    """A pair of which the one on the device is captured with a learning rate that lies there."""
+
+    def __init__(self, runtime: Runtime, marked: list[Any], kind: str, **options: Any) -> None:
+        STREAM["current"] = runtime.stream()
+        self.lr = torch.tensor(0.1)
+        self.strength = torch.tensor(1.0, dtype=torch.float64)
+        marked += [self.lr, self.strength]
+        super().__init__(marked, kind, **options)
+        for group in self.there.param_groups:
+            group["lr"] = self.lr
+        self.there.strength = self.strength
+        self.grad_scale, self.found_inf = torch.tensor(64.0), torch.tensor(0.0)
+        self.grads = {name: torch.zeros_like(one) for name, one in self.on_device.items()}
+        marked += [self.grad_scale, self.found_inf, *self.grads.values()]
+        for name, one in self.on_device.items():
+            one.grad = self.grads[name]
+        self.there.grad_scale, self.there.found_inf = self.grad_scale, self.found_inf
+        self.write(0)
+        self.there.step()
+        self.here.step()
+        self.compare(runtime)
+
+    def write(self, seed: int, found_inf: bool = False) -> None:
+        self.lr.fill_(0.1 / (1 + seed))
+        self.strength.fill_(seed % 3)
+        self.grad_scale.fill_(2.0**seed)
+        self.found_inf.fill_(found_inf)
+        for name, (shape, dtype) in SHAPES.items():
+            g = torch.from_numpy(numbers(shape, np.float64, seed)).to(dtype)
+            self.grads[name].copy_(g)
+            self.on_host[name].grad = g
+        self.here.param_groups[0]["lr"] = self.lr.clone()
+        self.here.strength = self.strength.item()
+        self.here.grad_scale, self.here.found_inf = (
+            one.clone() for one in (self.grad_scale, self.found_inf)
+        )
+
+    def replay(self, runtime: Runtime, replay: Any, seed: int, found_inf: bool = False) -> None:
+        self.write(seed, found_inf)
+        waits = runtime.waits
+        replay()
+        assert runtime.waits == waits
+        runtime.drain()
+        self.here.step()
+        if not found_inf:  # then the host does not look at the norm
+            self.compare(runtime)
+
+
+@pytest.mark.parametrize("max_norm", [None, 0.5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_captured_step_is_replayed(
+    runtime: Runtime, there: list[Any], kind: str, max_norm: Any
+) -> None:
+    one = Captured(runtime, there, kind, max_norm=max_norm)
+    with runtime.capture(STREAM["current"]) as replays:
+        one.there.step()
+        with pytest.raises(RuntimeError, match="a copy to the host is waited for"):
+            _ = one.there.steps
+    for seed in range(1, 5):
+        one.replay(runtime, replays[0], seed, found_inf=seed == 2)
+    assert one.there.steps == one.here.steps == 4
+    for optimizer in (one.there, one.here):
+        optimizer.param_groups[0]["lr"] = 0.1  # compared as it is saved
+    one.compare_states(runtime)
+
+
+def test_a_captured_step_is_updated(runtime: Runtime, there: list[Any]) -> None:
+    """Schedulers that set numbers reach replays by the recording."""
+    STREAM["current"] = runtime.stream()
+    rules = {"a": (L1(0.1), "decoupled"), "b": L1L2(0.2, 0.1)}
+    pair = Pair(there, "AdamW", rules=rules, independent=True, capturable=False)
+    pair.step(runtime, 1)
+    with fastreg.cuda.recording() as recording, runtime.capture(STREAM["current"]) as replays:
+        pair.there.step()
+    for turn in range(3):
+        rules["a"][0].l1 = 0.2 * turn
+        for optimizer in (pair.there, pair.here):
+            optimizer.param_groups[0].update(lr=0.03 / (1 + turn), weight_decay=0.1 * turn)
+            optimizer.strength = 1.0 + turn
+        recording.update()
+        replays[0]()
+        runtime.drain()
+        pair.here.step()
+        pair.compare(runtime)
+    pair.there.param_groups[0]["amsgrad"] = False
+    with pytest.raises(RuntimeError, match="begun or ended a momentum or amsgrad"):
+        recording.update()
+    lr = torch.tensor(0.1)
+    there.append(lr)
+    pair.there.param_groups[0].update(amsgrad=True, lr=lr)
+    with pytest.raises(RuntimeError, match="'lr'] is no longer the array that was captured"):
+        recording.update()
+    pair.there.param_groups[0]["lr"] = 0.1
+    pair.there.load_state_dict(pair.there.state_dict())
+    with pytest.raises(RuntimeError, match="or has loaded a state; capture again"):
+        recording.update()
+    runtime.drain()
+    recording.close()
+
+
+def test_an_initial_rate_on_the_device_is_read_once(runtime: Runtime, there: list[Any]) -> None:
+    """Schedulers of torch put a copy of a tensor into the group."""
+    rules = {"a": (L1(0.1), "decoupled")}
+    one = Captured(runtime, there, "SGD", rules=rules, independent=True)
+    initial = torch.tensor(0.25)
+    there.append(initial)
+    one.there.param_groups[0]["initial_lr"], one.here.param_groups[0]["initial_lr"] = initial, 0.25
+    for seed in range(3):
+        one.write(seed)
+        waits = runtime.waits
+        one.there.step()
+        assert runtime.waits == waits
+        one.here.step()
+        one.compare(runtime)
+
+
+def test_capturable_counts_on_the_device(runtime: Runtime, there: list[Any]) -> None:
+    pair = Pair(there, "AdamW", capturable=True)
+    for seed in range(3):
+        pair.there.param_groups[0]["capturable"] = True
+        pair.here.param_groups[0]["capturable"] = False
+        pair.step(runtime, seed)
+    assert pair.there._counts is not None
+    pair.here.param_groups[0]["capturable"] = True
+    pair.compare_states(runtime)
+
+
+def test_what_a_captured_step_cannot_do_is_refused(runtime: Runtime, there: list[Any]) -> None:
+    STREAM["current"] = runtime.stream()
+
+    def refused(match: str, pair: Pair, **scaling: Any) -> None:
+        before = pair.on_device["a"].detach().clone()
+        for name, one in pair.on_device.items():
+            one.grad = torch.ones_like(one)
+            there.append(one.grad)
+            del name
+        with runtime.capture(STREAM["current"]), pytest.raises(RuntimeError, match=match):
+            pair.there.step()
+        assert torch.equal(pair.on_device["a"].detach(), before)
+        assert pair.there.steps == 0
+
+    for kind in KINDS:
+        refused("the parameter 'a' has no state yet", Pair(there, kind))
+    refused('^on_nonfinite="raise" waits', Pair(there, "SGD", on_nonfinite="raise"))
+    refused("^strength is a function", Pair(there, "SGD", strength=lambda step: 1.0))
+    pair = Pair(there, "SGD", momentum=0.0, dampening=0.0)
+    pair.there.found_inf = torch.tensor(1.0)
+    refused("^found_inf was known on the host", pair)
+
+
+@pytest.fixture
+def mesh() -> Iterator[Any]:
+    """The mesh of one process."""
+    distributed = torch.distributed
+    if not distributed.is_available() or not distributed.is_gloo_available():
+        pytest.skip("torch has no gloo")
+    store = distributed.HashStore()
+    distributed.init_process_group("gloo", rank=0, world_size=1, store=store)
+    try:
+        yield distributed.device_mesh.init_device_mesh("cpu", (1,))
+    finally:
+        distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("on_nonfinite", ["ignore", "skip", "raise"])
+def test_sharded_parameters(
+    runtime: Runtime,
+    there: list[Any],
+    mesh: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    on_nonfinite: str,
+) -> None:
+    """Their local tensors are on the device; a clip and a guard ask the other processes."""
+    tensors = torch.distributed.tensor
+
+    def sharded(x: Any) -> Any:
+        return tensors.distribute_tensor(x, mesh, [tensors.Shard(0)])
+
+    w = torch.from_numpy(numbers((40, 50), np.float32))
+    on_device, on_host = torch.nn.Parameter(sharded(w.clone())), torch.nn.Parameter(w.clone())
+    options: dict[str, Any] = {"lr": 0.01, "rules": {"w": L1(0.1)}, "max_norm": 0.5}
+    optimizers = [
+        fastreg.torch.AdamW([("w", one)], **options, on_nonfinite=on_nonfinite)
+        for one in (on_device, on_host)
+    ]
+    for seed in range(3):
+        g = torch.from_numpy(numbers((40, 50), np.float32, 1 + seed))
+        if seed == 1 and on_nonfinite == "skip":
+            g[3, 4] = float("inf")
+        on_device.grad, on_host.grad = sharded(g), g
+        with monkeypatch.context() as everything:
+            everything.setattr(torch_arrays.Torch, "is_on_cuda", lambda _, x: True)
+            optimizers[0].step()
+        optimizers[1].step()
+        runtime.drain()
+        found, expected = (one.last for one in optimizers)
+        assert found == expected
+        assert expected.skipped == (seed == 1 and on_nonfinite == "skip")
+        assert torch.equal(on_device.detach().to_local(), on_host.detach())
+    STREAM["current"] = runtime.stream()
+    refusal = "waits for the gradients' norm" if on_nonfinite == "raise" else "are sharded"
+    monkeypatch.setattr(torch_arrays.Torch, "is_on_cuda", lambda _, x: True)
+    with runtime.capture(STREAM["current"]), pytest.raises(RuntimeError, match=refusal):
+        optimizers[0].step()

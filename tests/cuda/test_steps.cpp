@@ -65,6 +65,45 @@ struct Options {
   bool scale_on_device = false;
   float found_inf = 0.0f;
   bool counts_on_host = false;
+  bool numbers_on_device = false;  // those that follow, which the settings then lack
+  bool numbers_are_f64 = false;
+  double lr = 0.0;
+  double initial_lr = 1.0;
+  double strength = 1.0;
+};
+
+// A graph that has been captured, and is replayed on its stream.
+class Graph {
+ public:
+  template <class Queue>
+  explicit Graph(Queue queue) {
+    cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+    cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal);
+    recording = queue(stream);
+    cudaGraph_t graph = nullptr;
+    cudaStreamEndCapture(stream, &graph);
+    CHECK(cudaGraphInstantiate(&executable_, graph, 0) == cudaSuccess, stand_in::refusal());
+    cudaGraphDestroy(graph);
+  }
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+  ~Graph() {
+    cudaGraphExecDestroy(executable_);
+    if (recording != nullptr) {
+      fastreg_backend()->forget(recording);
+    }
+  }
+
+  void replay(const std::string& what) const {
+    CHECK(cudaGraphLaunch(executable_, stream) == cudaSuccess, what, stand_in::refusal());
+    CHECK(cudaDeviceSynchronize() == cudaSuccess, what, stand_in::refusal());
+  }
+
+  cudaStream_t stream = nullptr;
+  Recording* recording = nullptr;
+
+ private:
+  cudaGraphExec_t executable_ = nullptr;
 };
 
 bool same(double a, double b) {
@@ -130,19 +169,51 @@ class StepTensors {
 
   // All of it decided on the device.
   void decide(const std::string& what, const Options& options) {
-    set_rules(options, 1.0);
-    float scales[2] = {static_cast<float>(options.loss_scale), options.found_inf};
+    tell(options);
+    queue(what, options, nullptr);
+    CHECK(cudaDeviceSynchronize() == cudaSuccess, what, stand_in::refusal());
+    compare_decided(what, options);
+  }
+
+  // The same by a graph that was captured with `queue`.
+  void replay(const std::string& what, const Options& options, const Graph& graph) {
+    tell(options);
+    graph.replay(what);
+    compare_decided(what, options);
+  }
+
+  // Puts what the device reads where it does.
+  void tell(const Options& options) {
+    const float scales[] = {static_cast<float>(options.loss_scale), options.found_inf};
     std::memcpy(numbers_.data + 64, scales, sizeof scales);
+    const double numbers[] = {options.lr, options.strength};
+    for (std::size_t i = 0; i < std::size(numbers); ++i) {
+      const auto rounded = static_cast<float>(numbers[i]);
+      char* const place = numbers_.data + 96 + 8 * i;
+      options.numbers_are_f64 ? std::memcpy(place, numbers + i, sizeof numbers[i])
+                              : std::memcpy(place, &rounded, sizeof rounded);
+    }
+  }
+
+  Recording* queue(const std::string& what, const Options& options, cudaStream_t stream) {
+    set_rules(options, 1.0);
     std::vector<StepSettings> settings;
     std::vector<std::int64_t*> taken;
+    std::vector<NumbersThere> numbers;
     auto* const counters = reinterpret_cast<std::int64_t*>(counters_.data);
     for (std::size_t i = 0; i < shapes_.size(); ++i) {
       settings.push_back(settings_of(i));
+      if (options.numbers_on_device) {
+        settings.back().lr = settings.back().factor = 1e30;
+        numbers.push_back({numbers_.data + 96, options.numbers_are_f64, options.initial_lr, numbers_.data + 104,
+                           options.numbers_are_f64});
+      }
       // Some are counted by the host, which cannot know of a step that is skipped.
       taken.push_back(options.counts_on_host ? nullptr : counters + i);
     }
     StepOnDevice there{};
     there.settings = settings.data();
+    there.there = options.numbers_on_device ? numbers.data() : nullptr;
     there.loss_scale = options.scale_on_device ? 3e5 : options.loss_scale;
     there.loss_scale_there = options.scale_on_device ? reinterpret_cast<float*>(numbers_.data + 64) : nullptr;
     there.found_inf = reinterpret_cast<float*>(numbers_.data + 68);
@@ -155,10 +226,19 @@ class StepTensors {
     there.max_norm = options.max_norm;
     there.norm = reinterpret_cast<double*>(numbers_.data + 32);
     StepCall call = call_for(StepTask::take);
+    call.stream = stream;
     call.clip = options.clip;
     call.on_device = &there;
-    run(call, what);
+    Recording* recording = nullptr;
+    BackendError error;
+    CHECK(fastreg_backend()->steps(&call, &recording, &error) == BackendStatus::ok, what, error.text);
+    return recording;
+  }
 
+  // Of a step that was queued with what `tell` has put there: it is taken on the host as well.
+  void compare_decided(const std::string& what, const Options& options) {
+    set_rules(options, 1.0);
+    const auto* const counters = reinterpret_cast<const std::int64_t*>(counters_.data);
     double norm = 0.0;
     double factor = 1.0;
     bool is_finite = true;
@@ -196,6 +276,23 @@ class StepTensors {
         *static_cast<float*>(data) = static_cast<float>(number);
       }
     }
+  }
+
+  // New settings, here and for the replays to come.
+  void set_settings(const std::vector<StepSettings>& settings, const Graph& graph) {
+    settings_ = settings;
+    std::vector<StepSettings> of_items;
+    of_items.reserve(shapes_.size());
+    for (std::size_t i = 0; i < shapes_.size(); ++i) {
+      of_items.push_back(settings_of(i));
+    }
+    BackendError error;
+    CHECK(fastreg_backend()->set_settings(graph.recording, of_items.data(), of_items.size(), graph.stream, &error) ==
+              BackendStatus::ok,
+          error.text);
+    CHECK(fastreg_backend()->set_settings(graph.recording, of_items.data(), 1, graph.stream, &error) ==
+              BackendStatus::bad_argument,
+          "another number of settings was taken");
   }
 
   void count_from(std::int64_t taken) {
@@ -270,13 +367,27 @@ class StepTensors {
     }
   }
 
+  // What the host has of the settings, and what the device makes of them.
   const StepSettings& settings_of(std::size_t i) const {
     return settings_[static_cast<std::size_t>(shapes_[i].settings)];
+  }
+  StepSettings settings_with(const Options& options, std::size_t i) const {
+    StepSettings found = settings_of(i);
+    if (options.numbers_on_device) {
+      const auto read = [&](double number) {
+        return options.numbers_are_f64 ? number : static_cast<double>(static_cast<float>(number));
+      };
+      found.lr = read(options.lr);
+      found.factor = found.lr / options.initial_lr;
+      found.l1 = found.l1 * read(options.strength);
+      found.l2 = found.l2 * read(options.strength);
+    }
+    return found;
   }
 
   void set_rules(const Options& options, double factor) {
     for (std::size_t i = 0; i < shapes_.size(); ++i) {
-      host_items_[i].rule = rule_of(settings_of(i), taken_[i], options.loss_scale, options.clip, factor);
+      host_items_[i].rule = rule_of(settings_with(options, i), taken_[i], options.loss_scale, options.clip, factor);
       device_items_[i].rule = host_items_[i].rule;
     }
   }
@@ -602,6 +713,100 @@ TEST(decided_steps_of_numbers_that_are_not_finite) {
   }
 }
 
+TEST(decided_steps_read_their_numbers) {
+  for (const bool is_adamw : {false, true}) {
+    for (const bool are_f64 : {false, true}) {
+      stand_in::reset(5);
+      StepTensors tensors(mixed(12, 3000, 3), three(is_adamw), 50);
+      StepTensors decoupled(mixed(5, 900, 1), {is_adamw ? adamw(Mode::decoupled) : sgd(Mode::decoupled)}, 60);
+      Options options;
+      options.numbers_on_device = true;
+      options.numbers_are_f64 = are_f64;
+      options.initial_lr = 0.3;
+      for (const double number : {0.1, 0.003, 0.0, 1e-40}) {
+        options.lr = number;
+        options.strength = 3.7 * number;
+        tensors.decide("read there", options);
+        decoupled.decide("read there, decoupled", options);
+      }
+    }
+  }
+}
+
+namespace {
+
+// Replays of one graph, each with other numbers, some of which are skipped; other calls between them.
+void replay_each(const std::vector<StepShape>& shapes, bool is_adamw, Options options, int turns) {
+  StepTensors tensors(shapes, three(is_adamw), 40);
+  StepTensors other({{DType::f32, 5000}}, {adamw(Mode::proximal)}, 7);
+  options.max_norm = 0.5;
+  options.measures = options.clip != Clip::none;
+  options.skips_nonfinite = options.measures;
+  options.scale_on_device = options.numbers_on_device = true;
+  options.lr = 0.3;  // those of the capture are not taken
+  options.found_inf = 1.0f;
+  options.loss_scale = 3.0;
+  tensors.tell(options);
+  const Graph graph([&](cudaStream_t stream) { return tensors.queue("captured", options, stream); });
+  CHECK(graph.recording != nullptr, "no recording");
+  const std::string what = "replayed " + std::to_string(static_cast<int>(options.clip)) + " turn ";
+  for (int turn = 0; turn < turns; ++turn) {
+    options.lr = 0.07 / (1 + turn);
+    options.strength = turn * 0.5;
+    options.loss_scale = turn % 2 == 0 ? 256.0 : 1.0;
+    options.found_inf = turn == 1 ? 1.0f : 0.0f;
+    tensors.put(0, gradients, turn == 2 ? std::numeric_limits<double>::infinity() : 0.25);
+    tensors.replay(what + std::to_string(turn), options, graph);
+    other.decide("between replays", Options{});
+  }
+  tensors.put(0, gradients, 0.5);
+  tensors.decide(what + "beside the graph", options);
+  std::vector<StepSettings> changed = three(is_adamw);
+  for (StepSettings& one : changed) {
+    one.l1 = one.l1 * 0.5;
+    one.weight_decay = 0.3;
+  }
+  tensors.set_settings(changed, graph);
+  tensors.replay(what + "of other settings", options, graph);
+}
+
+}  // namespace
+
+TEST(captured_steps_are_replayed) {
+  for (const bool is_adamw : {false, true}) {
+    for (const Clip clip : {Clip::none, Clip::data, Clip::total}) {
+      stand_in::reset(6);
+      Options options;
+      options.clip = clip;
+      std::vector<StepShape> shapes = mixed(12, 5000, 3);
+      shapes.insert(shapes.begin(), {DType::f32, 33});
+      replay_each(shapes, is_adamw, options, 5);
+    }
+  }
+}
+
+TEST(a_copy_to_the_host_is_refused_in_a_capture) {
+  stand_in::reset(1);
+  const Backend& cuda = *fastreg_backend();
+  BackendError error;
+  const Memory memory(2 * sizeof(double));
+  const double number = 2.5;
+  double copy = 0.0;
+  const Graph graph([&](cudaStream_t stream) {
+    bool capturing = false;
+    CHECK(cuda.is_capturing(stream, &capturing, &error) == BackendStatus::ok && capturing, error.text);
+    CHECK(cuda.copy_to_host(0, stream, memory.data, sizeof copy, &copy, &error) == BackendStatus::failed, error.text);
+    CHECK(std::strstr(error.text, "a copy to the host is waited for") != nullptr, error.text);
+    // One from the host is there before the first replay.
+    CHECK(cuda.copy_from_host(0, stream, &number, sizeof number, memory.data, &error) == BackendStatus::ok, error.text);
+    return static_cast<Recording*>(nullptr);
+  });
+  bool capturing = true;
+  CHECK(cuda.is_capturing(graph.stream, &capturing, &error) == BackendStatus::ok && !capturing, error.text);
+  CHECK(cuda.copy_to_host(0, graph.stream, memory.data, sizeof copy, &copy, &error) == BackendStatus::ok, error.text);
+  CHECK(copy == number, copy);
+}
+
 TEST(steps_that_are_measured_in_a_capture_are_refused) {
   stand_in::reset(1);
   cudaStream_t stream = nullptr;
@@ -638,6 +843,14 @@ TEST(taken_steps_tiny) {
   tensors.decide("tiny, decided", options);
   options.found_inf = 1.0f;
   tensors.decide("tiny, skipped", options);
+}
+
+TEST(captured_steps_tiny) {
+  stand_in::reset(1);
+  stand_in::set_processors(1, 2);
+  Options options;
+  options.clip = Clip::total;
+  replay_each({{DType::f32, 70}, {DType::bf16, 40, true, 1, 2}}, true, options, 3);
 }
 
 }  // namespace fastreg::test

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from inputs import numbers, patterns, same_bits, same_value
-from makers import AUTOGRAD, GRADIENTS, LAYOUTS, STREAMS, Maker
+from makers import AUTOGRAD, GRADIENTS, GRAPHS, LAYOUTS, STREAMS, Maker
 from test_gpu_bits import lists
 from test_gpu_layouts import views
 from test_gpu_prox import copied
@@ -110,6 +110,104 @@ def test_optimizer_steps_wait_for_nothing(maker: Maker) -> None:
         for record in records:
             assert same_record(record, here.step([g]))
     assert same_bits(maker.host(weight), w)
+
+
+@pytest.mark.needs(GRAPHS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_captured_steps(maker: Maker, kind: str) -> None:
+    """Each replay takes the next step, with the learning rate that is there then, or skips it."""
+    optimizer, own = KINDS[kind]
+    size, turns = 20_003, 5
+    grads = [numbers(size, "f32", 1 + turn) for turn in range(turns)]
+    grads[2][77] = np.inf
+    rates = [np.array(0.1 / (1 + turn), np.float32) for turn in range(turns)]
+    w = numbers(size, "f32")
+    weight, gradient, rate = maker.make(w), maker.make(grads[0]), maker.make(rates[0])
+    sent = [(maker.make(g), maker.make(lr)) for g, lr in zip(grads, rates, strict=True)]
+    options = {**own, "max_norm": 0.5, "on_nonfinite": "skip"}
+    there = optimizer([weight], **{**options, "lr": rate})
+    here = optimizer([w], **{**options, "lr": rates[0].item()})
+    stream, records = maker.stream(), []
+    with maker.using(stream):
+        there.step([gradient])  # state is made outside of the graph
+    maker.host(weight)
+    here.step([grads[0]])
+    replay = maker.captured(lambda: records.append(there.step([gradient])))
+    with maker.using(stream):
+        for g, lr in sent:
+            maker.assign(gradient, g)
+            maker.assign(rate, lr)
+            replay()
+        for g, lr in zip(grads, rates, strict=True):
+            here.lr = lr.item()
+            expected = here.step([g])
+        assert same_bits(maker.host(weight), w)
+        assert same_record(records[0], expected)
+        assert there.steps == here.steps == turns
+
+
+@pytest.mark.needs(GRAPHS)
+def test_a_schedule_reaches_a_captured_step(maker: Maker) -> None:
+    w, g = numbers(20_003, "f32"), numbers(20_003, "f32", 1)
+    weight, gradient = maker.make(w), maker.make(g)
+    rule = L1(0.3)
+    there, here = (AdamW([one], 0.1, rules=rule) for one in (weight, w))
+    stream = maker.stream()
+    with maker.using(stream):
+        there.step([gradient])
+    maker.host(weight)
+    here.step([g])
+    with fastreg.cuda.recording() as recording:
+        replay = maker.captured(lambda: there.step([gradient]))
+    with maker.using(stream):
+        for turn in range(3):
+            there.lr = here.lr = 0.01 * (1 + turn)
+            rule.l1 = 0.1 * turn
+            recording.update()
+            replay()
+            here.step([g])
+        assert same_bits(maker.host(weight), w)
+    recording.close()
+
+
+@pytest.mark.needs(AUTOGRAD)
+@pytest.mark.needs(GRAPHS)
+@pytest.mark.parametrize("kind", ["SGD", "AdamW"])
+def test_captured_steps_of_torch(maker: Any, kind: str) -> None:
+    """The scaler's numbers and the learning rate are tensors, as torch's capturable has them."""
+    torch = maker.torch
+    w, g = numbers(5000, "f32"), numbers(5000, "f32", 1)
+    there, here = (torch.nn.Parameter(x) for x in (maker.make(w), torch.from_numpy(w.copy())))
+    there.grad, here.grad = maker.make(g), torch.from_numpy(g.copy())
+    options: dict[str, Any] = {"rules": {"w": L1(0.01)}, "max_norm": 1.0, "on_nonfinite": "skip"}
+    if kind == "SGD":
+        options.update(momentum=0.9)
+    on_device, on_host = (
+        getattr(fastreg.torch, kind)([("w", one)], lr=lr, **options)
+        for one, lr in ((there, torch.tensor(0.1, device=there.device)), (here, 0.1))
+    )
+    for optimizer, one in ((on_device, there), (on_host, here)):
+        optimizer.grad_scale = torch.tensor(256.0, device=one.device)
+        optimizer.found_inf = torch.tensor(0.0, device=one.device)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        on_device.step()
+    torch.cuda.synchronize()
+    on_host.step()
+    replay = maker.captured(on_device.step)
+    for turn in range(4):
+        lr = torch.tensor(0.1 / (1 + turn))
+        on_device.param_groups[0]["lr"].copy_(lr)
+        on_host.param_groups[0]["lr"] = lr
+        for optimizer in (on_device, on_host):
+            optimizer.found_inf.fill_(float(turn == 1))
+        replay()
+        on_host.step()
+        assert same_bits(maker.host(there), here.detach().numpy())
+    assert on_device.steps == on_host.steps == 4
+    saved = on_device.state_dict()["state"][0]
+    for key, value in on_host.state_dict()["state"][0].items():
+        assert torch.equal(saved[key].cpu(), value), key
 
 
 @pytest.mark.needs(AUTOGRAD)

@@ -33,9 +33,10 @@ class AdamW(Penalised):
         As for :class:`SGD`.
     lr, betas, eps, weight_decay, amsgrad, maximize
         As in torch, for all groups that do not have their own.  `lr` and `betas` may be tensors of
-        one element.
+        one element; an `lr` on a device is read there, by each replay of a CUDA graph too.
     capturable : bool, optional
-        False: there are no kernels for CUDA yet.
+        For parameters on CUDA: the device counts the steps from the first one on, and `step` in
+        :meth:`state_dict` lies there.  Steps can be captured into CUDA graphs without it too.
     scaled : bool, optional
         Whether proximal thresholds are those of Adam's metric, as for ``fastreg.optimizers.AdamW``.
     max_norm, clip, on_nonfinite

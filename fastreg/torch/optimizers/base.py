@@ -14,10 +14,22 @@ from ..._base.array_types import Real
 from ..._base.float_environment import Default
 from ..._base.steps import Settings
 from ..._engine import backend
-from ..._engine.cuda_steps import Counts, Decided, is_there, place_of
-from ..._engine.steps import take
+from ..._engine.cuda_steps import Counts, Decided, NumbersThere, is_capturing, is_there, place_of
+from ..._engine.steps import require_capturable, take
 from ...optimizers import StepRecord
-from ...optimizers.base import CLIPS, ON_NONFINITE, Clip, OnNonfinite, Rate, guard, rate
+from ...optimizers.base import (
+    CLIPS,
+    ON_NONFINITE,
+    Clip,
+    OnNonfinite,
+    Rate,
+    function_error,
+    guard,
+    is_number_there,
+    number_of,
+    rate,
+    require_as_captured,
+)
 from ...optimizers.rules import MODES, Mode, acting, require_acting
 from ...penalties.names import counted
 from .. import kinds as kinds_of
@@ -144,13 +156,17 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
 
     _counts: tuple[Counts, tuple[Any, ...]] | None = None
     """Where the device counts the steps, with the parameters."""
+    _is_captured = False
+    """Whether a graph uses the state that there is."""
 
     def _forget(self) -> None:
         """Drop what is kept between steps."""
         self._count_here()
+        self._is_captured = False
         self._roster: Roster | None = None
         self._prepared: Prepared | None = None
         self._plain: dict[int, tuple[tuple[Any, ...], Settings]] = {}
+        self._initials: dict[int, tuple[Any, int, float]] = {}
 
     @property
     def steps(self) -> int:
@@ -166,14 +182,14 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
         if self._counts is None:
             return
         counts, parameters = self._counts
-        taken, self._steps = counts.read()
+        taken, self._steps = counts.read(parameters[0])
         for parameter, number in zip(parameters, taken, strict=True):
             kept = self.state.get(parameter)
             if kept is None:
                 continue
             if self._algorithm == steps.ADAMW:
                 kept[state.STEP] = number
-            elif number == 0:  # a momentum that holds nothing yet
+            elif number == 0 and not self._is_captured:  # a momentum that holds nothing yet
                 kept.pop(self._kinds[0], None)
 
     def _count_here(self) -> None:
@@ -182,15 +198,26 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
         self._counts = None
 
     def _decided(
-        self, roster: Roster, there: tuple[bool, ...] | None, scaling: _Scaling, on_nonfinite: str
+        self,
+        roster: Roster,
+        there: tuple[bool, ...] | None,
+        scaling: _Scaling,
+        on_nonfinite: str,
+        stays: bool,
+        captured: bool,
     ) -> Decided:
         """Return what the device decides of the next step: what the host cannot know."""
-        is_wanted = scaling.is_there or on_nonfinite == "skip" or self._counts is not None
-        if on_nonfinite == "raise" or roster.has_dtensors or not is_there(roster.parameters):
-            is_wanted = False
+        is_wanted = stays and (
+            captured
+            or scaling.is_there
+            or on_nonfinite == "skip"
+            or self._counts is not None
+            or self._is_capturable
+        )
+        numbers = self._numbers_there(roster) if stays else ()
         if not is_wanted:
             self._count_here()
-            return Decided()
+            return Decided(there=numbers)
         if self._counts is None:
             taken = [self._taken_of(self.state.get(one, {})) for one in roster.parameters]
             counts = Counts(place_of(roster.parameters[0]), taken, self._steps)
@@ -198,7 +225,8 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
         places = [*range(len(roster.parameters))]
         if there is not None:
             places = [*compress(places, there)]
-        return Decided(self._counts[0], places, scaling.found_inf, scaling.scale)
+        found = self._counts[0], places, scaling.found_inf, scaling.scale, numbers, captured
+        return Decided(*found)
 
     def _taken_of(self, kept: Mapping[str, Any]) -> int:
         if self._algorithm == steps.ADAMW:
@@ -254,6 +282,11 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
             self._forget()
             self._roster = roster = Roster(self.param_groups, self._names, self._ruled)
         is_on_device = is_there(roster.parameters)
+        if self._is_capturable and not is_on_device:
+            raise ValueError(
+                "capturable=True is for parameters on CUDA, and these are in host memory; leave it "
+                "out, or move the module before the optimizer is made"
+            )
         on_nonfinite = guard(self._on_nonfinite, self.max_norm, is_on_device)
         stays = is_on_device and on_nonfinite != "raise" and not roster.has_dtensors
         loss_scale, found_inf, scaling = self._scaling(stays)
@@ -262,16 +295,28 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
         if type(None) in set(map(type, gradients)):
             there = tuple([gradient is not None for gradient in gradients])
             gradients = [*compress(gradients, there)]
-        decided = self._decided(roster, there, scaling, on_nonfinite)
-        settings = self._settings(roster)
-        needs = tuple([(one.has_first, one.has_second, one.has_largest) for one in settings])
+        captured = is_on_device and is_capturing(roster.parameters[:1])
+        if captured:
+            self._require_capturable(roster, on_nonfinite, found_inf)
+        decided = self._decided(roster, there, scaling, on_nonfinite, stays, captured)
+        settings = self._settings(roster, stays)
+        needs = _needs(settings)
         now = self._prepared
         is_new = now is None or not now.is_current(there, self.state, needs)
         if now is None or is_new:
             now = Prepared(
-                roster, there, self.state, self._kinds, needs, self._algorithm == steps.ADAMW
+                roster,
+                there,
+                self.state,
+                self._kinds,
+                needs,
+                self._algorithm == steps.ADAMW,
+                may_add=not decided.is_captured,
             )
             self._prepared = now
+        if decided.is_captured:
+            decided = decided._replace(settings=self._again(roster, now, needs))
+            self._is_captured = True
         processes = None
         if roster.has_dtensors and (self.max_norm is not None or on_nonfinite != "ignore"):
             question = f"a step clipped to {self.max_norm} with on_nonfinite={on_nonfinite!r}"
@@ -303,7 +348,7 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
                 found_inf=found_inf,
                 processes=processes,
                 judges=processes is not None and is_new,
-                commit=commit,
+                commit=None if decided.is_captured else commit,
                 per_tensor=roster.has_dtensors,
             )
         except Exception as error:
@@ -312,7 +357,8 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
             if isinstance(error, TypeError):
                 _require_dense(gradients, now.names)
             raise
-        if outcome.skipped is not True:  # where the device decides it is not waited for
+        # Where the device decides it is not waited for.
+        if outcome.skipped is not True and not decided.is_captured:
             now.was_taken(self.state)
         record = StepRecord(0.0, outcome.norm, 0, outcome.skipped, now.size())
         if outcome.on_device is not None:
@@ -348,14 +394,70 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
 
     # ------------------------------------------------------------------------------- its numbers
 
-    def _settings(self, roster: Roster) -> tuple[Settings, ...]:
-        plain = [self._plain_of(number) for number in range(len(self.param_groups))]
+    @property
+    def _is_capturable(self) -> bool:
+        return any([group.get("capturable") for group in self.param_groups])
+
+    def _numbers_there(self, roster: Roster) -> tuple[NumbersThere, ...]:
+        """Return what the device has of each row of settings; nothing where it has none."""
+        rates = [group["lr"] for group in self.param_groups]
+        lr = [one if is_number_there(one) else None for one in rates]
+        strength = self.strength if is_number_there(self.strength) else None
+        if strength is None and not any([one is not None for one in lr]):
+            return ()
+        return tuple(
+            [
+                NumbersThere(
+                    lr[group],
+                    1.0 if lr[group] is None else self._divisor(group, one),
+                    None if one is None else strength,
+                    f"param_groups[{group}]['lr']",
+                )
+                for group, one in roster.acting
+            ]
+        )
+
+    def _require_capturable(self, roster: Roster, on_nonfinite: str, found_inf: bool) -> None:
+        require_capturable(on_nonfinite, roster.has_dtensors, found_inf)
+        if callable(self.strength) and not is_number_there(self.strength):
+            raise function_error("strength")
+
+    def _again(
+        self, roster: Roster, now: Prepared, needs: Any
+    ) -> Callable[[], tuple[tuple[Settings, ...], tuple[int, ...]]]:
+        """Return the function that gives the settings of a captured step anew."""
+        rates = [group["lr"] for group in self.param_groups]
+        strength, which = self.strength, now.which
+
+        def again() -> tuple[tuple[Settings, ...], tuple[int, ...]]:
+            if self._roster is not roster or not roster.is_of(self.param_groups):
+                raise RuntimeError(
+                    "the optimizer has other parameters than when its step was captured, or has "
+                    "loaded a state; capture again"
+                )
+            for number, (one, group) in enumerate(zip(rates, self.param_groups, strict=True)):
+                require_as_captured(one, group["lr"], f"param_groups[{number}]['lr']")
+            require_as_captured(strength, self.strength, "strength")
+            settings = self._settings(roster, True)
+            if _needs(settings) != needs:
+                raise RuntimeError(
+                    "the optimizer has begun or ended a momentum or amsgrad since its step was "
+                    "captured; capture again"
+                )
+            return settings, which
+
+        return again
+
+    def _settings(self, roster: Roster, stay: bool) -> tuple[Settings, ...]:
+        """Return the settings of this step; with `stay` numbers of the device are left to it."""
+        plain = [self._plain_of(number, stay) for number in range(len(self.param_groups))]
         if self._rules is None:
             return tuple([plain[group] for group, _ in roster.acting])
         strength: Any = self.strength
-        if callable(strength):
-            taken = self.steps
-            strength = arguments.strength(strength(taken), f"strength({taken})")
+        if is_number_there(strength):
+            strength = 1.0 if stay else number_of(strength, "strength", 0)
+        elif callable(strength):
+            strength = number_of(strength, "strength", self.steps)
         return tuple(
             [
                 plain[group] if one is None else self._acting(group, plain[group], one, strength)
@@ -364,22 +466,32 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
         )
 
     def _acting(self, group: int, plain: Settings, one: Any, strength: float) -> Settings:
-        factor = plain.lr
-        if self._is_independent and one.mode == "decoupled":
-            with Default():
-                factor = plain.lr / self._initial(group)
+        with Default():
+            factor = plain.lr / self._divisor(group, one)
         return acting(plain, one, strength, factor, self._is_scaled)
+
+    def _divisor(self, group: int, one: Any) -> float:
+        """Return what the learning rate is divided by for decoupled strengths."""
+        is_divided = self._is_independent and one is not None and one.mode == "decoupled"
+        return self._initial(group) if is_divided else 1.0
 
     def _initial(self, group: int) -> float:
         if self._initial_lr is not None:
             return self._initial_lr
         label = f"param_groups[{group}]['initial_lr']"
         found = self.param_groups[group].get("initial_lr")
-        return self._first_lr[group] if found is None else positive(found, label)
+        if not is_number_there(found):
+            return self._first_lr[group] if found is None else positive(found, label)
+        known = self._initials.get(group)
+        if known is None or known[0] is not found or known[1] != found._version:
+            known = self._initials[group] = found, found._version, positive(found, label)
+        return known[2]
 
-    def _plain_of(self, number: int) -> Settings:
+    def _plain_of(self, number: int, stay: bool) -> Settings:
         """Return the settings of a group without a rule."""
         group = self.param_groups[number]
+        if stay and is_number_there(group["lr"]):
+            group = {**group, "lr": 0.0}  # the device has it
         raw = self._numbers(group)
         known = self._plain.get(number)
         if known is not None and known[0] == raw:
@@ -564,6 +676,10 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
         self._forget()
 
 
+def _needs(settings: Sequence[Settings]) -> tuple[tuple[bool, ...], ...]:
+    return tuple([(one.has_first, one.has_second, one.has_largest) for one in settings])
+
+
 def _is_number_there(x: Any) -> bool:
     return type(x) is torch.Tensor and is_there((x,)) and x.dtype == torch.float32
 
@@ -618,4 +734,10 @@ def _require_dense(gradients: Sequence[Any], names: Sequence[str]) -> None:
 
 def _as_torch_has_it(optimizer: Penalised, state_dict: dict[str, Any]) -> dict[str, Any]:
     groups = [{**group, _STEPS: optimizer.steps} for group in state_dict["param_groups"]]
-    return {**state_dict, "state": state.saved(state_dict["state"]), "param_groups": groups}
+    kept = state.saved(state_dict["state"])
+    if optimizer._is_capturable:  # there torch has it on the device
+        parameters = [one for group in optimizer.param_groups for one in group["params"]]
+        for place, one in kept.items():
+            if isinstance(one.get(state.STEP), torch.Tensor):
+                kept[place] = {**one, state.STEP: one[state.STEP].to(parameters[place].device)}
+    return {**state_dict, "state": kept, "param_groups": groups}

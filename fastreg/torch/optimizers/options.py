@@ -54,11 +54,6 @@ def require_known_ways(group: Mapping[str, Any], label: str) -> None:
             f"{label}['differentiable'] must be False: this step is not recorded by autograd; use "
             "torch.optim for it"
         )
-    if group.get("capturable"):
-        raise ValueError(
-            f"{label}['capturable'] must be False: it is for CUDA graphs, into which these steps "
-            "cannot be captured yet"
-        )
     if group.get("decoupled_weight_decay") is False:
         raise ValueError(
             f"{label}['decoupled_weight_decay'] must be True: AdamW decays weights apart from the "

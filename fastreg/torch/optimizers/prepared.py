@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from ..._arrays import torch_shards
 from ..._arrays.libraries import has_dtensors
 from ..._engine.steps import Step
+from ...optimizers.base import state_error
 from ...optimizers.rules import Ruled
 from . import state
 from .state import STEP
@@ -126,6 +127,7 @@ class Prepared:
         kinds: Sequence[str],
         needs: tuple[tuple[bool, ...], ...],
         counts_steps: bool,
+        may_add: bool,
     ) -> None:
         self.there = there
         """Which parameters of the roster these are; None for all."""
@@ -136,6 +138,7 @@ class Prepared:
         self.which: Tensors = self.picked(roster.which)
         self.is_ruled: Tensors = self.picked(roster.is_ruled)
         self._counts_steps = counts_steps
+        self._may_add = may_add
         self._kinds = kinds
         self._missing: list[tuple[dict[str, Any], str, Any]] = []
         self._added: list[Any] = []
@@ -181,6 +184,8 @@ class Prepared:
                 x = one.get(kind)
                 if x is None:
                     self._require_new(place, number)
+                    if not self._may_add:  # each replay of a graph would set it to zeros
+                        raise state_error(label_of(self.names[place]))
                     x = state.new(self.parameters[place])
                     self._missing.append((one, kind, x))
             found.append(x)

@@ -30,10 +30,10 @@ class SGD(Penalised):
     ----------
     params : torch.nn.Module, or what ``torch.optim.SGD`` takes
         A module stands for its ``named_parameters()``.  Rules by name need names: those of pairs
-        (name, parameter), in groups too.  Tied parameters step once.  In host memory.
+        (name, parameter), in groups too.  Tied parameters step once.
     lr, momentum, dampening, weight_decay, nesterov, maximize
         As in torch, for all groups that do not have their own.  `lr` may be a tensor of one
-        element.
+        element; one on a device is read there, by each replay of a CUDA graph too.
     foreach, fused : bool, optional
         They change nothing: the step is fused.  Groups have them, for torch to load.
     differentiable : bool, optional
