@@ -319,6 +319,10 @@ def test_what_a_captured_step_cannot_do_is_refused(runtime: Runtime, there: list
         refused("the parameter 'a' has no state yet", Pair(there, kind))
     refused('^on_nonfinite="raise" waits', Pair(there, "SGD", on_nonfinite="raise"))
     refused("^strength is a function", Pair(there, "SGD", strength=lambda step: 1.0))
+    pair = Pair(there, "AdamW")
+    pair.there.param_groups[0]["betas"] = torch.tensor(0.9), 0.999
+    there.append(pair.there.param_groups[0]["betas"][0])
+    refused(r"^param_groups\[0\]\['betas'\] has a tensor on the device", pair)
     pair = Pair(there, "SGD", momentum=0.0, dampening=0.0)
     pair.there.found_inf = torch.tensor(1.0)
     refused("^found_inf was known on the host", pair)

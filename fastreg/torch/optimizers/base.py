@@ -421,6 +421,15 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
         require_capturable(on_nonfinite, roster.has_dtensors, found_inf)
         if callable(self.strength) and not is_number_there(self.strength):
             raise function_error("strength")
+        for number, group in enumerate(self.param_groups):
+            for name, value in group.items():
+                values = value if isinstance(value, tuple) else (value,)
+                if name not in ("params", "lr", "initial_lr") and any(map(is_number_there, values)):
+                    raise RuntimeError(
+                        f"param_groups[{number}][{name!r}] has a tensor on the device, which would "
+                        "be waited for, and a step that is captured into a CUDA graph cannot; give "
+                        "it as a number"
+                    )
 
     def _again(
         self, roster: Roster, now: Prepared, needs: Any
