@@ -530,7 +530,7 @@ def describe_by_exchange(tensor: Any) -> tuple[Any, ...] | None:
     """
 
 def describe_capsule(capsule: Any) -> tuple[tuple[Any, ...], bool, bool]:
-    """Describe what a DLPack capsule holds, without taking it; TypeError for anything else.
+    """Describe the array in a DLPack capsule, without taking it; TypeError where there is none.
 
     Returns
     -------
