@@ -25,13 +25,11 @@ struct Crew {
   const OpenMpTeam* team = nullptr;  // null: our pool's
 };
 
-// Whether torch's team takes a call's tasks. torch's own calls go to it as torch's other operations do, if that is
-// worth waking it; any call, if it is awake. A thread's team is not known before the first run: one that has shown no
-// tensor of torch does not make a team for that, but the main thread, which most likely has it.
+// Whether torch's team takes a call's tasks: if it is awake, whose ever the arrays are. A team that sleeps is woken
+// late, up to milliseconds where the system wakes a worker on the processor of its caller, torch's own operations too.
+// A thread's team is not known before the first run: one that has shown no tensor of torch does not make a team for
+// that, but the main thread, which most likely has it.
 inline bool is_for_team(const OpenMpTeam& team, Owner owner, bool is_worth_waking) {
-  if (owner == Owner::torch && is_worth_waking) {
-    return true;
-  }
   return team.is_awake().value_or(owner == Owner::torch || (is_worth_waking && is_main_thread()));
 }
 

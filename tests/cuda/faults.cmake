@@ -432,7 +432,7 @@ function(fastreg_catch_on_gpu name file test)
   if(FASTREG_BUILD_PYTHON)
     add_test(NAME cuda.fault.${name}.gpu_tests
              COMMAND "${Python_EXECUTABLE}" -m pytest -q -c "${PROJECT_SOURCE_DIR}/pyproject.toml"
-                     --rootdir "${PROJECT_SOURCE_DIR}" -p no:cacheprovider --makers stand_in -k ${test}
+                     --rootdir "${PROJECT_SOURCE_DIR}" -p no:cacheprovider --makers stand_in -x -k ${test}
                      "${PROJECT_SOURCE_DIR}/tests/gpu/${file}"
              WORKING_DIRECTORY "${PROJECT_BINARY_DIR}/python")
     set_tests_properties(cuda.fault.${name}.gpu_tests PROPERTIES LABELS "cuda;fault;python" TIMEOUT 300
