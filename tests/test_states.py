@@ -554,8 +554,8 @@ class Loop(stateful.RuleBasedStateMachine):
             and oracle.options == self.oracle.options
         )
         if not fits:  # what is refused changes nothing
-            before = self.optimizer.state_dict()
             other = copy.deepcopy(self.optimizer)
+            before = other.state_dict()  # of a copy: NumPy copies views as arrays of their own
             try:
                 other.load_state_dict(state)
             except (TypeError, ValueError):
