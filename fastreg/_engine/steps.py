@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from .._arrays import cuda, host, torch_memory
@@ -268,7 +269,11 @@ class _There:
         labelled += given.decided.labelled
         self._there = cuda_steps.Tensors(labelled, given.decided.is_captured)
         self._first = given.parameters[0]
-        self.step = _described(given, self._view)
+        step = _described(given, self._view)
+        if step.decided.settings is not None:
+            decided = step.decided._replace(settings=partial(_settings_again, step))
+            step = step._replace(decided=decided)
+        self.step = step
 
     def _view(self, x: Any, label: str, writable: bool) -> tuple[Any, str]:
         _require_mutable(x, label, writable)
@@ -323,6 +328,15 @@ class _There:
         found = _committed(commit, lambda: there.taken(*arguments))
         results: cuda_steps.Results = _required(found)
         return results
+
+
+def _settings_again(step: Step) -> tuple[tuple[Settings, ...], Tensors]:
+    """Return what the settings of a step that was captured are now, judged as a step's are."""
+    settings, which = step.decided.settings()  # type: ignore[misc]
+    now = step._replace(settings=settings, which=which)
+    if not _numbers_fit(now):
+        _require_numbers(now)
+    return settings, which
 
 
 def _committed(commit: Callable[[bool], None] | None, call: Callable[[], Any]) -> Any:

@@ -406,6 +406,9 @@ def test_update_sends_all_numbers_of_a_captured_step(runtime: Runtime) -> None:
     there.lr = lambda step: 0.1
     with pytest.raises(RuntimeError, match=r"^lr is a function"):
         recording.update()
+    there.lr, there.strength = 1e39, 1.0
+    with pytest.raises(ValueError, match=r"must be finite in float32.* tensors\['a'\]"):
+        recording.update()
     there.lr = 0.5
     tensors["f"] = DeviceArray(runtime, np.ones(3, np.float32), stream=stream)
     with pytest.raises(RuntimeError, match="other tensors than when its step was captured"):

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.skipif(not LIBRARY, reason="FASTREG_CUDA_LIBRARY names 
 
 STREAM = {"current": LEGACY_STREAM}
 RULES = {"a": L1(0.1), "b": (L1L2(0.2, 0.1), "gradient")}
+DECOUPLED = {"a": (L1(0.1), "decoupled")}
 SHAPES = {"a": ((40, 50), torch.float32), "b": ((300,), torch.bfloat16), "c": ((9,), torch.float64)}
 KINDS: dict[str, dict[str, Any]] = {
     "SGD": {"lr": 0.1, "momentum": 0.9, "dampening": 0.2},
@@ -228,10 +229,12 @@ def test_a_captured_step_is_replayed(
     runtime: Runtime, there: list[Any], kind: str, max_norm: Any
 ) -> None:
     one = Captured(runtime, there, kind, max_norm=max_norm)
+    one.there.param_groups[0]["of the user"] = one.lr  # which no step reads
     with runtime.capture(STREAM["current"]) as replays:
         one.there.step()
         with pytest.raises(RuntimeError, match="a copy to the host is waited for"):
             _ = one.there.steps
+    del one.there.param_groups[0]["of the user"]
     for seed in range(1, 5):
         one.replay(runtime, replays[0], seed, found_inf=seed == 2)
     assert one.there.steps == one.here.steps == 4
@@ -276,8 +279,7 @@ def test_a_captured_step_is_updated(runtime: Runtime, there: list[Any]) -> None:
 
 def test_an_initial_rate_on_the_device_is_read_once(runtime: Runtime, there: list[Any]) -> None:
     """Schedulers of torch put a copy of a tensor into the group."""
-    rules = {"a": (L1(0.1), "decoupled")}
-    one = Captured(runtime, there, "SGD", rules=rules, independent=True)
+    one = Captured(runtime, there, "SGD", rules=DECOUPLED, independent=True)
     initial = torch.tensor(0.25)
     there.append(initial)
     one.there.param_groups[0]["initial_lr"], one.here.param_groups[0]["initial_lr"] = initial, 0.25
@@ -323,6 +325,13 @@ def test_what_a_captured_step_cannot_do_is_refused(runtime: Runtime, there: list
     pair.there.param_groups[0]["betas"] = torch.tensor(0.9), 0.999
     there.append(pair.there.param_groups[0]["betas"][0])
     refused(r"^param_groups\[0\]\['betas'\] has a tensor on the device", pair)
+    pair.there.param_groups[0]["betas"] = [*pair.there.param_groups[0]["betas"]]
+    refused(r"^param_groups\[0\]\['betas'\] has a tensor on the device", pair)
+    pair = Pair(there, "SGD", momentum=0.0, dampening=0.0, rules=DECOUPLED, independent=True)
+    initial = torch.tensor(0.1)
+    there.append(initial)
+    pair.there.param_groups[0]["initial_lr"] = initial
+    refused(r"^param_groups\[0\]\['initial_lr'\] is a tensor on the device that no step", pair)
     pair = Pair(there, "SGD", momentum=0.0, dampening=0.0)
     pair.there.found_inf = torch.tensor(1.0)
     refused("^found_inf was known on the host", pair)

@@ -159,6 +159,10 @@ def test_the_learning_rate_may_be_set_and_be_a_tensor():
     optimizer.param_groups[0]["lr"] = 1.0
     optimizer.step()
     assert parameter.tolist() == [-0.75, 0.25]
+    optimizer.param_groups[0]["lr"] = torch.ones(2)
+    with pytest.raises(ValueError, match=r"'lr'] must be a number or a tensor of one element"):
+        optimizer.step()
+    assert parameter.tolist() == [-0.75, 0.25]
 
 
 def test_groups_have_their_own_options():

@@ -422,9 +422,10 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
         if callable(self.strength) and not is_number_there(self.strength):
             raise function_error("strength")
         for number, group in enumerate(self.param_groups):
-            for name, value in group.items():
-                values = value if isinstance(value, tuple) else (value,)
-                if name not in ("params", "lr", "initial_lr") and any(map(is_number_there, values)):
+            for name in self.defaults.keys() - {"lr"}:
+                value = group.get(name)
+                values = value if isinstance(value, (tuple, list)) else (value,)
+                if any(map(is_number_there, values)):
                     raise RuntimeError(
                         f"param_groups[{number}][{name!r}] has a tensor on the device, which would "
                         "be waited for, and a step that is captured into a CUDA graph cannot; give "
@@ -493,6 +494,11 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
             return self._first_lr[group] if found is None else positive(found, label)
         known = self._initials.get(group)
         if known is None or known[0] is not found or known[1] != found._version:
+            if is_capturing((found,)):
+                raise RuntimeError(
+                    f"{label} is a tensor on the device that no step has read yet, and one that is "
+                    "captured into a CUDA graph cannot wait for it; take a step before the capture"
+                )
             known = self._initials[group] = found, found._version, positive(found, label)
         return known[2]
 
@@ -502,11 +508,12 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
         if stay and is_number_there(group["lr"]):
             group = {**group, "lr": 0.0}  # the device has it
         raw = self._numbers(group)
-        known = self._plain.get(number)
+        is_fixed = _FIXED.issuperset(map(type, raw))  # no tensors, nor what else changes in place
+        known = self._plain.get(number) if is_fixed else None
         if known is not None and known[0] == raw:
             return known[1]
         found = self._checked(group, f"param_groups[{number}]")
-        if _FIXED.issuperset(map(type, raw)):  # no tensors, nor what else may be changed in place
+        if is_fixed:
             self._plain[number] = raw, found
         return found
 
