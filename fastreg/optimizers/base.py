@@ -240,7 +240,8 @@ class Optimizer:
         # Functions of the step wait where the device counts.
         is_asked = callable(self.lr) or callable(self.strength)
         count, taken = self._taken() if is_asked else self._progress
-        settings = self._settings(roster.rules, count, bool(decided.there))
+        # Of a step that the host skips it works out the penalty.
+        settings = self._settings(roster.rules, count, bool(decided.there) and not skips)
         names, which, is_ruled = roster.names, roster.which, roster.is_ruled
         if any(map(is_, gradients, repeat(None))):
             there = [one is not None for one in gradients]

@@ -376,6 +376,15 @@ def test_a_captured_step_is_replayed(runtime: Runtime, option: str, clip: str | 
     same_state(one.there.state_dict(), one.here.state_dict())
 
 
+def test_a_step_that_the_host_skips_has_the_strength_that_lies_there(runtime: Runtime) -> None:
+    one = Captured(runtime, "adamw")
+    one.write(1, 0.1, 2.0)
+    grads = gradients(1)
+    same_numbers(one.there.step(one.grads, found_inf=True), one.here.step(grads, found_inf=True))
+    same_numbers(one.there.step(one.grads), one.here.step(grads))
+    one.same()
+
+
 def test_update_sends_all_numbers_of_a_captured_step(runtime: Runtime) -> None:
     host, stream = arrays(), runtime.stream()
     tensors = on_device(runtime, host, stream=stream)

@@ -243,6 +243,18 @@ def test_a_captured_step_is_replayed(
     one.compare_states(runtime)
 
 
+def test_a_step_that_the_host_skips_has_the_strength_that_lies_there(
+    runtime: Runtime, there: list[Any]
+) -> None:
+    one = Captured(runtime, there, "SGD")
+    one.write(2, found_inf=True)
+    one.there.found_inf = one.found_inf.to(torch.float64)  # the host reads another dtype
+    one.there.step()
+    one.here.step()
+    one.compare(runtime)
+    assert one.here.last.skipped
+
+
 def test_a_captured_step_is_updated(runtime: Runtime, there: list[Any]) -> None:
     """Schedulers that set numbers reach replays by the recording."""
     STREAM["current"] = runtime.stream()

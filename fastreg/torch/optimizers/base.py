@@ -299,7 +299,8 @@ class Penalised(torch.optim.Optimizer):  # type: ignore[misc]
         if captured:
             self._require_capturable(roster, on_nonfinite, found_inf)
         decided = self._decided(roster, there, scaling, on_nonfinite, stays, captured)
-        settings = self._settings(roster, stays)
+        # Of a step that the host skips it works out the penalty.
+        settings = self._settings(roster, stays and not found_inf)
         needs = _needs(settings)
         now = self._prepared
         is_new = now is None or not now.is_current(there, self.state, needs)
