@@ -108,7 +108,7 @@ class Optimizer:
     """What messages and the saved state call the arrays that are kept of each tensor."""
 
     lr: arguments.Checked[Rate] = arguments.Checked(
-        rate, "The learning rate: a number >= 0, a function of the step, or one on a device."
+        rate, "The learning rate, a number >= 0, a function of the step, or an array on a device."
     )
     strength: arguments.Checked[Rate] = arguments.Checked(
         rate, "What all strengths are multiplied with, given as `lr` is."

@@ -36,7 +36,7 @@ class AdamW(Penalised):
         one element; an `lr` on a device is read there, by each replay of a CUDA graph too.
     capturable : bool, optional
         For parameters on CUDA: the device counts the steps from the first one on, and `step` in
-        :meth:`state_dict` lies there.  Steps can be captured into CUDA graphs without it too.
+        ``state_dict()`` lies there.  Steps can be captured into CUDA graphs without it too.
     scaled : bool, optional
         Whether proximal thresholds are those of Adam's metric, as for ``fastreg.optimizers.AdamW``.
     max_norm, clip, on_nonfinite
