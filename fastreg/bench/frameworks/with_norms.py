@@ -22,7 +22,9 @@ from fastreg.bench.frameworks.sizes import Sizes
 from fastreg.bench.row import Work
 
 TENSORS = 400
-SMALLER = 0.999
+#: What each clip takes off: more than torch's norm of 16 million float32 elements is off by, or a
+#: clip that comes after torch's has nothing to do.
+SMALLER = 0.98
 
 
 def settings(sizes: Sizes) -> Settings:
