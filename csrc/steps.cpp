@@ -7,6 +7,7 @@
 #include "canonical_sum.h"
 #include "chunk_norms.h"
 #include "cpu/float_environment.h"
+#include "cpu/policy.h"
 #include "cpu/shared_chunks.h"
 #include "cpu/step_loops.h"
 
@@ -122,9 +123,10 @@ struct ChunkPenalties {
   std::vector<std::int32_t> zeros;
 };
 
-void measure_chunk(const StepLoops& loops, const StepItem& item, bool with_penalty, int exponent, std::int64_t begin,
-                   std::int64_t count, NormLanes& lanes) {
-  const auto measure = loops.measure[static_cast<std::size_t>(item.dtype)][is_converted(item) ? 1 : 0];
+void measure_chunk(const StepLoops& loops, const StepItem& item, bool with_penalty, int exponent, Variant variant,
+                   std::int64_t begin, std::int64_t count, NormLanes& lanes) {
+  const auto& measures = loops.measure[static_cast<std::size_t>(variant)][static_cast<std::size_t>(item.dtype)];
+  const MeasureStep measure = measures[is_converted(item) ? 1 : 0];
   Staged parameters(with_penalty ? item.parameters : StepOperand{}, Operand::weights, item.dtype);
   Staged gradients(item.gradients, Operand::gradients, item.gradient_dtype);
   const std::int64_t piece = parameters.lies_right() && gradients.lies_right() ? count : piece_size;
@@ -139,12 +141,17 @@ void measure_chunk(const StepLoops& loops, const StepItem& item, bool with_penal
 void measure_steps(const StepItem* items, std::size_t item_count, Clip clip, int exponent, Norm* norms, Owner owner) {
   const FloatEnvironment environment;
   const StepLoops& loops = step_loops();
+  std::int64_t bytes = 0;
+  for (std::size_t i = 0; i < item_count; ++i) {
+    bytes += items[i].count * static_cast<std::int64_t>(item_size(items[i].gradient_dtype));
+  }
+  const Variant variant = policy().variant(bytes, false);
   measure_chunks(
       items, item_count,
       [&](const StepItem& item, std::int64_t begin, std::int64_t count, NormLanes& lanes) {
         const bool with_penalty =
             clip == Clip::total && (item.rule.operations & (op_gradient_l1 | op_gradient_l2)) != 0;
-        measure_chunk(loops, item, with_penalty, exponent, begin, count, lanes);
+        measure_chunk(loops, item, with_penalty, exponent, variant, begin, count, lanes);
       },
       norms, owner);
 }

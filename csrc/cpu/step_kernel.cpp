@@ -1,4 +1,5 @@
-// The CPU kernel of optimizers' steps; compiled as kernel.cpp is, and like it exports its table alone.
+// The CPU kernels of optimizers' steps, and of what a clip measures before them; compiled as kernel.cpp is, and like it
+// exports its table alone.
 //
 // One pass over memory, in blocks that stay in L1: a block's step is taken, then what has been written is added to the
 // lane sums, and its zeros are counted. Only algorithms and dtypes have code of their own: of the options the branches
@@ -7,6 +8,7 @@
 #include <cstring>
 
 #include "../step.inl"
+#include "fetch.h"
 #include "lane_sums.h"
 #include "magnitudes.h"
 #include "step_loops.h"
@@ -227,7 +229,7 @@ struct StepKernel {
 };
 
 // The squares and the largest magnitude of d at the line of the clip.
-template <class E, class G>
+template <Variant variant, class E, class G>
 struct ClipKernel {
   using Storage = typename E::Storage;
   using GradientStorage = typename G::Storage;
@@ -272,6 +274,9 @@ struct ClipKernel {
       const int there = elements - done < block ? static_cast<int>(elements - done) : block;
       const int whole = there - there % lanes_per_chunk;
       const Streams at = {adds_penalty ? from.parameters + done : nullptr, from.gradients + done};
+      if (!adds_penalty) {  // of two streams nothing was measured
+        fetch_ahead<variant, block * sizeof(GradientStorage)>(at.gradients);
+      }
       if constexpr (Access<G>::is_compute_type) {
         if (are_as_read && whole == there) {
           visit(at.gradients, whole, whole);
@@ -331,6 +336,20 @@ struct ClipKernel {
   }
 };
 
+// Nothing but what is fetched ahead differs.
+constexpr Variant fetches_of(Variant variant) {
+  const Variant kernels = kernels_of(variant);
+  return kernels == Variant::near || kernels == Variant::far ? kernels : Variant::plain;
+}
+
+template <Variant variant, class E>
+constexpr void fill_measures(StepLoops& loops, std::size_t dtype) {
+  using Arithmetic = typename ElementOf<typename E::Real>::type;
+  auto& measures = loops.measure[static_cast<std::size_t>(variant)][dtype];
+  measures[0] = ClipKernel<fetches_of(variant), E, E>::run;
+  measures[1] = ClipKernel<fetches_of(variant), E, Arithmetic>::run;
+}
+
 template <class E>
 constexpr void fill(StepLoops& loops, DType dtype) {
   using Arithmetic = typename ElementOf<typename E::Real>::type;
@@ -341,8 +360,11 @@ constexpr void fill(StepLoops& loops, DType dtype) {
   loops.take[sgd][place][1] = StepKernel<E, Arithmetic, Algorithm::sgd>::run;
   loops.take[adamw][place][0] = StepKernel<E, E, Algorithm::adamw>::run;
   loops.take[adamw][place][1] = StepKernel<E, Arithmetic, Algorithm::adamw>::run;
-  loops.measure[place][0] = ClipKernel<E, E>::run;
-  loops.measure[place][1] = ClipKernel<E, Arithmetic>::run;
+  fill_measures<Variant::plain, E>(loops, place);
+  fill_measures<Variant::near, E>(loops, place);
+  fill_measures<Variant::far, E>(loops, place);
+  fill_measures<Variant::pairs, E>(loops, place);
+  fill_measures<Variant::cached, E>(loops, place);
 }
 
 constexpr StepLoops make_loops() {

@@ -7,6 +7,7 @@
 #include "../canonical_sum.h"
 #include "../dtype.h"
 #include "../step.h"
+#include "kernel.h"
 #include "norm_lanes.h"
 
 namespace fastreg {
@@ -38,7 +39,8 @@ using MeasureStep = void (*)(const StepRule& rule, bool with_penalty, int expone
 // in the type of the arithmetic instead]
 struct StepLoops {
   TakeStep take[algorithm_count][floating_dtype_count][2];
-  MeasureStep measure[floating_dtype_count][2];
+  // By variant: how far ahead gradients are fetched where nothing else is read.
+  MeasureStep measure[variant_count][floating_dtype_count][2];
 };
 
 namespace portable {
