@@ -4,7 +4,8 @@ Instructions are the same at every run, however busy the machine, so that a kern
 or a change has spoilt shows at once. What they do not show is waiting: for memory, or for a result.
 
 Counted are the engine, cell by cell (count.cpp says which), and what the core takes of a call from
-Python (calls.py): by callgrind, and by the trap flag for AVX-512, which Valgrind does not know.
+Python (calls.py), without what Python and NumPy take themselves: by callgrind, and by the trap flag
+for AVX-512, which Valgrind does not know.
 The budget is budget.json beside this file. More than 2 % and 8 instructions above it fail; with
 another compiler than the recorded one more than 25 % do.
 
@@ -39,6 +40,9 @@ WORTH_RENEWING = 0.05
 
 BY_TRAP_FLAG = ("avx512",)
 ONLY_FOR_TESTS = ("avx512_on_avx2",)
+
+OF_PYTHON = re.compile(r"/(python[\d.]*|libpython[^/]*|_multiarray_umath[^/]*)$")
+"""Libraries that are not counted: what they take differs by who has built Python and NumPy."""
 
 Counts = dict[str, dict[str, int]]
 """Instructions by cell (``f32 L1L2 VGA``) and work (``65536 elements``)."""
@@ -120,17 +124,31 @@ def callgrind(command: Sequence[str], *options: str, **environment: str) -> list
 
 
 def read_dumps(text: str) -> list[tuple[str, int]]:
-    """Return the name and the total of every dump that was asked for, in a file of callgrind's.
+    """Return the name and the sum of every dump that was asked for, in a file of callgrind's.
 
-    >>> read_dumps("part: 1\\ndesc: Trigger: Client Request: here\\nfn=(1)\\n5 7\\ntotals: 7\\n")
+    A line of numbers is a position and what the function took by itself; the one after "calls="
+    has what another function took, which is among its own lines already.
+
+    >>> read_dumps("desc: Trigger: Client Request: here\\nob=(1) /core.so\\nfn=(1)\\n5 7\\n")
     [('here', 7)]
     """
-    triggers = re.findall(r"^desc: Trigger: (.*)$", text, re.MULTILINE)
-    totals = re.findall(r"^totals: (\d+)$", text, re.MULTILINE)
     asked = "Client Request: "
+    dumps: list[tuple[str, int]] = []
+    objects: dict[str, str] = {}  # by the number in brackets, named where it comes first
+    is_counted = is_of_another = False
+    for line in text.splitlines():
+        if trigger := re.match("desc: Trigger: (.*)", line):
+            dumps.append((trigger[1], 0))
+        elif library := re.match(r"(c?)ob=(\(\d+\)) ?(.*)", line):
+            name = objects.setdefault(library[2], library[3])
+            if not library[1]:  # "cob=" is the one of a function that is called
+                is_counted = not OF_PYTHON.search(name)
+        elif is_counted and not is_of_another and (own := re.match(r"[\d+*-]\S* (\d+)$", line)):
+            dumps[-1] = (dumps[-1][0], dumps[-1][1] + int(own[1]))
+        is_of_another = line.startswith("calls=")
     return [
-        (trigger.removeprefix(asked), int(total))
-        for trigger, total in zip(triggers, totals, strict=True)
+        (trigger.removeprefix(asked), count)
+        for trigger, count in dumps
         if trigger.startswith(asked)  # and not at the end of the program
     ]
 
@@ -167,7 +185,7 @@ def count_by_trap_flag(program: Path, instruction_set: str) -> Counts:
 
 
 def count_calls(build: Path, python: str, instruction_set: str) -> Counts:
-    """Count the core's entry points in a Python process, everything that they call included."""
+    """Count the core's entry points in a Python process, and all that they call but OF_PYTHON."""
     # One pattern: where two have a beginning in common, callgrind does as if the first were not.
     scope = "fastreg::python::(anonymous namespace)"
     entry_points = f"{scope}::evaluate_*(_object*, _object* const*, long)"
