@@ -525,8 +525,8 @@ def describe_by_exchange(tensor: Any) -> tuple[Any, ...] | None:
     Returns
     -------
     tuple
-        Address, shape, strides in elements or None, DLPack's kind of dtype, bits, kind of device,
-        device.
+        Address, shape, strides in elements or None, DLPack's kind of dtype, bits, lanes, kind of
+        device, device.
     """
 
 def describe_capsule(capsule: Any) -> tuple[tuple[Any, ...], bool, bool]:

@@ -3,6 +3,7 @@
 import array
 import ctypes
 import importlib
+import re
 import warnings
 
 import canonical
@@ -477,9 +478,6 @@ SPOILED = {
     "axes": ((48, ctypes.c_int32, -1), "it has -1 axes"),
     "many axes": ((48, ctypes.c_int32, 2**30), "it has 1073741824 axes"),
     "shape": ((56, ctypes.c_void_p, None), "it has no shape"),
-    "lanes": ((54, ctypes.c_uint16, 2), "its elements are vectors of 2"),
-    "bits": ((53, ctypes.c_uint8, 63), "its elements have 63 bits"),
-    "no bits": ((53, ctypes.c_uint8, 0), "its elements have 0 bits"),
     "extent": (("extent", ctypes.c_int64, -3), "an axis has -3 elements"),
     "large": (("extent", ctypes.c_int64, 2**61), "no memory has"),
     "stride": (("stride", ctypes.c_int64, -(2**60)), f"no memory has a stride of {-(2**60)}"),
@@ -502,11 +500,58 @@ def test_dlpack_that_describes_no_array(backend, what):
 
 
 @versioned
-@pytest.mark.parametrize("what", ["lanes", "extent", "large", "address", "version"])
+@pytest.mark.parametrize("what", ["extent", "large", "address", "version"])
 def test_dlpack_that_describes_no_array_without_the_core(monkeypatch, what):
     monkeypatch.setattr(host_memory, "core_or_none", lambda: None)
     with pytest.raises(TypeError, match=r"^w (is|has) "):
         L1(0.5)(spoiled(*SPOILED[what][0]))
+
+
+def of_dtype(code, bits, lanes=1):
+    """Return a producer whose elements say that they have this dtype of DLPack's."""
+    return spoiled(52, ctypes.c_uint32, code | bits << 8 | lanes << 16)
+
+
+OTHER_DTYPES = {
+    "int4": (0, 4),
+    "uint1": (1, 1),
+    "float63": (2, 63),
+    "float0": (2, 0),
+    "opaque64": (3, 64),
+    "bfloat16": (4, 16),
+    "bool1": (6, 1),
+    "float8_e4m3fn": (10, 8),
+    "float8_e5m2": (12, 8),
+    "float6_e3m2fn": (16, 6),
+    "float4_e2m1fn": (17, 4),
+    "float4_e2m1fn in vectors of 2": (17, 4, 2),  # two to a byte, as PyTorch has them
+    "float32 in vectors of 2": (2, 32, 2),
+    "12 bits of DLPack's kind 99": (99, 12),
+}
+
+
+@versioned
+@pytest.mark.parametrize("dtype", OTHER_DTYPES)
+def test_dlpack_of_other_dtypes(backend, dtype):
+    if _info.native_core() is None:
+        pytest.skip("NumPy reads the capsule")
+    words = (
+        rf"has dtype {re.escape(dtype)}, which NumPy cannot import by DLPack \(.*\); "
+        "its elements must be float16, .*; "
+        r"convert it in the library that made it, for example to float32$"
+    )
+    with pytest.raises(TypeError, match=f"^w {words}"):
+        L1(0.5)(of_dtype(*OTHER_DTYPES[dtype]))
+    with pytest.raises(TypeError, match=f"^grad {words}"):
+        L1(0.5).accumulate(np.ones(3), of_dtype(*OTHER_DTYPES[dtype]))
+
+
+@versioned
+@pytest.mark.parametrize("dtype", OTHER_DTYPES)
+def test_dlpack_of_other_dtypes_without_the_core(monkeypatch, dtype):
+    monkeypatch.setattr(host_memory, "core_or_none", lambda: None)
+    with pytest.raises(TypeError, match=r"^w has dtype that NumPy cannot import by DLPack"):
+        L1(0.5)(of_dtype(*OTHER_DTYPES[dtype]))
 
 
 @versioned

@@ -202,8 +202,8 @@ py::object export_memory(const std::shared_ptr<DeviceMemory>& memory, std::vecto
 
 // ---- DLPack, in
 
-// (address, shape, strides in elements or None, kind of dtype, bits, kind of device, device), of a tensor without a
-// fault
+// (address, shape, strides in elements or None, kind of dtype, bits, lanes, kind of device, device), of a tensor
+// without a fault
 py::tuple description_of(const dlpack::Tensor& tensor) {
   std::vector<std::int64_t> shape(tensor.shape, tensor.shape + tensor.ndim);
   py::object strides = py::none();
@@ -212,7 +212,7 @@ py::tuple description_of(const dlpack::Tensor& tensor) {
   }
   return py::make_tuple(address_of(tensor.data) + tensor.byte_offset, py::tuple(py::cast(shape)), strides,
                         static_cast<int>(tensor.dtype.code), static_cast<int>(tensor.dtype.bits),
-                        static_cast<int>(tensor.device.type), tensor.device.id);
+                        static_cast<int>(tensor.dtype.lanes), static_cast<int>(tensor.device.type), tensor.device.id);
 }
 
 py::tuple description_in_capsule(const dlpack::Tensor& tensor) {
@@ -245,7 +245,7 @@ py::tuple describe_capsule(const py::object& capsule) {
 
 py::object describe_by_exchange(const py::object& object) {
   dlpack::Tensor tensor{};
-  if (!exchange(object.ptr(), tensor) || !dlpack::fault_of(tensor).empty()) {
+  if (!exchange(object.ptr(), tensor) || !dlpack::fault_of(tensor).empty() || !dlpack::has_whole_bytes(tensor.dtype)) {
     return py::none();
   }
   return description_of(tensor);

@@ -10,6 +10,11 @@
 
 namespace fastreg::dlpack {
 
+// Whether elements are numbers of whole bytes. Others are arrays as well, which are refused by the name of their dtype.
+inline bool has_whole_bytes(const DataType& dtype) {
+  return dtype.lanes == 1 && dtype.bits != 0 && dtype.bits % 8 == 0;
+}
+
 // Returns what is wrong with a description, in words, or an empty string: then shape and strides may be read, and
 // products of them with the size of an element fit in 64 bits. Whether the memory is there only its library knows.
 inline std::string fault_of(const Tensor& tensor) {
@@ -19,13 +24,7 @@ inline std::string fault_of(const Tensor& tensor) {
   if (tensor.ndim > 0 && tensor.shape == nullptr) {
     return "it has no shape";
   }
-  if (tensor.dtype.lanes != 1) {
-    return "its elements are vectors of " + std::to_string(tensor.dtype.lanes);
-  }
-  if (tensor.dtype.bits == 0 || tensor.dtype.bits % 8 != 0) {
-    return "its elements have " + std::to_string(tensor.dtype.bits) + " bits";
-  }
-  const std::int64_t size = tensor.dtype.bits / 8;
+  const std::int64_t size = (std::int64_t{tensor.dtype.bits} * tensor.dtype.lanes + 7) / 8;
   std::int64_t bytes = size;
   bool is_empty = false;
   bool is_too_large = false;

@@ -24,7 +24,8 @@ from .host_memory import Array
 CUDA_DEVICES = (2, 13)  # kDLCUDA and kDLCUDAManaged
 NO_STREAM = -1  # DLPack's: the consumer wants no stream to wait
 
-_OTHER_KINDS = {2: "f", 5: "c"}  # DLPack's, by NumPy's letters: what is refused by its name
+# DLPack's kinds and lanes, by NumPy's letters: what is refused by its name.
+_OTHER_KINDS = {(2, 1): "f", (5, 1): "c"}
 
 
 class View(NamedTuple):
@@ -103,11 +104,12 @@ def of_dlpack(x: Any, name: str, writable: bool, stream: int) -> View:
         description, has_version, is_writable = core().describe_capsule(capsule)
     except Exception as error:
         raise errors.dlpack_error(name, x, error) from error
-    if description[5] not in CUDA_DEVICES:
+    kind = description[6]
+    if kind not in CUDA_DEVICES:
         raise errors.special_array_error(
             name,
             f"{errors.described(x)} whose __dlpack_device__ says CUDA, but whose __dlpack__ "
-            f"gives memory of device type {description[5]}",
+            f"gives memory of device type {kind}",
             "pass a copy",
         )
     if writable and not is_writable:
@@ -119,12 +121,14 @@ def described(
     description: tuple[Any, ...], name: str, capsule: Any = None, owner: Any = None
 ) -> View:
     """Make a view of what the core says of a DLPack tensor."""
-    address, shape, strides, code, bits, _, device = description
-    dtype = dtypes.DLPACK.get((code, bits))
+    address, shape, strides, code, bits, lanes, _, device = description
+    dtype = dtypes.DLPACK.get((code, bits)) if lanes == 1 else None
     try:
-        stored = dtypes.stored(dtype) if dtype else np.dtype(f"{_OTHER_KINDS[code]}{bits // 8}")
+        stored = (
+            dtypes.stored(dtype) if dtype else np.dtype(f"{_OTHER_KINDS[code, lanes]}{bits / 8:g}")
+        )
     except (KeyError, TypeError):
-        raise errors.dtype_error(name, f"{bits} bits of DLPack's kind {code}") from None
+        raise errors.dlpack_dtype_error(name, dtypes.spoken_of_dlpack(code, bits, lanes)) from None
     if strides is not None:
         strides = [stride * (bits // 8) for stride in strides]
     return _named(address, shape, strides, stored, name, device, capsule, owner, dtype)

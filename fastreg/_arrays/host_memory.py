@@ -69,11 +69,14 @@ def of_buffer(buffer: memoryview, name: str, writable: bool) -> HostView:
 
 def of_dlpack(x: Any, name: str, writable: bool) -> HostView:
     """Return the view of an object with ``__dlpack__`` and ``__dlpack_device__``."""
+    dtype = ""
     try:
         kind = int(x.__dlpack_device__()[0])
         capsule = _capsule_of(x) if kind in _DLPACK_CPU else None
         if capsule is not None and (compiled := core_or_none()) is not None:
-            compiled.describe_capsule(capsule)  # NumPy follows a shape that is not there
+            # NumPy follows a shape that is not there
+            (_, _, _, code, bits, lanes, *_), _, _ = compiled.describe_capsule(capsule)
+            dtype = dtypes.spoken_of_dlpack(code, bits, lanes)
     except Exception as error:  # the other library's, of any kind
         raise errors.dlpack_error(name, x, error) from error
     if capsule is None:
@@ -81,7 +84,10 @@ def of_dlpack(x: Any, name: str, writable: bool) -> HostView:
     try:
         view = np.from_dlpack(_Capsule(capsule, (1, 0)))
     except (RuntimeError, BufferError, TypeError, ValueError) as error:
-        raise errors.dtype_error(name, f"that NumPy cannot import by DLPack ({error})") from None
+        dtype = f"{dtype}, which" if dtype else "that"
+        raise errors.dlpack_dtype_error(
+            name, f"{dtype} NumPy cannot import by DLPack ({error})"
+        ) from None
     if view.size and view.flags.owndata:  # what NumPy makes of a null pointer
         raise errors.dlpack_error(name, x, ValueError("it has elements, and no memory"))
     if writable and not view.flags.writeable:

@@ -66,10 +66,31 @@ FLOATS = {row.name: row for row in TABLE if row.kind in (2, 4)}
 DLPACK = {(row.kind, 8 * row.stored.itemsize): row.name for row in TABLE}
 """Short names by DLPack's kinds and bits."""
 
+_DLPACK_KINDS = ("int", "uint", "float", "opaque", "bfloat", "complex", "bool")
+_DLPACK_FORMATS = (
+    *("float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz", "float8_e4m3fn", "float8_e4m3fnuz"),
+    *("float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu", "float6_e2m3fn", "float6_e3m2fn"),
+    "float4_e2m1fn",
+)
+"""The kinds after those, whose names have their bits in them."""
+
 
 def spoken(name: str) -> str:
     """Return the long name of an element type, as users write it: "f16" is float16."""
     return ROWS[name].spoken
+
+
+def spoken_of_dlpack(code: int, bits: int, lanes: int) -> str:
+    """Return the long name of an element type of DLPack's, of those too that have no penalty."""
+    if (code, bits) in DLPACK:
+        name = spoken(DLPACK[code, bits])
+    elif code < len(_DLPACK_KINDS):
+        name = f"{_DLPACK_KINDS[code]}{bits}"
+    elif code < len(_DLPACK_KINDS) + len(_DLPACK_FORMATS):
+        name = _DLPACK_FORMATS[code - len(_DLPACK_KINDS)]
+    else:
+        name = f"{bits} bits of DLPack's kind {code}"
+    return name if lanes == 1 else f"{name} in vectors of {lanes}"
 
 
 def stored(name: str) -> np.dtype[Any]:

@@ -136,6 +136,13 @@ def dtype_error(name: str, dtype: object, remedy: str = "") -> TypeError:
     )
 
 
+def dlpack_dtype_error(name: str, dtype: str) -> TypeError:
+    """Build the error for an element type of another library's array."""
+    return dtype_error(
+        name, dtype, "convert it in the library that made it, for example to float32"
+    )
+
+
 def byte_order_error(name: str, dtype: object) -> TypeError:
     """Build the error for an array in the other byte order."""
     return TypeError(

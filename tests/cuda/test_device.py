@@ -253,8 +253,9 @@ def test_dtypes_that_have_no_penalty(runtime: Runtime) -> None:
     for dtype, words in (("c8", "complex64.*numpy.abs"), (">f4", "byte order"), ("V2", "V2")):
         with pytest.raises(TypeError, match=f"^w has dtype .*{words}"):
             RULE(DeviceArray(runtime, np.zeros(3, dtype)))
-    with pytest.raises(TypeError, match=r"^w has dtype 8 bits of DLPack's kind 10"):
-        RULE(Producer(runtime, np.zeros(3, np.uint8), dtype=(10, 8)))
+    for kind, words in (((10, 8), "float8_e4m3fn"), ((0, 4), "int4"), ((17, 4), "float4_e2m1fn")):
+        with pytest.raises(TypeError, match=f"^w has dtype {words}; .*convert it in the library"):
+            RULE(Producer(runtime, np.zeros(3, np.uint8), dtype=kind))
     masked = DeviceArray(runtime, np.zeros(3))
     kind = type("Masked", (DeviceArray,), {})
     kind.__cuda_array_interface__ = property(
@@ -550,7 +551,7 @@ def test_memory_of_the_real_jax() -> None:
         owner = jax.numpy.zeros(15 * 8, "uint8", device=w.sharding)
     capsule = owner.__dlpack__()
     description, has_version, _ = core.core().describe_capsule(capsule)
-    assert description[1:] == ((120,), description[2], 1, 8, 1, 0)
+    assert description[1:] == ((120,), description[2], 1, 8, 1, 1, 0)
     assert not has_version
     memory = core.core().DeviceMemory(0, 1, description[0], (owner, capsule))
     array = device_array.DeviceArray(memory, (3, 5), "f64")

@@ -13,7 +13,7 @@ from fastreg._base import dtypes, memory
 from fastreg._base.core import core
 from fastreg.regularizers import L1
 
-RIGHT, REFUSED, NOT_TO_BE_READ = range(3)
+RIGHT, REFUSED, NOT_TO_BE_READ, OF_OTHER_DTYPE = range(4)
 BFLOAT = 4
 warnings.simplefilter("error")
 
@@ -56,11 +56,12 @@ def judge(
     operand = Operand(iter(capsules[1:]))
     if found != RIGHT:
         words = refusal(core().describe_capsule, capsules[0])
-        assert words or found == NOT_TO_BE_READ
+        assert found == NOT_TO_BE_READ or bool(words) == (found == REFUSED), words
         words = refusal(host_memory.of_dlpack, operand, "w", False)
-        assert words.startswith("w ") or (found == NOT_TO_BE_READ and not words), words
+        begin = "w has dtype " if found == OF_OTHER_DTYPE else "w "
+        assert words.startswith(begin) or (found == NOT_TO_BE_READ and not words), words
         return
-    described = (address, shape, strides, code, bits, 1, 0), bool(has_version), bool(is_writable)
+    described = (address, shape, strides, code, bits, 1, 1, 0), bool(has_version), bool(is_writable)
     assert core().describe_capsule(capsules[0]) == described
     if code == BFLOAT:
         assert "cannot import" in refusal(L1(1.0), operand)

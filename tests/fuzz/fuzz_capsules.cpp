@@ -108,7 +108,7 @@ dlpack::Tensor make_array(Input& input, Description& description, std::vector<st
   return tensor;
 }
 
-enum class Found { right, refused, not_to_be_read };
+enum class Found { right, refused, not_to_be_read, of_other_dtype };
 
 // Breaks something, or nothing.
 Found spoil(Input& input, dlpack::Tensor& tensor, Description& description) {
@@ -127,11 +127,11 @@ Found spoil(Input& input, dlpack::Tensor& tensor, Description& description) {
       return Found::refused;
     case 2:
       tensor.dtype.lanes = input.raw<std::uint16_t>();
-      return tensor.dtype.lanes == 1 ? Found::right : Found::refused;
+      return tensor.dtype.lanes == 1 ? Found::right : Found::of_other_dtype;
     case 3:
       tensor.dtype.bits = static_cast<std::uint8_t>(8 * input.byte() + input.below(8));
       tensor.dtype.code = static_cast<std::uint8_t>(input.byte());
-      return tensor.dtype.bits == 0 || tensor.dtype.bits % 8 != 0 ? Found::refused : Found::not_to_be_read;
+      return tensor.dtype.bits == 0 || tensor.dtype.bits % 8 != 0 ? Found::of_other_dtype : Found::not_to_be_read;
     case 4:
       description.shape[some_axis()] = -1 - input.byte();
       return Found::refused;
