@@ -61,6 +61,10 @@ enum Operations : unsigned {
   op_cautious = 1u << 15,
 };
 
+// What is done to the gradient before the algorithm has it.
+constexpr unsigned on_gradients =
+    op_unscale | op_negate | op_clip_data | op_gradient_l1 | op_gradient_l2 | op_clip_total;
+
 template <class Real>
 struct StepNumbers {
   Real inverse_scale;
@@ -83,6 +87,7 @@ struct StepNumbers {
   Real threshold;   // t1; scaled, what is still to be divided by q
   Real divisor;     // t2; scaled, lr * (2 * l2)
   Real one;
+  Real inverse_correction;  // of the converted numbers alone: 1 / B, rounded once to their type
 };
 
 template <class To, class From, class Convert>
@@ -106,7 +111,8 @@ static FASTREG_HOST_DEVICE StepNumbers<To> converted(const StepNumbers<From>& n,
           to(n.decay),
           to(n.threshold),
           to(n.divisor),
-          to(n.one)};
+          to(n.one),
+          to(n.one) / to(n.correction)};
 }
 
 // A step of one tensor.

@@ -2,7 +2,7 @@
 //
 // `Ops::Real` is a float, a double, or a native-width vector of them. Beside what penalty.inl and prox.inl ask for,
 // `Ops` gives
-//   sqrt(x)            correctly rounded
+//   root_quotient(x, b, r)  sqrt(x) / b, both correctly rounded, for an r that is 1 / b rounded and b in [2^-27, 1]
 // Which operations there are is the same for all elements of a tensor: the branches on it are always predicted. All
 // operations are rounded, divisions correctly: whoever includes this compiles without contraction and without
 // reciprocals (docs/numerics.md, 12).
@@ -100,7 +100,7 @@ FASTREG_INLINE Real adamw_step(unsigned operations, const StepNumbers<Real>& n, 
     h = stays ? h : v;
     second = h;
   }
-  const Real q = Ops::sqrt(second) / n.correction + n.eps;
+  const Real q = Ops::root_quotient(second, n.correction, n.inverse_correction) + n.eps;
   const Real s = n.size * (m / q);
   const Real kept = does(operations, op_weight_decay) ? w * n.kept : w;
   if (does(operations, op_scaled)) {

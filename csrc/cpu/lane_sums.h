@@ -110,19 +110,5 @@ FASTREG_INLINE double halve(Sum* registers, int count = lanes_per_chunk * static
   return last[0];
 }
 
-// Of so many numbers, a multiple of a register's.
-template <class Real>
-FASTREG_INLINE std::int64_t count_zeros(const Real* numbers, int count) {
-  Bits<Real> zeros = {};
-  for (int i = 0; i < count; i += real_lanes<Real>) {
-    zeros -= bit_cast<Bits<Real>>(load_vector<Vector<Real>>(numbers + i) == Vector<Real>{});  // true is all ones
-  }
-  std::int64_t total = 0;
-  for (int i = 0; i < real_lanes<Real>; ++i) {
-    total += static_cast<std::int64_t>(zeros[i]);
-  }
-  return total;
-}
-
 }  // namespace
 }  // namespace fastreg

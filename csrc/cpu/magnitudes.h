@@ -1,5 +1,5 @@
-// The largest magnitude of many numbers, found in their bits as they are stored. Included by files that are compiled
-// per instruction set, as vec.h.
+// The largest magnitude of many numbers, and how many are zeros, found in their bits as they are stored. Included by
+// files that are compiled per instruction set, as vec.h.
 #pragma once
 
 #include <cstdint>
@@ -67,6 +67,21 @@ class LargestMagnitude {
   Magnitudes largest_[2] = {};
 };
 // NOLINTEND(readability-redundant-inline-specifier)
+
+// Of so many elements as they are stored, a multiple of a row's.
+template <class E>
+FASTREG_INLINE std::int64_t count_zeros(const typename E::Storage* elements, int count) {
+  using Largest = LargestMagnitude<E>;
+  ZeroCount<typename Largest::Magnitude> zeros;
+  for (int i = 0; i < count; i += Largest::per_register) {
+    if constexpr (Access<E>::is_compute_type) {
+      zeros.add_number(load_vector<Vector<typename E::Real>>(elements + i));
+    } else {
+      zeros.add(load_vector<typename Largest::Magnitudes>(elements + i) & Largest::all_but_the_sign);
+    }
+  }
+  return zeros.total();
+}
 
 template <class E>
 FASTREG_INLINE bool is_finite(typename MagnitudeOf<E>::type magnitude) {

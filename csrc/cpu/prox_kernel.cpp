@@ -8,6 +8,7 @@
 #include "fetch.h"
 #include "kernel.h"
 #include "lane_sums.h"
+#include "magnitudes.h"
 #include "vec.h"
 
 namespace fastreg {
@@ -63,12 +64,12 @@ struct ProxKernel {
       std::memcpy(to, from, static_cast<std::size_t>(count) * sizeof(Storage));
     }
     if constexpr (wants_value) {
-      alignas(64) Real memory[converts ? block_size : 1];
-      const Real* numbers = widened(to, count, memory);
       if constexpr (terms != 0) {
-        add_rows<terms, sizeof(Storage) == sizeof(double), false>(numbers, count / lanes_per_chunk, sums);
+        alignas(64) Real memory[converts ? block_size : 1];
+        add_rows<terms, sizeof(Storage) == sizeof(double), false>(widened(to, count, memory), count / lanes_per_chunk,
+                                                                  sums);
       }
-      return count_zeros(numbers, count);
+      return count_zeros<E>(to, count);
     }
     return 0;
   }

@@ -1,11 +1,14 @@
 // The CPU kernels of optimizers' steps, and of what a clip measures before them; compiled as kernel.cpp is, and like it
 // exports its table alone.
 //
-// One pass over memory, in blocks that stay in L1: a block's step is taken, then what has been written is added to the
-// lane sums, and its zeros are counted. Only algorithms and dtypes have code of their own: of the options the branches
-// are the same for all elements, and take less than the divisions.
+// One pass over memory, in blocks that stay in L1: what is done to gradients before the step, one operation after the
+// other; the step; then what has been written is added to the lane sums, and its zeros are counted. The branches of
+// step.inl are the same for all elements, but taken for every register they cost more than the arithmetic, so that the
+// usual rules have loops without any (usual_operations); all others share one.
 #include <cmath>
 #include <cstring>
+#include <iterator>
+#include <utility>
 
 #include "../step.inl"
 #include "fetch.h"
@@ -54,13 +57,112 @@ constexpr bool is_bf16 = false;
 template <>
 constexpr bool is_bf16<BF16> = true;
 
+// A copy of less than a row, with zeros behind it.
+template <class Element>
+struct Padded {
+  explicit Padded(const Element* from, int count) : bytes(static_cast<std::size_t>(count) * sizeof(Element)) {
+    if (from != nullptr) {
+      std::memcpy(elements, from, bytes);
+    }
+  }
+  void put_back(Element* to) const {
+    if (to != nullptr) {
+      std::memcpy(to, elements, bytes);
+    }
+  }
+  alignas(64) Element elements[lanes_per_chunk] = {};
+  std::size_t bytes;
+};
+
+// d of a block, at the line of the clip or behind it.
+template <class E, class G>
+struct GradientBlock {
+  using Real = typename E::Real;
+  using Arithmetic = typename ElementOf<Real>::type;
+  using Ops = VectorOps<Real>;
+  using Numbers = StepNumbers<Vector<Real>>;
+
+  const typename E::Storage* parameters;  // not read where no penalty is added
+  const typename G::Storage* gradients;
+  int count;
+
+  // Returns where d is: the gradients themselves, if nothing is done to them, or `memory`. Not inlined, for the stack.
+  [[gnu::noinline]] const Real* compute(unsigned operations, const StepNumbers<double>& numbers, Real* memory) const {
+    const Real* d = nullptr;
+    d = done<op_unscale>(operations, numbers, d, memory);
+    d = done<op_negate>(operations, numbers, d, memory);
+    d = done<op_clip_data>(operations, numbers, d, memory);
+    if (does(operations, op_gradient_l1) && does(operations, op_gradient_l2)) {
+      d = done<op_gradient_l1 | op_gradient_l2>(operations, numbers, d, memory);
+    } else {
+      d = done<op_gradient_l1>(operations, numbers, d, memory);
+      d = done<op_gradient_l2>(operations, numbers, d, memory);
+    }
+    d = done<op_clip_total>(operations, numbers, d, memory);
+    if (d != nullptr) {
+      return d;
+    }
+    if constexpr (Access<G>::is_compute_type) {
+      return gradients;
+    } else {
+      return apply<G, 0>(numbers, gradients, memory);
+    }
+  }
+
+ private:
+  // One operation, or none. `d` is null as long as none is done.
+  template <unsigned operation>
+  const Real* done(unsigned operations, const StepNumbers<double>& numbers, const Real* d, Real* memory) const {
+    if (!does(operations, operation)) {
+      return d;
+    }
+    return d == nullptr ? apply<G, operation>(numbers, gradients, memory)
+                        : apply<Arithmetic, operation>(numbers, d, memory);
+  }
+
+  template <class D, unsigned operation>
+  const Real* apply(const StepNumbers<double>& numbers, const typename D::Storage* d, Real* memory) const {
+    const Numbers n = broadcast_numbers<Real>(numbers);  // those that are used
+    for (int i = 0; i < count; i += real_lanes<Real>) {
+      Vector<Real> w{};
+      if constexpr (does(operation, op_gradient_l1 | op_gradient_l2)) {
+        w = Access<E>::load(parameters + i);
+      }
+      store_vector(memory + i, clipped_gradient<Ops>(operation, n, Access<D>::load(d + i), w));
+    }
+    return memory;
+  }
+};
+
+// What rules do beside that of a GradientBlock, where it is what most rules do.
+template <Algorithm algorithm>
+constexpr unsigned usual_operations[] = {
+    0u,
+    op_weight_decay,
+    op_momentum,
+    op_momentum | op_weight_decay,
+    op_shrink,
+    op_shrink | op_weight_decay,
+    op_shrink | op_momentum,
+    op_shrink | op_momentum | op_weight_decay,
+};
+template <>
+constexpr unsigned usual_operations<Algorithm::adamw>[] = {
+    0u,
+    op_weight_decay,
+    op_shrink,
+    op_shrink | op_weight_decay,
+    op_shrink | op_scaled,
+    op_shrink | op_scaled | op_weight_decay,
+};
+
 // Parameters of the type E, gradients of the type G.
 template <class E, class G, Algorithm algorithm>
 struct StepKernel {
   using Storage = typename E::Storage;
   using Real = typename E::Real;
+  using Arithmetic = typename ElementOf<Real>::type;
   using Memory = Access<E>;
-  using GradientMemory = Access<G>;
   using Ops = VectorOps<Real>;
   using Numbers = StepNumbers<Vector<Real>>;
   static constexpr bool converts = !Memory::is_compute_type;
@@ -84,9 +186,8 @@ struct StepKernel {
     }
   };
 
-  FASTREG_INLINE Vector<Real> step(unsigned operations, const Numbers& n, const Streams& at, int i) {
+  FASTREG_INLINE Vector<Real> step(unsigned operations, const Numbers& n, const Streams& at, int i, Vector<Real> g) {
     const Vector<Real> w = Memory::load(at.parameters + i);
-    const Vector<Real> g = GradientMemory::load(at.gradients + i);
     Vector<Real> m{};
     if constexpr (algorithm == Algorithm::sgd) {
       const bool keeps = does(operations, op_momentum);
@@ -124,74 +225,86 @@ struct StepKernel {
     }
   }
 
-  FASTREG_INLINE void take(unsigned operations, const Numbers& n, const Streams& at, int count) {
+  // By value: what a reference leads to might be changed by a store, and would be loaded again for each register.
+  template <class D>
+  FASTREG_INLINE void take(unsigned operations, Numbers n, Streams at, const typename D::Storage* d, int count) {
     for (int i = 0; i < count; i += elements_per_store) {
       Vector<Real> computed[Memory::registers_per_store];
       for (int k = 0; k < Memory::registers_per_store; ++k) {
-        computed[k] = with_plain_nan(step(operations, n, at, i + k * real_lanes<Real>));
+        const int place = i + k * real_lanes<Real>;
+        computed[k] = with_plain_nan(step(operations, n, at, place, Access<D>::load(d + place)));
       }
       store_vector(at.parameters + i, Memory::narrow(computed));
     }
   }
 
+  // Where the operations are the one that is known at compile time.
+  template <class D, unsigned known>
+  static bool took(unsigned operations, const Numbers& n, const Streams& at, const typename D::Storage* d, int count) {
+    if (operations != known) {
+      return false;
+    }
+    take<D>(known, n, at, d, count);
+    return true;
+  }
+
+  template <class D, std::size_t... usual>
+  FASTREG_INLINE void take_usual(std::index_sequence<usual...>, unsigned operations, const Numbers& n,
+                                 const Streams& at, const typename D::Storage* d, int count) {
+    if (!(took<D, usual_operations<algorithm>[usual]>(operations, n, at, d, count) || ...)) {
+      take<D>(operations, n, at, d, count);
+    }
+  }
+
+  template <class D>
+  FASTREG_INLINE void take_from(unsigned operations, const Numbers& n, const Streams& at, const typename D::Storage* d,
+                                int count) {
+    take_usual<D>(std::make_index_sequence<std::size(usual_operations<algorithm>)>(), operations, n, at, d, count);
+  }
+
+  FASTREG_INLINE void take_block(const StepRule& rule, const Numbers& n, const Streams& at, int count) {
+    const unsigned operations = rule.operations;
+    if ((operations & on_gradients) == 0) {
+      take_from<G>(operations, n, at, at.gradients, count);
+      return;
+    }
+    alignas(64) Real memory[block_size];
+    const GradientBlock<E, G> block{at.parameters, at.gradients, count};
+    take_from<Arithmetic>(operations & ~on_gradients, n, at, block.compute(operations, rule.numbers, memory), count);
+  }
+
   // Of the parameters as they are stored; half precision is widened in memory, to magnitudes.
-  template <class Visit>
-  FASTREG_INLINE void visit_stored(const Storage* stored, int count, Visit visit) {
+  static void add_stored(unsigned terms, const Storage* stored, int count, Sums& sums) {
     if constexpr (converts) {
       alignas(64) Real magnitudes[block_size];
       for (int i = 0; i < count; i += real_lanes<Real>) {
         store_vector(magnitudes + i, absolute<Real>(Memory::load(stored + i)));
       }
-      visit(static_cast<const Real*>(magnitudes));
+      add_terms<false, true>(terms, magnitudes, count, sums);
     } else {
-      visit(stored);
+      add_terms<sizeof(Storage) == sizeof(double), false>(terms, stored, count, sums);
     }
   }
 
-  static void add_stored(unsigned terms, const Storage* stored, int count, Sums& sums) {
-    visit_stored(stored, count, [&](const Real* numbers) {
-      add_terms<sizeof(Storage) == sizeof(double), converts>(terms, numbers, count, sums);
-    });
-  }
-
-  // Of the `count` elements, a multiple of 32, `there` are the tensor's.
-  FASTREG_INLINE void run_block(const StepRule& rule, const Numbers& n, const Streams& at, int count, int there,
-                                Sums& sums, std::int64_t& zeros) {
+  // Of the `count` elements, a multiple of 32, `there` are the tensor's. Not inlined, as it is called twice.
+  [[gnu::noinline]] static void run_block(const StepRule& rule, const Numbers& n, const Streams& at, int count,
+                                          int there, Sums& sums, std::int64_t& zeros) {
     const unsigned terms = rule.coefficients.terms;
     if (rule.adds_before && terms != 0) {
       add_stored(terms, at.parameters, count, sums);
     }
-    take(rule.operations, n, at, count);
+    take_block(rule, n, at, count);
     if (!rule.counts) {
       return;
     }
     if (there != count) {
       std::memset(at.parameters + there, 0, static_cast<std::size_t>(count - there) * sizeof(Storage));
     }
-    visit_stored(at.parameters, count, [&](const Real* numbers) {
-      if (!rule.adds_before) {
-        add_terms<sizeof(Storage) == sizeof(double), converts>(terms, numbers, count, sums);
-      }
-      zeros += count_zeros(numbers, count) - (count - there);
-    });
+    if (!rule.adds_before && terms != 0) {
+      add_stored(terms, at.parameters, count, sums);
+    }
+    zeros += count_zeros<E>(at.parameters, count) - (count - there);
   }
-
-  // A copy of less than a row, with zeros behind it.
-  template <class Element>
-  struct Padded {
-    explicit Padded(const Element* from, int count) : bytes(static_cast<std::size_t>(count) * sizeof(Element)) {
-      if (from != nullptr) {
-        std::memcpy(elements, from, bytes);
-      }
-    }
-    void put_back(Element* to) const {
-      if (to != nullptr) {
-        std::memcpy(to, elements, bytes);
-      }
-    }
-    alignas(64) Element elements[lanes_per_chunk] = {};
-    std::size_t bytes;
-  };
 
   static void run_short_row(const StepRule& rule, const Numbers& n, const Streams& at, int count, Sums& sums,
                             std::int64_t& zeros) {
@@ -235,67 +348,49 @@ struct ClipKernel {
   using GradientStorage = typename G::Storage;
   using Real = typename E::Real;
   using Arithmetic = typename ElementOf<Real>::type;
-  using Ops = VectorOps<Real>;
-  using Numbers = StepNumbers<Vector<Real>>;
   using Squares = LaneSums<FASTREG_VECTOR_BYTES>;
-  static constexpr int block = 16 * lanes_per_chunk;
-  static_assert(chunk_size % block == 0);
+  using Block = GradientBlock<E, G>;
 
-  struct Streams {
-    const Storage* parameters;
-    const GradientStorage* gradients;
-  };
-
-  // Whether the magnitudes of d are those of the gradients as they are: a sign changes none.
-  static bool are_the_gradients(const StepRule& rule, bool adds_penalty) {
-    return Access<G>::is_compute_type && !adds_penalty && !does(rule.operations, op_unscale);
+  // What is done before the clip, but for a sign that changes no magnitude.
+  static unsigned operations_of(const StepRule& rule, bool adds_penalty) {
+    return rule.operations & (adds_penalty ? op_unscale | op_negate | op_gradient_l1 | op_gradient_l2 : op_unscale);
   }
 
-  FASTREG_INLINE void compute(unsigned operations, bool adds_penalty, const Numbers& n, const Streams& at, int count,
-                              Real* d) {
-    for (int i = 0; i < count; i += real_lanes<Real>) {
-      Vector<Real> found = data_gradient<Ops>(operations, n, Access<G>::load(at.gradients + i));
-      if (adds_penalty) {
-        found = with_penalty<Ops>(operations, n, found, Access<E>::load(at.parameters + i));
-      }
-      store_vector(d + i, found);
-    }
-  }
-
-  // Calls visit(d, count, how many of them are there) for every block, a multiple of 32 elements; behind the last that
-  // is there d is 0.
+  // Calls visit(d, count, how many of them are there) block by block; the count is a multiple of 32, and behind the
+  // last that is there d is 0.
   template <class Visit>
-  FASTREG_INLINE void visit_blocks(const StepRule& rule, bool adds_penalty, const Streams& from, std::int64_t elements,
-                                   Visit visit) {
-    const Numbers n = broadcast_numbers<Real>(rule.numbers);
-    const bool are_as_read = are_the_gradients(rule, adds_penalty);
-    for (std::int64_t done = 0; done < elements; done += block) {
-      alignas(64) Real d[block];
-      const int there = elements - done < block ? static_cast<int>(elements - done) : block;
-      const int whole = there - there % lanes_per_chunk;
-      const Streams at = {adds_penalty ? from.parameters + done : nullptr, from.gradients + done};
+  FASTREG_INLINE void visit_blocks(const StepRule& rule, bool adds_penalty, const Storage* parameters,
+                                   const GradientStorage* gradients, std::int64_t elements, Visit visit) {
+    const unsigned operations = operations_of(rule, adds_penalty);
+    alignas(64) Real memory[block_size];
+    alignas(64) Storage last_parameters[lanes_per_chunk];
+    alignas(64) GradientStorage last_gradients[lanes_per_chunk];
+    while (elements > 0) {
+      int there = static_cast<int>(elements < block_size ? elements : block_size);
+      int count = there;
+      if (there >= lanes_per_chunk) {
+        count = there -= there % lanes_per_chunk;
+      } else {
+        count = lanes_per_chunk;
+        parameters = adds_penalty ? pad(parameters, there, last_parameters) : parameters;
+        gradients = pad(gradients, there, last_gradients);
+      }
       if (!adds_penalty) {  // of two streams nothing was measured
-        fetch_ahead<variant, block * sizeof(GradientStorage)>(at.gradients);
+        fetch_ahead<variant, block_size * sizeof(GradientStorage)>(gradients);
       }
-      if constexpr (Access<G>::is_compute_type) {
-        if (are_as_read && whole == there) {
-          visit(at.gradients, whole, whole);
-          continue;
-        }
-      }
-      compute(rule.operations, adds_penalty, n, at, whole, d);
-      if (whole < there) {
-        Storage parameters[lanes_per_chunk] = {};
-        GradientStorage gradients[lanes_per_chunk] = {};
-        const auto rest = static_cast<std::size_t>(there - whole);
-        if (adds_penalty) {
-          std::memcpy(parameters, at.parameters + whole, rest * sizeof *parameters);
-        }
-        std::memcpy(gradients, at.gradients + whole, rest * sizeof *gradients);
-        compute(rule.operations, adds_penalty, n, {parameters, gradients}, lanes_per_chunk, d + whole);
-      }
-      visit(static_cast<const Real*>(d), whole < there ? whole + lanes_per_chunk : whole, there);
+      visit(Block{parameters, gradients, count}.compute(operations, rule.numbers, memory), count, there);
+      parameters += adds_penalty ? count : 0;
+      gradients += count;
+      elements -= there;
     }
+  }
+
+  // Less than a row, with zeros behind it.
+  template <class Element>
+  static const Element* pad(const Element* from, int count, Element* row) {
+    std::memset(row, 0, lanes_per_chunk * sizeof(Element));
+    std::memcpy(row, from, static_cast<std::size_t>(count) * sizeof(Element));
+    return row;
   }
 
   // Rare, and not inlined: its numbers would be on the stack of all others.
@@ -311,10 +406,13 @@ struct ClipKernel {
 
   static void run(const StepRule& rule, bool adds_penalty, int exponent, const void* parameters, const void* gradients,
                   std::int64_t count, NormLanes& lanes) {
-    const Streams at = {static_cast<const Storage*>(parameters), static_cast<const GradientStorage*>(gradients)};
+    const auto visit_all = [&](auto visit) {
+      visit_blocks(rule, adds_penalty, static_cast<const Storage*>(parameters),
+                   static_cast<const GradientStorage*>(gradients), count, visit);
+    };
     LargestMagnitude<Arithmetic> largest;
     Squares squares(lanes.l1, lanes.l2);
-    visit_blocks(rule, adds_penalty, at, count, [&](const Real* d, int elements, int) {
+    visit_all([&](const Real* d, int elements, int) {
       for (int i = 0; i < elements; i += lanes_per_chunk) {
         for (int k = 0; k < lanes_per_chunk / real_lanes<Real>; ++k) {
           largest.add(d + i + k * real_lanes<Real>, k);
@@ -330,8 +428,7 @@ struct ClipKernel {
     const auto most = largest.found();
     lanes.add_maximum(static_cast<double>(bit_cast<Real>(most)));
     if (!is_finite<Arithmetic>(most)) {
-      visit_blocks(rule, adds_penalty, at, count,
-                   [&](const Real* d, int, int there) { lanes.nonfinite += count_nonfinite<Arithmetic>(d, there); });
+      visit_all([&](const Real* d, int, int there) { lanes.nonfinite += count_nonfinite<Arithmetic>(d, there); });
     }
   }
 };

@@ -116,9 +116,9 @@ FASTREG_INLINE V absolute(V x) {
   return bit_cast<V>(bit_cast<Words>(x) & ~BitsOf<Real>::sign);
 }
 
-// a * b + c, rounded once where the processor can. Only for products that are exact: there the bits are the same.
+// a * b + c, rounded once; only where has_fused_product.
 template <class Real, class V>
-FASTREG_INLINE V add_exact_product(V a, V b, V c) {
+FASTREG_INLINE V fused(V a, V b, V c) {
   [[maybe_unused]] constexpr bool single = sizeof(Real) == sizeof(float);
 #if defined(FASTREG_VEC_AVX512)
   if constexpr (single) {
@@ -141,8 +141,18 @@ FASTREG_INLINE V add_exact_product(V a, V b, V c) {
     return vfmaq_f64(c, a, b);
   }
 #else
-  return a * b + c;
+  static_assert(sizeof(V) == 0, "this processor rounds twice");
 #endif
+}
+
+// The same, and twice where the processor cannot. Only for products that are exact: there the bits are the same.
+template <class Real, class V>
+FASTREG_INLINE V add_exact_product(V a, V b, V c) {
+  if constexpr (has_fused_product) {
+    return fused<Real>(a, b, c);
+  } else {
+    return a * b + c;
+  }
 }
 
 // A register whose origin the compiler does not know. Else GCC takes a number that is used twice from memory twice, and
@@ -159,8 +169,9 @@ FASTREG_INLINE V opaque(V v) {
   return v;
 }
 
-// Counts the zeros in registers of signed integers. A lane's counter has the integers' size: at most 32767 registers.
-// NOLINTBEGIN(readability-redundant-inline-specifier): GCC asks for it beside the attribute, in templates.
+// Counts the zeros in registers of signed integers, or of numbers of their size. A lane's counter has the integers'
+// size: at most 32767 registers. NOLINTBEGIN(readability-redundant-inline-specifier): GCC asks for it beside the
+// attribute, in templates.
 template <class Integer>
 class ZeroCount {
  public:
@@ -178,12 +189,24 @@ class ZeroCount {
       count_ += __builtin_popcount(_mm512_testn_epi64_mask(bits, bits));
     }
   }
+  template <class Number>
+  inline __attribute__((always_inline)) void add_number(Number x) {
+    if constexpr (sizeof(Integer) == sizeof(float)) {
+      count_ += __builtin_popcount(_mm512_cmp_ps_mask(x, Number{}, _CMP_EQ_OQ));
+    } else {
+      count_ += __builtin_popcount(_mm512_cmp_pd_mask(x, Number{}, _CMP_EQ_OQ));
+    }
+  }
   std::int64_t total() const { return count_; }
 
  private:
   std::int64_t count_ = 0;
 #else
   inline __attribute__((always_inline)) void add(Integers integers) { counts_ -= integers == 0; }  // true is -1
+  template <class Number>
+  inline __attribute__((always_inline)) void add_number(Number x) {
+    counts_ -= bit_cast<Integers>(x == Number{});
+  }
   std::int64_t total() const {
     std::int64_t all = 0;
     for (std::size_t k = 0; k < sizeof counts_ / sizeof(Integer); ++k) {
@@ -227,10 +250,38 @@ struct VectorOps {
   }
   FASTREG_INLINE Real shrink(Real x, Real threshold) {
     const Real left = absolute<Scalar>(x) - threshold;
+#if defined(FASTREG_VEC_AVX512)
+    constexpr int with_sign_of = 0xf8;  // left | (x & sign)
+    if constexpr (sizeof(Scalar) == sizeof(float)) {
+      const __mmask16 stays = _mm512_cmp_ps_mask(left, Real{}, _CMP_NLE_UQ);  // NaN too
+      return bit_cast<Real>(_mm512_maskz_ternarylogic_epi32(stays, bit_cast<__m512i>(left), bit_cast<__m512i>(x),
+                                                            _mm512_set1_epi32(INT32_MIN), with_sign_of));
+    } else {
+      const __mmask8 stays = _mm512_cmp_pd_mask(left, Real{}, _CMP_NLE_UQ);
+      return bit_cast<Real>(_mm512_maskz_ternarylogic_epi64(stays, bit_cast<__m512i>(left), bit_cast<__m512i>(x),
+                                                            _mm512_set1_epi64(INT64_MIN), with_sign_of));
+    }
+#else
     const Bits<Scalar> sign_bit = bit_cast<Bits<Scalar>>(x) & BitsOf<Scalar>::sign;
     const Bits<Scalar> is_gone = bit_cast<Bits<Scalar>>(left <= Real{});  // not where it is NaN
     return bit_cast<Real>((bit_cast<Bits<Scalar>>(left) | sign_bit) & ~is_gone);
+#endif
   }
+  // A division takes the processor as long as ten products. Of one by a known number the quotient is its reciprocal's
+  // product, corrected by what that leaves over (Brisebarre, Muller and Raina, IEEE Transactions on Computers 53,
+  // 2004): exact as long as nothing is lost below the smallest number, and a root is at least 2^-75, or 0.
+  FASTREG_INLINE Real root_quotient(Real x, Real divisor, Real reciprocal) {
+    const Real root = sqrt(x);
+    if constexpr (has_fused_product) {
+      const Real quotient = root * reciprocal;
+      const Real left = fused<Scalar>(-quotient, divisor, root);
+      return left == left ? fused<Scalar>(left, reciprocal, quotient) : quotient;  // infinity leaves NaN
+    } else {
+      return root / divisor;
+    }
+  }
+
+ private:
   FASTREG_INLINE Real sqrt(Real x) {
     [[maybe_unused]] constexpr bool single = sizeof(Scalar) == sizeof(float);
 #if defined(FASTREG_VEC_AVX512)

@@ -67,7 +67,7 @@ struct ScalarOps {
     const Real left = fabs(x) - threshold;
     return left <= Real{0} ? Real{0} : copysign(left, x);  // NaN where that is
   }
-  FASTREG_DEVICE Real sqrt(Real x) { return ::sqrt(x); }
+  FASTREG_DEVICE Real root_quotient(Real x, Real divisor, Real) { return ::sqrt(x) / divisor; }
 };
 
 // Rows whose loads a thread has under way at once, of each array: a warp of float32 has 2 KiB of each on their way.

@@ -23,7 +23,7 @@ struct ScalarOps {
     const Real a = std::fabs(u) - t1;
     return a > 0 ? std::copysign(a, u) : std::isnan(a) ? a : Real{0};
   }
-  static Real sqrt(Real x) { return std::sqrt(x); }
+  static Real root_quotient(Real x, Real divisor, Real) { return std::sqrt(x) / divisor; }
 };
 
 template <class Real>

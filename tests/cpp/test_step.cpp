@@ -172,6 +172,104 @@ void run_random(int rounds, std::initializer_list<std::size_t> counts, Fill kind
   }
 }
 
+// Rules whose operations have loops of their own, and each alone of what is done to gradients before.
+void run_usual(int count) {
+  Step step;
+  StepSettings& s = step.settings;
+  s.lr = 0.03125;
+  s.l1 = 0.25;
+  s.beta1 = 0.9;
+  s.beta2 = 0.99;
+  s.eps = 1e-8;
+  s.factor = 1.0;
+  step.taken = 3;
+  const auto run = [&] {
+    for (const DType dtype : floating_dtypes) {
+      for (const bool converted : {false, true}) {
+        const Case cell(step, dtype, converted, static_cast<std::size_t>(count), Fill::ordinary);
+        for (const std::string& name : usable_instruction_sets()) {
+          choose_instruction_set(name, "the test");
+          run_case(cell, 1, text(name, name_of(dtype), converted ? "converted" : "", description(step)));
+        }
+      }
+    }
+  };
+  for (const Algorithm algorithm : {Algorithm::sgd, Algorithm::adamw}) {
+    s.algorithm = algorithm;
+    for (const double weight_decay : {0.0, 0.5}) {
+      for (const double momentum : {0.0, 0.75}) {
+        s.weight_decay = weight_decay;
+        s.momentum = momentum;
+        for (const Mode mode : {Mode::none, Mode::proximal, Mode::scaled}) {
+          s.mode = mode;
+          if (mode != Mode::scaled || algorithm == Algorithm::adamw) {
+            run();
+          }
+        }
+      }
+    }
+    s.mode = Mode::gradient;
+    for (const Clip clip : {Clip::none, Clip::data, Clip::total}) {
+      for (const double loss_scale : {1.0, 8.0}) {
+        step.clip = clip;
+        step.factor = clip == Clip::none ? 1.0 : 0.3;
+        step.loss_scale = loss_scale;
+        for (const double l2 : {0.0, 0.125}) {
+          s.l2 = l2;
+          run();
+        }
+        s.l2 = 0.0;
+      }
+    }
+    step = Step{s};
+    step.taken = 3;
+  }
+}
+
+// Roots by a known number are divided without a division: every seventh of those that there are, with the quotient
+// passed on by 1 / q, and numbers that have no finite root.
+template <class Real>
+void check_roots(int numbers, DType dtype) {
+  Random random(6);
+  const Real infinity = std::numeric_limits<Real>::infinity();
+  for (const std::int64_t taken : {0, 1, 7, 500, 100000}) {
+    Step step;
+    StepSettings& s = step.settings;
+    s.algorithm = Algorithm::adamw;
+    s.lr = 1.0;
+    s.beta2 = 0.999;
+    step.taken = taken;
+    const StepRule rule = rule_for(step);
+    constexpr std::size_t some = chunk_size;
+    for (int first = 0; first < numbers; first += chunk_size) {
+      std::vector<Real> v(some);
+      for (std::size_t i = 0; i < some; ++i) {
+        const double fraction = dtype == DType::f32 ? (7.0 * (first + static_cast<int>(i))) / 0x1p23 : random.number();
+        v[i] = static_cast<Real>(1.0 + std::fmod(std::fabs(fraction), 3.0));
+      }
+      const Real others[] = {Real{0}, infinity, -Real{1}, std::numeric_limits<Real>::denorm_min()};
+      std::copy(std::begin(others), std::end(others), v.begin());
+      std::vector<Real> expected(some);
+      for (std::size_t i = 0; i < some; ++i) {
+        Element e{0.0, 1.0, 0.0, static_cast<double>(v[i]), 0.0};
+        Scalar<Real>{step}.take(e);
+        expected[i] = static_cast<Real>(e.w);
+      }
+      for (const std::string& name : usable_instruction_sets()) {
+        choose_instruction_set(name, "the test");
+        std::vector<Real> w(some), g(some, Real{1}), m(some), second(v);
+        StepLanes lanes;
+        step_loops().take[static_cast<int>(Algorithm::adamw)][static_cast<int>(dtype)][0](
+            rule, {w.data(), g.data(), m.data(), second.data(), nullptr, static_cast<std::int64_t>(some)}, lanes);
+        for (std::size_t i = 0; i < some; ++i) {
+          CHECK(oracle::same_value(static_cast<double>(w[i]), static_cast<double>(expected[i])), name, name_of(dtype),
+                "taken", taken, "v", v[i], "found", w[i], "expected", expected[i]);
+        }
+      }
+    }
+  }
+}
+
 // ---- whole calls
 
 // An array of rows that are a number of elements longer than what counts of them.
@@ -344,6 +442,15 @@ TEST(steps_of_every_kernel) {
   run_random(120, {1, 2, 15, 16, 31, 32, 33, 64, 511, 512, 513, 1057, 4096, 4097}, Fill::ordinary, 1);
 }
 TEST(steps_of_special_numbers) { run_random(120, {7, 64, 600}, Fill::special, 2); }
+TEST(steps_of_usual_rules) {
+  for (const int count : {33, 1057}) {
+    run_usual(count);
+  }
+}
+TEST(steps_divide_every_root) {
+  check_roots<float>(3 * (1 << 23) / 7, DType::f32);
+  check_roots<double>(1 << 18, DType::f64);
+}
 TEST(steps_of_many_tensors) {
   check_calls(12, Fill::ordinary, 3);
   check_calls(12, Fill::special, 4);
