@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "arrays.h"
@@ -70,6 +71,54 @@ void run_case(DType dtype, std::size_t count, Fill kind, std::size_t offset, con
   }
 }
 
+// Rows with a gap behind each, of any dtype; floating ones are scaled as well.
+void run_rows(DType dtype, std::int64_t rows, std::int64_t columns, std::int64_t gap, Fill kind,
+              const std::string& what) {
+  const std::int64_t shape[] = {rows, columns};
+  const std::int64_t strides[] = {columns + gap, 1};
+  const auto all = static_cast<std::size_t>(rows * (columns + gap));
+  Bytes bytes(all * item_size(dtype), 0);
+  fill(bytes.data(), dtype, all, kind, all);
+  ArrayView view;
+  view.data = reinterpret_cast<char*>(bytes.data());
+  view.shape = shape;
+  view.strides = strides;
+  view.stride_unit = static_cast<std::int64_t>(item_size(dtype));
+  view.axes = 2;
+  view.dtype = dtype;
+  measure(view);
+  const Layout layout = make_layout(view, nullptr);
+  const NormItem item{bytes.data(), view.count, &layout, dtype};
+  std::vector<std::size_t> places;
+  std::vector<double> elements;
+  for (std::int64_t i = 0; i < view.count; ++i) {
+    places.push_back(static_cast<std::size_t>(i / columns * strides[0] + i % columns) * item_size(dtype));
+    elements.push_back(oracle::element(dtype, bytes.data() + places.back()));
+  }
+  Norm norm;
+  measure_items(&item, 1, 0, &norm);
+  require_same(norm, expected_norm(elements), what);
+  for (const int exponent : {1, 3, -40}) {
+    std::vector<double> scaled;
+    for (const double element : elements) {
+      scaled.push_back(std::ldexp(element, exponent));
+    }
+    measure_items(&item, 1, exponent, &norm);
+    const double wanted = expected_norm(scaled).l2;
+    CHECK(oracle::same_value(norm.l2, wanted), what, "exponent", exponent, norm.l2, wanted);
+  }
+  if (is_floating(dtype)) {
+    std::vector<unsigned char> scaled(bytes.data(), bytes.data() + bytes.size());
+    for (const std::size_t place : places) {
+      scale_once(dtype, scaled.data() + place, 0.7);
+    }
+    scale_items(&item, 1, 0.7);
+    const std::size_t at = first_difference(bytes.data(), scaled.data(), dtype, all);
+    CHECK(at == all, what, "scaled, at", at);
+    CHECK(bytes.untouched(), what, "wrote beside the array");
+  }
+}
+
 void run_all(std::initializer_list<std::size_t> counts, Fill kind) {
   for (const std::string& name : usable_instruction_sets()) {
     choose_instruction_set(name, "the test");
@@ -96,6 +145,24 @@ TEST(norms_around_rows_and_chunks) {
 }
 TEST(norms_of_special_numbers) { run_all({1, 7, 64, 1057, 4200}, Fill::special); }
 
+TEST(norms_of_every_dtype_and_layout) {
+  for (const std::string& name : usable_instruction_sets()) {
+    choose_instruction_set(name, "the test");
+    for (int number = 0; number < dtype_count; ++number) {
+      const auto dtype = static_cast<DType>(number);
+      for (const Fill kind : {Fill::ordinary, Fill::special}) {
+        for (const std::int64_t gap : {0, 3}) {
+          for (const auto& [rows, columns] : {std::pair{1, 5}, {16, 32}, {33, 16}, {3, 171}, {65, 67}}) {
+            run_rows(
+                dtype, rows, columns, gap, kind,
+                text(name, name_of(dtype), kind == Fill::special ? "special" : "", rows, "by", columns, "gap", gap));
+          }
+        }
+      }
+    }
+  }
+}
+
 // A counter of half precision's zeros has 16 bits: a chunk of zeros has to fit, whatever the registers.
 TEST(norms_of_zeros_alone) {
   for (const std::string& name : usable_instruction_sets()) {
@@ -111,8 +178,29 @@ TEST(norms_of_zeros_alone) {
   }
 }
 
+// What is not finite is counted in a run's own elements, not in those behind it.
+TEST(norms_of_infinities_alone) {
+  for (const std::string& name : usable_instruction_sets()) {
+    choose_instruction_set(name, "the test");
+    for (const DType dtype : floating_dtypes) {
+      constexpr std::size_t count = 2 * 4096 + 5;
+      const std::vector<double> elements(count, std::numeric_limits<double>::infinity());
+      Bytes bytes(count * item_size(dtype), 0);
+      for (std::size_t i = 0; i < count; ++i) {
+        oracle::store(dtype, elements[i], bytes.data() + i * item_size(dtype));
+      }
+      const NormItem item{bytes.data(), count, nullptr, dtype};
+      Norm norm;
+      measure_items(&item, 1, 0, &norm);
+      require_same(norm, expected_norm(elements), text(name, name_of(dtype)));
+    }
+  }
+}
+
 TEST(norms_of_many_items_on_any_number_of_threads) {
-  constexpr std::size_t sizes[] = {100000, 0, 3, 4096, 70000, 1};
+  // So many elements that sleeping threads are woken for them.
+  const auto most = static_cast<std::size_t>(policy().policy->elements_worth_waking);
+  const std::size_t sizes[] = {70000, 0, most, 4096, 3, 1};
   std::vector<std::vector<unsigned char>> memory;
   std::vector<NormItem> items;
   std::vector<Norm> wanted;

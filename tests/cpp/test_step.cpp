@@ -2,6 +2,7 @@
 // contract line by line: algorithms, modes, flags, dtypes of parameters and gradients, at sizes where something ends,
 // at every alignment, over special numbers. Then whole calls: layouts, threads, norms of what is clipped.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -317,12 +318,13 @@ struct Strided {
 };
 
 struct Tensor {
-  Tensor(const Case& cell, std::int64_t rows, std::int64_t columns, Random& random)
-      : w(cell.w, cell.dtype, rows, columns, random.below(3)),
-        g(cell.g, cell.gradient_dtype, rows, columns, random.below(3)),
-        m(cell.m, cell.arithmetic, rows, columns, random.below(3)),
-        v(cell.v, cell.arithmetic, rows, columns, random.below(3)),
-        h(cell.h, cell.arithmetic, rows, columns, random.below(3)) {
+  using Gaps = std::array<std::int64_t, 5>;  // of parameters, gradients and moments
+  Tensor(const Case& cell, std::int64_t rows, std::int64_t columns, const Gaps& gaps)
+      : w(cell.w, cell.dtype, rows, columns, gaps[0]),
+        g(cell.g, cell.gradient_dtype, rows, columns, gaps[1]),
+        m(cell.m, cell.arithmetic, rows, columns, gaps[2]),
+        v(cell.v, cell.arithmetic, rows, columns, gaps[3]),
+        h(cell.h, cell.arithmetic, rows, columns, gaps[4]) {
     const StepSettings& settings = cell.step.settings;
     item.parameters = w.operand(w.view, layouts[0]);
     item.gradients = g.operand(w.view, layouts[1]);
@@ -350,6 +352,14 @@ void check_array(const Strided& array, const Case::Array& expected, const std::s
   const Case::Array found = array.elements();
   const std::size_t at = first_difference(found.data(), expected.data(), array.dtype, count);
   CHECK(at == count, what, "at", at);
+}
+
+void check_arrays(const Tensor& tensor, const Case& cell, const std::string& what) {
+  check_array(tensor.w, cell.new_w, what + " parameters");
+  check_array(tensor.g, cell.g, what + " gradients");
+  check_array(tensor.m, cell.new_m, what + " first");
+  check_array(tensor.v, cell.new_v, what + " second");
+  check_array(tensor.h, cell.new_h, what + " largest");
 }
 
 struct Norms {
@@ -394,10 +404,12 @@ void check_call(const Step& step, Fill kind, Random& random) {
     std::vector<std::unique_ptr<Tensor>> tensors;
     std::vector<StepItem> items;
     for (std::size_t i = 0; i < cases.size(); ++i) {
-      tensors.push_back(std::make_unique<Tensor>(cases[i], sizes[i].rows, sizes[i].columns, random));
+      Tensor::Gaps gaps;
+      std::generate(gaps.begin(), gaps.end(), [&] { return random.below(3); });
+      tensors.push_back(std::make_unique<Tensor>(cases[i], sizes[i].rows, sizes[i].columns, gaps));
       items.push_back(tensors.back()->item);
     }
-    for (const int exponent : {0, 3}) {
+    for (const int exponent : {0, 1, 3}) {
       std::vector<Norm> norms(items.size());
       measure_steps(items.data(), items.size(), step.clip, exponent, norms.data());
       for (std::size_t i = 0; i < items.size(); ++i) {
@@ -410,18 +422,14 @@ void check_call(const Step& step, Fill kind, Random& random) {
         }
       }
     }
-    std::vector<double> penalties(items.size());
-    std::vector<std::int64_t> zeros(items.size());
+    std::vector<double> penalties(items.size(), std::numeric_limits<double>::quiet_NaN());
+    std::vector<std::int64_t> zeros(items.size(), -1);
     take_steps(items.data(), items.size(), penalties.data(), zeros.data());
     for (std::size_t i = 0; i < items.size(); ++i) {
       const std::string what = text("tensor", i, "threads", threads, description(step));
       CHECK(oracle::same_value(penalties[i], cases[i].penalty), what, "penalty", penalties[i], cases[i].penalty);
       CHECK(zeros[i] == cases[i].zeros, what, "zeros");
-      check_array(tensors[i]->w, cases[i].new_w, what + " parameters");
-      check_array(tensors[i]->g, cases[i].g, what + " gradients");
-      check_array(tensors[i]->m, cases[i].new_m, what + " first");
-      check_array(tensors[i]->v, cases[i].new_v, what + " second");
-      check_array(tensors[i]->h, cases[i].new_h, what + " largest");
+      check_arrays(*tensors[i], cases[i], what);
     }
   }
 }
@@ -450,6 +458,23 @@ TEST(steps_of_usual_rules) {
 TEST(steps_divide_every_root) {
   check_roots<float>(3 * (1 << 23) / 7, DType::f32);
   check_roots<double>(1 << 18, DType::f64);
+}
+// One array of a step has gaps, the others lie as the loops take them.
+TEST(steps_with_one_array_that_is_gathered) {
+  Random random(5);
+  for (int round = 0; round < 40; ++round) {
+    const Step step = random_step(random);
+    const Case cell(step, floating_dtypes[round % 4], false, 33 * 129, Fill::ordinary);
+    for (std::size_t gathered = 0; gathered < 5; ++gathered) {
+      Tensor::Gaps gaps{};
+      gaps[gathered] = 2;
+      const Tensor tensor(cell, 33, 129, gaps);
+      double penalty = 0.0;
+      std::int64_t zeros = 0;
+      take_steps(&tensor.item, 1, &penalty, &zeros);
+      check_arrays(tensor, cell, text("gathered", gathered, description(step)));
+    }
+  }
 }
 TEST(steps_of_many_tensors) {
   check_calls(12, Fill::ordinary, 3);
