@@ -167,6 +167,7 @@ void run_random(int rounds, std::initializer_list<std::size_t> counts, Fill kind
               text(name, name_of(dtype), converted ? "converted" : "", "count", count, description(step));
           run_case(cell, 0, what);
           run_case(cell, 1, what + " at any byte");
+          run_case(cell, 8, what + " at any number");
         }
       }
     }
@@ -190,7 +191,10 @@ void run_usual(int count) {
         const Case cell(step, dtype, converted, static_cast<std::size_t>(count), Fill::ordinary);
         for (const std::string& name : usable_instruction_sets()) {
           choose_instruction_set(name, "the test");
-          run_case(cell, 1, text(name, name_of(dtype), converted ? "converted" : "", description(step)));
+          for (const std::size_t offset : {1u, 8u}) {
+            run_case(cell, offset,
+                     text(name, name_of(dtype), converted ? "converted" : "", "offset", offset, description(step)));
+          }
         }
       }
     }
