@@ -118,7 +118,7 @@ FASTREG_INLINE V absolute(V x) {
 
 // a * b + c, rounded once; only where has_fused_product.
 template <class Real, class V>
-FASTREG_INLINE V fused(V a, V b, V c) {
+FASTREG_INLINE V fused([[maybe_unused]] V a, [[maybe_unused]] V b, [[maybe_unused]] V c) {
   [[maybe_unused]] constexpr bool single = sizeof(Real) == sizeof(float);
 #if defined(FASTREG_VEC_AVX512)
   if constexpr (single) {
