@@ -535,6 +535,8 @@ def test_tied_parameters_step_once():
             r"\['lr'\] must be a number, not a function; use a s",
         ),
         ({"nesterov": True}, ValueError, r"\['nesterov'\] needs a momentum > 0 and a dampening of"),
+        ({"fused": "no"}, TypeError, r"\['fused'\] must be True or False, not str 'no'"),
+        ({"foreach": 1}, TypeError, r"\['foreach'\] must be True or False, not int 1"),
         ({"differentiable": True}, ValueError, r"\['differentiable'\] must be False: this step is"),
         ({"mode": "prox"}, ValueError, "^mode must be one of"),
         ({"clip": "all"}, ValueError, "^clip must be one of"),
@@ -577,6 +579,8 @@ def test_arguments_of_adamw():
         ValueError, match=r"^param_groups\[0\]\['betas'\]\[1\] must be a number from"
     ):
         fastreg.torch.AdamW(model, betas=(0.9, 1.0))
+    with pytest.raises(TypeError, match=r"\['capturable'\] must be True or False, not str 'yes'"):
+        fastreg.torch.AdamW(model, capturable="yes")
     with pytest.raises(TypeError, match=r"^param_groups\[0\]\['betas'\] must be a pair of numbers"):
         fastreg.torch.AdamW(model, betas=0.9)
     with pytest.raises(ValueError, match=r"\['decoupled_weight_decay'\] must be True"):

@@ -49,6 +49,9 @@ def require_known_ways(group: Mapping[str, Any], label: str) -> None:
                 f"{label}[{name!r}] is no option of a group: it is for all parameters; pass "
                 f"{name}= to the optimizer, and rules by name for what differs"
             )
+    for name in ("capturable", "foreach", "fused"):
+        if group.get(name) is not None:
+            arguments.flag(group[name], f"{label}[{name!r}]")
     if group.get("differentiable"):
         raise ValueError(
             f"{label}['differentiable'] must be False: this step is not recorded by autograd; use "
