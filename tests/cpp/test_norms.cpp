@@ -99,9 +99,9 @@ void run_rows(DType dtype, std::int64_t rows, std::int64_t columns, std::int64_t
   measure_items(&item, 1, 0, &norm);
   require_same(norm, expected_norm(elements), what);
   for (const int exponent : {1, 3, -40}) {
-    std::vector<double> scaled;
-    for (const double element : elements) {
-      scaled.push_back(std::ldexp(element, exponent));
+    std::vector<double> scaled = elements;
+    for (double& element : scaled) {
+      element = std::ldexp(element, exponent);
     }
     measure_items(&item, 1, exponent, &norm);
     const double wanted = expected_norm(scaled).l2;
