@@ -11,6 +11,8 @@ namespace fastreg {
 namespace {
 
 constexpr int line_bytes = 64;
+// Of fewer elements it does not pay to begin what is written at a line.
+constexpr int fewest_aligned = 1024;
 // How far ahead the weights and the old gradients are fetched: L1 has few lines in flight, L2 more, and the hardware's
 // own fetching stops at every 4 KiB page.
 constexpr int near_distance = 4096;

@@ -46,7 +46,6 @@ struct PenaltyKernel {
   static constexpr int rows_per_step = variant == Variant::cached && wants_gradient && Sums::groups == 1 ? rows_in_cache
                                        : widens_by_row && !wants_gradient ? chunk_size / lanes_per_chunk
                                                                           : 2048 / row_bytes;
-  static constexpr int fewest_aligned = 1024;
   static constexpr int elements_per_line = line_bytes / static_cast<int>(sizeof(Storage));
   static_assert(lanes_per_chunk % elements_per_line == 0);
 

@@ -22,7 +22,6 @@ namespace {
 
 constexpr int block_size = 16 * lanes_per_chunk;
 static_assert(chunk_size % block_size == 0);
-constexpr int fewest_aligned = 1024;
 
 using Sums = LaneSums<FASTREG_VECTOR_BYTES>;
 

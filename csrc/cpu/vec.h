@@ -170,8 +170,9 @@ FASTREG_INLINE V opaque(V v) {
 }
 
 // Counts the zeros in registers of signed integers, or of numbers of their size. A lane's counter has the integers'
-// size: at most 32767 registers. NOLINTBEGIN(readability-redundant-inline-specifier): GCC asks for it beside the
-// attribute, in templates.
+// size: at most 32767 registers.
+//
+// NOLINTBEGIN(readability-redundant-inline-specifier): GCC asks for it beside the attribute, in templates.
 template <class Integer>
 class ZeroCount {
  public:
