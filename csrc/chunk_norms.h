@@ -7,7 +7,7 @@
 #include <cstring>
 #include <vector>
 
-#include "canonical_sum.h"
+#include "chunk_sums.h"
 #include "cpu/norm_lanes.h"
 #include "cpu/shared_chunks.h"
 #include "norms.h"
@@ -18,21 +18,14 @@ namespace fastreg {
 // What is left of a chunk.
 class ChunkNorms {
  public:
-  explicit ChunkNorms(std::int64_t chunks)
-      : l1_(static_cast<std::size_t>(chunks)),
-        l2_(l1_.size()),
-        maximum_(l1_.size()),
-        zeros_(l1_.size()),
-        nonfinite_(l1_.size()) {}
+  explicit ChunkNorms(std::int64_t chunks) : maximum_(static_cast<std::size_t>(chunks)), nonfinite_(maximum_.size()) {
+    sums_.resize(chunks);
+  }
 
   void keep(std::int64_t chunk, NormLanes& lanes) {
     const auto place = static_cast<std::size_t>(chunk);
-    halve_lanes(lanes.l1, lanes_per_chunk);
-    halve_lanes(lanes.l2, lanes_per_chunk);
-    l1_[place] = lanes.l1[0];
-    l2_[place] = lanes.l2[0];
+    sums_.keep(chunk, lanes);
     maximum_[place] = lanes.maximum;
-    zeros_[place] = static_cast<std::int32_t>(lanes.zeros);
     nonfinite_[place] = static_cast<std::int32_t>(lanes.nonfinite);
   }
 
@@ -42,20 +35,18 @@ class ChunkNorms {
     for (std::int64_t chunk = first; chunk < first + chunks; ++chunk) {
       const auto place = static_cast<std::size_t>(chunk);
       most = std::max(most, maximum_[place]);
-      norm.zeros += zeros_[place];
       norm.nonfinite += nonfinite_[place];
     }
-    norm.l1 = sum_of_chunk_sums(l1_.data() + first, chunks);
-    norm.l2 = sum_of_chunk_sums(l2_.data() + first, chunks);
+    norm.l1 = sums_.l1(first, chunks);
+    norm.l2 = sums_.l2(first, chunks);
+    norm.zeros = sums_.zeros(first, chunks);
     std::memcpy(&norm.maximum, &most, sizeof most);
     return norm;
   }
 
  private:
-  std::vector<double> l1_;
-  std::vector<double> l2_;
+  ChunkSums sums_;
   std::vector<std::uint64_t> maximum_;
-  std::vector<std::int32_t> zeros_;
   std::vector<std::int32_t> nonfinite_;
 };
 

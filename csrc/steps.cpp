@@ -1,7 +1,6 @@
 #include "steps.h"
 
 #include <algorithm>
-#include <numeric>
 #include <vector>
 
 #include "canonical_sum.h"
@@ -101,28 +100,6 @@ void take_chunk(const StepLoops& loops, const StepItem& item, std::int64_t begin
                 lanes);
 }
 
-// What is left of a chunk; nothing where no item has a penalty.
-struct ChunkPenalties {
-  void resize(std::int64_t chunks) {
-    l1.resize(static_cast<std::size_t>(chunks));
-    l2.resize(l1.size());
-    zeros.resize(l1.size());
-  }
-
-  void keep(std::int64_t chunk, StepLanes& lanes) {
-    const auto place = static_cast<std::size_t>(chunk);
-    halve_lanes(lanes.l1, lanes_per_chunk);
-    halve_lanes(lanes.l2, lanes_per_chunk);
-    l1[place] = lanes.l1[0];
-    l2[place] = lanes.l2[0];
-    zeros[place] = static_cast<std::int32_t>(lanes.zeros);
-  }
-
-  std::vector<double> l1;
-  std::vector<double> l2;
-  std::vector<std::int32_t> zeros;
-};
-
 void measure_chunk(const StepLoops& loops, const StepItem& item, bool with_penalty, int exponent, Variant variant,
                    std::int64_t begin, std::int64_t count, NormLanes& lanes) {
   const auto& measures = loops.measure[static_cast<std::size_t>(variant)][static_cast<std::size_t>(item.dtype)];
@@ -159,7 +136,7 @@ void measure_steps(const StepItem* items, std::size_t item_count, Clip clip, int
 void take_steps(const StepItem* items, std::size_t item_count, double* penalties, std::int64_t* zeros, Owner owner) {
   const FloatEnvironment environment;
   const StepLoops& loops = step_loops();
-  ChunkPenalties kept;
+  ChunkSums kept;  // nothing where no item has a penalty
   SharedChunks work(items, item_count,
                     [&](const StepItem& item, std::int64_t begin, std::int64_t count, std::int64_t chunk) {
                       StepLanes lanes;
@@ -178,9 +155,8 @@ void take_steps(const StepItem* items, std::size_t item_count, double* penalties
     if (items[i].rule.counts) {
       const std::int64_t first = work.first_chunk(i);
       const std::int64_t chunks = work.first_chunk(i + 1) - first;
-      penalties[i] = penalty_value(items[i].rule.coefficients, sum_of_chunk_sums(kept.l1.data() + first, chunks),
-                                   sum_of_chunk_sums(kept.l2.data() + first, chunks));
-      zeros[i] = std::accumulate(kept.zeros.begin() + first, kept.zeros.begin() + first + chunks, std::int64_t{0});
+      penalties[i] = penalty_value(items[i].rule.coefficients, kept.l1(first, chunks), kept.l2(first, chunks));
+      zeros[i] = kept.zeros(first, chunks);
     }
   }
 }

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from interpreter import runs
 
+import fastreg
 from fastreg import _info
 from fastreg._engine import backend
-from fastreg.regularizers import L1L2
+from fastreg.regularizers import L1, L1L2
 
 core = _info.native_core()
 pytestmark = pytest.mark.skipif(core is None, reason="needs the compiled core")
@@ -41,6 +42,23 @@ def results(dtype, count):
     ]
 
 
+def results_of_steps(dtype, count):
+    """Return the bits of norms, of a proximal step, and of steps after each kind of clip."""
+    weights = WEIGHTS[dtype][:count]
+    found = [
+        repr(fastreg.norms({"w": weights}).total),
+        L1L2(1e-4, 1e-3).prox(weights, 0.5).tobytes(),
+    ]
+    for clip, mode in (("data", "proximal"), ("total", "gradient")):
+        parameters = {"w": weights.copy()}
+        optimizer = fastreg.optimizers.AdamW(
+            parameters, lr=1e-2, rules=L1(1e-3), mode=mode, max_norm=1e-3, clip=clip
+        )
+        taken = optimizer.step({"w": weights[::-1].copy()})
+        found += [taken.penalty.hex(), taken.norm.hex(), taken.zeros, parameters["w"].tobytes()]
+    return found
+
+
 def test_python_has_the_names():
     assert tuple(core.policy_names()) == backend.POLICIES
 
@@ -56,6 +74,19 @@ def test_the_same_bits_under_every_policy(dtype, count):
         for policy in backend.POLICIES:
             core.set_policy(policy)
             assert results(dtype, count) == expected, (instruction_set, policy)
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS, ids=lambda dtype: dtype.__name__)
+def test_the_same_steps_under_every_policy(dtype):
+    count = 300_001
+    core.set_policy("plain")
+    core.set_instruction_set("portable")
+    expected = results_of_steps(dtype, count)
+    for instruction_set in core.instruction_sets():
+        core.set_instruction_set(instruction_set)
+        for policy in backend.POLICIES:
+            core.set_policy(policy)
+            assert results_of_steps(dtype, count) == expected, (instruction_set, policy)
 
 
 @pytest.mark.parametrize("name", backend.POLICIES)

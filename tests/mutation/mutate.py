@@ -60,7 +60,8 @@ SUITES = (
     Suite(
         "loops",
         (
-            *("chunk_norms.h", "norms.cpp", "steps.cpp", "cpu/lane_sums.h", "cpu/magnitudes.h"),
+            *("chunk_sums.h", "chunk_norms.h", "norms.cpp", "steps.cpp"),
+            *("cpu/lane_sums.h", "cpu/magnitudes.h"),
             *("cpu/norm_lanes.h", "cpu/norm_loops.cpp", "cpu/shared_chunks.h"),
         ),
         ("test_norms.cpp", "test_step.cpp"),
