@@ -36,13 +36,14 @@ FASTREG_INLINE void fetch_ahead([[maybe_unused]] const void* address) {
 }
 
 // The variant whose kernels stand for another's. Each takes seconds to compile, so that there is one for several where
-// they would not differ, or where nothing was measured: registers that do not hold a row's sums make `cached` plain,
-// and those that do not hold two `pairs`; 16 bytes have one distance; 64 bytes without AVX-512 are there for tests.
+// they would not differ, or where nothing was measured: registers that do not hold a row's sums make `cached` and
+// `whole` plain, and those that do not hold two `pairs`; 16 bytes have one distance; 64 bytes without AVX-512 are there
+// for tests.
 constexpr Variant kernels_of(Variant variant) {
   if (FASTREG_VECTOR_BYTES == 64) {
     return has_avx512 ? variant : Variant::plain;
   }
-  if (variant == Variant::plain || variant == Variant::pairs || variant == Variant::cached) {
+  if (variant != Variant::near && variant != Variant::far) {
     return Variant::plain;
   }
   return FASTREG_VECTOR_BYTES == 16 ? Variant::near : variant;

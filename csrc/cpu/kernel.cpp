@@ -26,6 +26,7 @@ struct PenaltyKernel {
   using Storage = typename E::Storage;
   using Real = typename E::Real;
   using Memory = Access<E>;
+  static constexpr bool goes_by_row = variant == Variant::cached || variant == Variant::whole;
   // Zen 4 works 64-byte registers in halves, and widens into them at less than half the speed.
   static constexpr bool sums_in_halves = variant == Variant::cached && has_avx512 && sizeof(Real) == sizeof(float);
   static constexpr int sum_bytes = FASTREG_VECTOR_BYTES / (sums_in_halves ? 2 : 1);
@@ -43,9 +44,9 @@ struct PenaltyKernel {
   static constexpr int rows_in_cache = converts ? 16 : 1;
   // Where registers hold a row's sums, halves are widened a row ahead, else a step.
   static constexpr bool widens_by_row = converts && Sums::groups == 1;
-  static constexpr int rows_per_step = variant == Variant::cached && wants_gradient && Sums::groups == 1 ? rows_in_cache
-                                       : widens_by_row && !wants_gradient ? chunk_size / lanes_per_chunk
-                                                                          : 2048 / row_bytes;
+  static constexpr int rows_per_step = goes_by_row && wants_gradient && Sums::groups == 1 ? rows_in_cache
+                                       : widens_by_row && !wants_gradient                 ? chunk_size / lanes_per_chunk
+                                                                                          : 2048 / row_bytes;
   static constexpr int elements_per_line = line_bytes / static_cast<int>(sizeof(Storage));
   static_assert(lanes_per_chunk % elements_per_line == 0);
 
@@ -209,9 +210,9 @@ struct PenaltyKernel {
 
   // Two chunks of a run at once, far apart: what is fetched ahead stops at the end of a page, though not at once for
   // both.
-  static constexpr bool takes_two =
-      has_avx512 && wants_value && !wants_gradient && !converts &&
-      (variant == Variant::pairs || (variant == Variant::cached && sizeof(Real) == sizeof(double)));
+  static constexpr bool takes_two = has_avx512 && wants_value && !wants_gradient && !converts &&
+                                    (variant == Variant::pairs || variant == Variant::whole ||
+                                     (variant == Variant::cached && sizeof(Real) == sizeof(double)));
   FASTREG_INLINE void add_two(const Storage* one, const Storage* other, Sums& sums, Sums& sums_of_other) {
     for (int row = 0; row < chunk_size; row += lanes_per_chunk) {
       add_groups(one + row, 1, sums);
@@ -294,13 +295,31 @@ struct PenaltyKernel {
 
 // ---- the table, filled by folding over the cells
 
+// Variants that do not differ in a cell have one kernel there.
+template <Variant variant, class E, unsigned outputs>
+constexpr Variant kernel_of() {
+  constexpr bool writes = (outputs & output_gradient) != 0;
+  constexpr bool converts = !Access<E>::is_compute_type;
+  if (variant == Variant::pairs && (writes || converts)) {
+    return Variant::plain;
+  }
+  if (variant == Variant::whole) {
+    return converts                                        ? Variant::plain
+           : !writes                                       ? Variant::pairs
+           : sizeof(typename E::Storage) == sizeof(double) ? Variant::cached
+                                                           : variant;
+  }
+  return variant;
+}
+
 template <Variant variant, class E, unsigned terms, unsigned outputs>
 constexpr void fill_cell(KernelTable& table, int dtype) {
   if constexpr (is_output_cell(outputs)) {
     Cells& cells = table.cells[static_cast<std::size_t>(variant)];
-    cells.kernels[dtype][terms - 1][outputs] = PenaltyKernel<variant, E, terms, outputs, false>::run;
+    constexpr Variant found = kernel_of<variant, E, outputs>();
+    cells.kernels[dtype][terms - 1][outputs] = PenaltyKernel<found, E, terms, outputs, false>::run;
     if constexpr ((outputs & output_gradient) != 0 && (outputs & output_add) == 0) {
-      cells.streaming_kernels[dtype][terms - 1][outputs] = PenaltyKernel<variant, E, terms, outputs, true>::run;
+      cells.streaming_kernels[dtype][terms - 1][outputs] = PenaltyKernel<found, E, terms, outputs, true>::run;
     }
   }
 }
@@ -346,6 +365,7 @@ constexpr KernelTable make_table() {
   fill_variant<Variant::far>(table);
   fill_variant<Variant::pairs>(table);
   fill_variant<Variant::cached>(table);
+  fill_variant<Variant::whole>(table);
   return table;
 }
 

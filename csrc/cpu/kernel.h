@@ -34,8 +34,9 @@ enum class Variant : std::uint8_t {
   far,     // and into L2, 8 KiB ahead
   pairs,   // nothing; values of two chunks at once
   cached,  // nothing; gradients row by row, sums of floats in registers of 32 bytes
+  whole,   // nothing; values of two chunks at once, gradients row by row, all sums in whole registers
 };
-constexpr std::size_t variant_count = 5;
+constexpr std::size_t variant_count = 6;
 
 // Proximal steps: `gradients` gets what `weights` become, and may be `weights`; penalty and zeros are of what it gets.
 struct ProxCells {

@@ -168,9 +168,9 @@ constexpr NormLoops make_loops() {
 
 namespace FASTREG_ISA {
 constexpr NormLoops norm_loops[variant_count] = {
-    make_loops<kernels_of(Variant::plain)>(), make_loops<kernels_of(Variant::near)>(),
-    make_loops<kernels_of(Variant::far)>(), make_loops<kernels_of(Variant::cached)>(),
-    make_loops<kernels_of(Variant::cached)>()};
+    make_loops<kernels_of(Variant::plain)>(),  make_loops<kernels_of(Variant::near)>(),
+    make_loops<kernels_of(Variant::far)>(),    make_loops<kernels_of(Variant::cached)>(),
+    make_loops<kernels_of(Variant::cached)>(), make_loops<kernels_of(Variant::plain)>()};
 }
 
 }  // namespace fastreg

@@ -29,6 +29,7 @@ constexpr Variant near = Variant::near;
 constexpr Variant far = Variant::far;
 constexpr Variant pairs = Variant::pairs;
 constexpr Variant cached = Variant::cached;
+constexpr Variant whole = Variant::whole;
 
 // clang-format off
 constexpr Policy policies[] = {
@@ -38,6 +39,12 @@ constexpr Policy policies[] = {
      "1.6; where gradients are written near takes up to 1.67, and plain up to 1.28"},
     {"sapphire_rapids", {plain, far, far}, {plain, far, far}, 32 * mebi, never, 16, 256 * kibi, 64 * kibi,
      "2 cores: a value from DRAM takes 1.6 times the read with plain, 1.15 with near, 1.0 with far"},
+    {"zen5", {whole, whole, far}, {whole, near, whole}, 32 * mebi, never, 16, 1 * mebi, 128 * kibi,
+     "2 cores, each in turn, 2026-11-29: in caches plain takes up to 1.61 times whole, cached 1.38; gradients in L3 take "
+     "0.79 to 0.91 of plain with near; a value beyond takes up to 1.12 of far with plain, 1.07 with whole; gradients "
+     "beyond up to 1.18 of whole with plain; sharing takes 0.75 to 0.97 of one thread at 128 Ki, up to 1.28 at 64 Ki; "
+     "waking up to 1.26 at 1 Mi, 1.6 at 512 Ki; halves beyond take up to 1.5 times near with plain",
+     near},
     {"zen4", {cached, cached, pairs}, {cached, cached, plain}, 32 * mebi, never, 16, 512 * kibi, 32 * kibi,
      "2 cores, each in turn, 2026-11-28: near takes up to 1.67 times plain, far 1.41; cached down to 0.8 in caches, "
      "and up to 1.3 where gradients are written beyond; a value beyond takes 0.86 to 1.02 times cached with pairs; at "
@@ -53,6 +60,8 @@ constexpr Policy policies[] = {
     {"pairs", {pairs, pairs, pairs}, {pairs, pairs, pairs}, 32 * mebi, never, 16, 256 * kibi, 64 * kibi, "forced only"},
     {"cached", {cached, cached, cached}, {cached, cached, cached}, 32 * mebi, never, 16, 256 * kibi, 64 * kibi,
      "forced only"},
+    {"whole", {whole, whole, whole}, {whole, whole, whole}, 32 * mebi, never, 16, 256 * kibi, 64 * kibi,
+     "forced only"},
 };
 // clang-format on
 
@@ -65,7 +74,9 @@ struct Family {
   const char* policy;
 };
 constexpr Family families[] = {
-    {"GenuineIntel", 6, 0x8f, 0x8f, "sapphire_rapids"}, {"AuthenticAMD", 0x19, 0x10, 0x1f, "zen4"},  // servers
+    {"GenuineIntel", 6, 0x8f, 0x8f, "sapphire_rapids"},
+    {"AuthenticAMD", 0x1a, 0x00, 0x1f, "zen5"},  // servers: others of Zen 5 have units of half the width
+    {"AuthenticAMD", 0x19, 0x10, 0x1f, "zen4"},  // servers
     {"AuthenticAMD", 0x19, 0x60, 0x7f, "zen4"},  // desktops and laptops
     {"AuthenticAMD", 0x19, 0xa0, 0xaf, "zen4"},  // servers of the dense kind
     {"AuthenticAMD", 0x19, 0x00, 0x0f, "zen3"},  // servers
@@ -232,7 +243,7 @@ std::vector<std::string> policy_names() {
 }
 
 const char* name_of(Variant variant) {
-  constexpr const char* names[] = {"plain", "near", "far", "pairs", "cached"};
+  constexpr const char* names[] = {"plain", "near", "far", "pairs", "cached", "whole"};
   static_assert(std::size(names) == variant_count);
   return names[static_cast<std::size_t>(variant)];
 }

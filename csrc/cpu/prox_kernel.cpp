@@ -146,16 +146,16 @@ constexpr ProxCells make_cells() {
 
 // Steps in caches are plain ones: nothing else was measured.
 constexpr Variant step_kernels_of(Variant variant) {
-  return kernels_of(variant == Variant::cached || variant == Variant::pairs ? Variant::plain : variant);
+  return kernels_of(variant == Variant::near || variant == Variant::far ? variant : Variant::plain);
 }
 
 }  // namespace
 
 namespace FASTREG_ISA {
 constexpr ProxCells prox_cells[variant_count] = {
-    make_cells<step_kernels_of(Variant::plain)>(), make_cells<step_kernels_of(Variant::near)>(),
-    make_cells<step_kernels_of(Variant::far)>(), make_cells<step_kernels_of(Variant::pairs)>(),
-    make_cells<step_kernels_of(Variant::cached)>()};
+    make_cells<step_kernels_of(Variant::plain)>(),  make_cells<step_kernels_of(Variant::near)>(),
+    make_cells<step_kernels_of(Variant::far)>(),    make_cells<step_kernels_of(Variant::pairs)>(),
+    make_cells<step_kernels_of(Variant::cached)>(), make_cells<step_kernels_of(Variant::whole)>()};
 }
 
 }  // namespace fastreg

@@ -504,6 +504,7 @@ constexpr void fill(StepLoops& loops, DType dtype) {
   fill_measures<Variant::far, E>(loops, place);
   fill_measures<Variant::pairs, E>(loops, place);
   fill_measures<Variant::cached, E>(loops, place);
+  fill_measures<Variant::whole, E>(loops, place);
 }
 
 constexpr StepLoops make_loops() {

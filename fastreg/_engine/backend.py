@@ -26,7 +26,10 @@ from . import reference
 
 BACKENDS = ("numpy", "native")
 INSTRUCTION_SETS = ("portable", "avx2", "avx512", "neon")
-POLICIES = ("default", "sapphire_rapids", "zen4", "zen3", "plain", "near", "far", "pairs", "cached")
+POLICIES = (
+    *("default", "sapphire_rapids", "zen5", "zen4", "zen3"),
+    *("plain", "near", "far", "pairs", "cached", "whole"),
+)
 TORCH_THREADS = ("torch", "own")
 _SETTINGS_OF_THE_CORE = (
     "FASTREG_ISA",

@@ -33,12 +33,14 @@ TEST(policy_of_known_families) {
   CHECK(chosen("AuthenticAMD", 0x19, 0x11) == "zen4");
   CHECK(chosen("AuthenticAMD", 0x19, 0x61) == "zen4");
   CHECK(chosen("AuthenticAMD", 0x19, 0xa0) == "zen4");
+  CHECK(chosen("AuthenticAMD", 0x1a, 0x02) == "zen5");
+  CHECK(chosen("AuthenticAMD", 0x1a, 0x11) == "zen5");
   const ChosenPolicy zen4 = policy_for({"AuthenticAMD", 25, 17, 1 * mebi, 32 * mebi});
   CHECK(zen4.reason == "measured on this family: AuthenticAMD family 25 model 0x11", zen4.reason);
 }
 
 TEST(policy_of_unknown_families) {
-  CHECK(chosen("AuthenticAMD", 0x1a, 0x02) == "default", "Zen 5");
+  CHECK(chosen("AuthenticAMD", 0x1a, 0x24) == "default", "Zen 5 of laptops, whose units are half as wide");
   CHECK(chosen("AuthenticAMD", 0x17, 0x31) == "default", "Zen 2");
   CHECK(chosen("GenuineIntel", 6, 0x6a) == "default", "Ice Lake");
   CHECK(chosen("GenuineIntel", 6, 0xcf) == "default", "Emerald Rapids");
@@ -85,6 +87,7 @@ TEST(policy_by_size) {
 
 TEST(policy_of_halves) {
   CHECK(policy_for({"AuthenticAMD", 25, 17, 1 * mebi, 32 * mebi}).policy->halves == Variant::cached);
+  CHECK(policy_for({"AuthenticAMD", 26, 2, 1 * mebi, 32 * mebi}).policy->halves == Variant::near);
   CHECK(!policy_for({}).policy->halves.has_value(), "not measured");
 }
 
