@@ -572,3 +572,18 @@ def test_attributes_that_would_do_nothing_cannot_be_set(name):
     with pytest.raises(AttributeError, match=f"'{name}' of an optimizer cannot be set"):
         setattr(optimizer, name, 0.5)
     optimizer.lr, optimizer.strength, optimizer.max_norm = 0.2, 0.5, 1.0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("offset", [0, 16, 40])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_moments_meet_lines_with_their_parameters(dtype, offset, order):
+    memory = np.zeros(65 * 33 * 8 + 128, np.uint8)
+    first = (offset - memory.ctypes.data) % 64
+    bytes_of = memory[first : first + 65 * 33 * np.dtype(dtype).itemsize]
+    w = bytes_of.view(dtype).reshape((65, 33), order=order)
+    optimizer = fastreg.optimizers.AdamW({"w": w}, lr=1e-3)
+    optimizer.step({"w": np.ones_like(w)})
+    moments = [arrays["w"] for arrays in optimizer._kept.arrays]
+    assert [moment.ctypes.data % 64 for moment in moments] == [offset, offset]
+    assert [moment.strides for moment in moments] == [w.strides] * 2

@@ -39,11 +39,11 @@ constexpr Policy policies[] = {
      "1.6; where gradients are written near takes up to 1.67, and plain up to 1.28"},
     {"sapphire_rapids", {plain, far, far}, {plain, far, far}, 32 * mebi, never, 16, 256 * kibi, 64 * kibi,
      "2 cores: a value from DRAM takes 1.6 times the read with plain, 1.15 with near, 1.0 with far"},
-    {"zen5", {whole, whole, far}, {whole, near, whole}, 32 * mebi, never, 16, 1 * mebi, 128 * kibi,
-     "2 cores, each in turn, 2026-11-29: in caches plain takes up to 1.61 times whole, cached 1.38; gradients in L3 take "
-     "0.79 to 0.91 of plain with near; a value beyond takes up to 1.12 of far with plain, 1.07 with whole; gradients "
-     "beyond up to 1.18 of whole with plain; sharing takes 0.75 to 0.97 of one thread at 128 Ki, up to 1.28 at 64 Ki; "
-     "waking up to 1.26 at 1 Mi, 1.6 at 512 Ki; halves beyond take up to 1.5 times near with plain",
+    {"zen5", {whole, whole, whole}, {whole, near, whole}, 32 * mebi, never, 16, 1 * mebi, 64 * kibi,
+     "2 cores, each in turn, 2026-11-29: in caches plain takes up to 1.6 times whole, cached 1.4; gradients in L3 take "
+     "0.79 to 0.91 of plain with near; a value beyond takes 0.91 to 1.15 times whole with far, up to 1.14 with near; "
+     "gradients beyond up to 1.18 with plain; sharing takes 0.6 to 1.5 of one thread at 64 Ki, gradients less than "
+     "values; waking up to 1.26 at 1 Mi, 1.6 at 512 Ki; halves beyond take up to 1.5 times near with plain",
      near},
     {"zen4", {cached, cached, pairs}, {cached, cached, plain}, 32 * mebi, never, 16, 512 * kibi, 32 * kibi,
      "2 cores, each in turn, 2026-11-28: near takes up to 1.67 times plain, far 1.41; cached down to 0.8 in caches, "

@@ -21,7 +21,10 @@ namespace fastreg {
 namespace {
 
 constexpr int block_size = 16 * lanes_per_chunk;
-static_assert(chunk_size % block_size == 0);
+// What only reads waits for memory alone: in shorter blocks the next reads begin while the last sums are added. A step
+// after a guard, 16 million float32, takes 0.94 of the time (Zen 5).
+constexpr int measured_block_size = 4 * lanes_per_chunk;
+static_assert(chunk_size % block_size == 0 && chunk_size % measured_block_size == 0);
 
 using Sums = LaneSums<FASTREG_VECTOR_BYTES>;
 
@@ -404,11 +407,11 @@ struct ClipKernel {
   FASTREG_INLINE void visit_blocks(const StepRule& rule, bool adds_penalty, const Storage* parameters,
                                    const GradientStorage* gradients, std::int64_t elements, Visit visit) {
     const unsigned operations = operations_of(rule, adds_penalty);
-    alignas(64) Real memory[block_size];
+    alignas(64) Real memory[measured_block_size];
     alignas(64) Storage last_parameters[lanes_per_chunk];
     alignas(64) GradientStorage last_gradients[lanes_per_chunk];
     while (elements > 0) {
-      int there = static_cast<int>(elements < block_size ? elements : block_size);
+      int there = static_cast<int>(elements < measured_block_size ? elements : measured_block_size);
       int count = there;
       if (there >= lanes_per_chunk) {
         count = there -= there % lanes_per_chunk;
@@ -418,7 +421,7 @@ struct ClipKernel {
         gradients = pad(gradients, there, last_gradients);
       }
       if (!adds_penalty) {  // of two streams nothing was measured
-        fetch_ahead<variant, block_size * sizeof(GradientStorage)>(gradients);
+        fetch_ahead<variant, measured_block_size * sizeof(GradientStorage)>(gradients);
       }
       visit(Block{parameters, gradients, count}.compute(operations, rule.numbers, memory), count, there);
       parameters += adds_penalty ? count : 0;

@@ -39,6 +39,24 @@ def owner(base: Any) -> Any:
     return base.owner if type(base) is _Memory else None
 
 
+def zeros_beside(view: Array, dtype: np.dtype[Any]) -> Array:
+    """Return zeros of the shape of `view`, which begin as far behind a cache line as it does.
+
+    One pass over both then meets their lines together: with torch's arrays, which begin at a line,
+    and NumPy's, which begin 16 bytes behind one, each access to one of them takes two.  Elements of
+    another size, and those that have gaps, lie as NumPy places them.
+    """
+    is_dense = view.flags.c_contiguous or view.flags.f_contiguous
+    address = int(view.ctypes.data)
+    if not is_dense or view.itemsize != dtype.itemsize or address % dtype.itemsize:
+        return np.zeros_like(view, dtype, subok=False)
+    line = 64
+    spare = np.zeros(view.nbytes + line, np.uint8)
+    first = (address - int(spare.ctypes.data)) % line
+    order: Any = "C" if view.flags.c_contiguous else "F"
+    return spare[first : first + view.nbytes].view(dtype).reshape(view.shape, order=order)
+
+
 def byte_bounds(view: Array) -> tuple[int, int]:
     """Return the first byte of an array that is not empty and the one after its last."""
     low = high = int(view.ctypes.data)

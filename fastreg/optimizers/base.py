@@ -7,11 +7,9 @@ from itertools import compress, repeat
 from operator import attrgetter, is_
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
-import numpy as np
-
 from .._arrays import cuda
 from .._arrays.libraries import ALL_NUMPY
-from .._base import arguments, dtypes, errors, steps
+from .._base import arguments, dtypes, errors, memory, steps
 from .._base.array_types import AnyArray, Factor, Real, Tensors
 from .._base.float_environment import Default
 from .._base.steps import Settings
@@ -465,8 +463,7 @@ class Optimizer:
             made: list[Any] = [*arena.arrays]
         else:
             made = [
-                np.zeros_like(view, dtypes.stored(dtype), subok=False)
-                for _, _, (view, dtype) in missing
+                memory.zeros_beside(view, dtypes.stored(dtype)) for _, _, (view, dtype) in missing
             ]
         for (arrays, name, _), array in zip(missing, made, strict=True):
             arrays[name] = array
