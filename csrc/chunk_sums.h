@@ -29,9 +29,9 @@ class ChunkSums {
     zeros_[place] = static_cast<std::int32_t>(lanes.zeros);
   }
 
-  // Of `chunks` chunks from the first on.
-  double l1(std::int64_t first, std::int64_t chunks) const { return sum_of_chunk_sums(l1_.data() + first, chunks); }
-  double l2(std::int64_t first, std::int64_t chunks) const { return sum_of_chunk_sums(l2_.data() + first, chunks); }
+  // Of `chunks` chunks from the first on. The sums are to be asked for once: they are folded in place.
+  double l1(std::int64_t first, std::int64_t chunks) { return sum_of_chunk_sums(l1_.data() + first, chunks); }
+  double l2(std::int64_t first, std::int64_t chunks) { return sum_of_chunk_sums(l2_.data() + first, chunks); }
   std::int64_t zeros(std::int64_t first, std::int64_t chunks) const {
     return std::accumulate(zeros_.begin() + first, zeros_.begin() + first + chunks, std::int64_t{0});
   }
