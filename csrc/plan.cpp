@@ -441,13 +441,18 @@ void evaluate(const Item* items, std::size_t item_count, unsigned outputs, doubl
   }
   const ChosenPolicy& chosen = policy();
   const Conduct conduct(items, item_count, outputs, chosen);
-  on_threads(elements, owner, *chosen.policy, [&](const Crew& crew) {
+  const auto evaluate_with = [&](const Crew& crew) {
     if (crew.threads == 1) {
       evaluate_in_turn(items, item_count, conduct, {values, zeros});
     } else {
       evaluate_together(items, item_count, conduct, {values, zeros}, crew);
     }
-  });
+  };
+  if (!writes_gradient(outputs) && elements < chosen.policy->values_worth_sharing) {
+    evaluate_with(Crew{});
+  } else {
+    on_threads(elements, owner, *chosen.policy, evaluate_with);
+  }
 }
 
 }  // namespace fastreg

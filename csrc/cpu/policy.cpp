@@ -42,9 +42,10 @@ constexpr Policy policies[] = {
     {"zen5", {whole, whole, whole}, {whole, near, whole}, 32 * mebi, never, 16, 1 * mebi, 64 * kibi,
      "2 cores, each in turn, 2026-11-29: in caches plain takes up to 1.6 times whole, cached 1.4; gradients in L3 take "
      "0.79 to 0.91 of plain with near; a value beyond takes 0.91 to 1.15 times whole with far, up to 1.14 with near; "
-     "gradients beyond up to 1.18 with plain; sharing takes 0.6 to 1.5 of one thread at 64 Ki, gradients less than "
-     "values; waking up to 1.26 at 1 Mi, 1.6 at 512 Ki; halves beyond take up to 1.5 times near with plain",
-     near},
+     "gradients beyond up to 1.18 with plain; at 64 Ki sharing takes 0.65 to 0.98 of one thread where gradients are "
+     "written, 1.02 to 2.2 for a value; waking up to 1.26 at 1 Mi, 1.6 at 512 Ki; halves beyond take up to 1.5 times "
+     "near with plain",
+     near, 128 * kibi},
     {"zen4", {cached, cached, pairs}, {cached, cached, plain}, 32 * mebi, never, 16, 512 * kibi, 32 * kibi,
      "2 cores, each in turn, 2026-11-28: near takes up to 1.67 times plain, far 1.41; cached down to 0.8 in caches, "
      "and up to 1.3 where gradients are written beyond; a value beyond takes 0.86 to 1.02 times cached with pairs; at "

@@ -53,6 +53,8 @@ struct Policy {
   const char* record;  // what the row rests on
   // Of half precision, whose conversions take longer than memory, at every size; nothing: as of the other types.
   std::optional<Variant> halves = std::nullopt;
+  // Of values alone, where an awake thread pays from more elements on than elsewhere: they move half the bytes.
+  std::int64_t values_worth_sharing = 0;
 
   bool streams(std::int64_t bytes, bool is_new) const {
     return bytes >= (is_new ? bytes_worth_streaming_if_new : bytes_worth_streaming);
