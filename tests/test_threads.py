@@ -285,7 +285,7 @@ def test_workers_take_no_signals():
         import numpy as np
         import fastreg
         fastreg.set_num_threads(3)
-        w = np.ones(1_000_003, np.float32)
+        w = np.ones(3_000_003, np.float32)  # worth waking others, by any policy
         for _ in range(3):
             fastreg.regularizers.L1(0.5)(w)
         others = len(os.listdir("/proc/self/task")) - 1

@@ -247,27 +247,31 @@ def peers(found: Sequence[Processor]) -> str:
 
 
 def short(found: Sequence[Processor]) -> str:
-    """Return a few float32 cells on all threads beside NumPy, as the README shows them."""
+    """Return a few float32 cells on all threads beside NumPy, as the README shows them.
+
+    A line for each cell, whatever the number of processors: their figures stand side by side.
+    """
+    columns = ("time", "of the fastest loop's speed", "times NumPy's speed")
     cells: Cells = {}
-    for one, row in _rows_of(found, ("cache", "peers")):
+    for _, row in _rows_of(found, ("cache", "peers")):
         case = row.case
         is_shown = case.outputs in SHORT_OUTPUTS and case.size in SHORT_SIZES
         if case.dtype == "f32" and "numpy" in row.samples and is_shown:
-            label = (WORDS[case.outputs], f"{case.size:,}", *_label(found, one, case, ()))
-            cells[label] = {
-                "time": table.duration(row.seconds(OWN), narrow=True),
-                "of the fastest loop's speed": table.percentage(
-                    row.share_of_floor(OWN), narrow=True
-                ),
-                "times NumPy's speed": table.ratio(row.times_fastreg("numpy"), narrow=True),
-            }
-    columns = ("time", "of the fastest loop's speed", "times NumPy's speed")
-    heads = ("L1L2 of float32", "elements", *_heads(found, ()))
+            figures = (
+                table.duration(row.seconds(OWN), narrow=True),
+                table.percentage(row.share_of_floor(OWN), narrow=True),
+                table.ratio(row.times_fastreg("numpy"), narrow=True),
+            )
+            line = cells.setdefault((WORDS[case.outputs], f"{case.size:,}"), {})
+            for column, figure in zip(columns, figures, strict=True):
+                line[column] = ", ".join(filter(None, (line.get(column), figure)))
     where = "; ".join(
         f"{one.name}, {min(record.circumstances.date for record in one.stages.values())[:10]}"
         for one in found
     )
-    return f"{_markdown(heads, columns, _in_order(cells))}\n\nMeasured on {where}."
+    order = " (in this order)" if len(found) > 1 else ""
+    heads = ("L1L2 of float32", "elements")
+    return f"{_markdown(heads, columns, _in_order(cells))}\n\nMeasured on {where}{order}."
 
 
 def torch(found: Sequence[Processor]) -> str:

@@ -36,7 +36,7 @@ from fastreg.regularizers import L1L2
 
 warnings.simplefilter("ignore", DeprecationWarning)  # of forking where there are threads
 rule = L1L2(0.3, 0.7)
-w = torch.from_numpy(np.random.default_rng(0).standard_normal(1_000_003, dtype=np.float32))
+w = torch.from_numpy(np.random.default_rng(0).standard_normal(3_000_003, dtype=np.float32))
 expected = np.zeros(w.shape, np.float32)
 value = reference.evaluate_one(7, w.numpy(), expected, 0.3, 0.7, 1.0, 1.0)
 
@@ -211,8 +211,8 @@ def test_subnormals_are_kept_on_the_team() -> None:
     code = """
 torch.set_flush_denormal(True)  # of this thread, and of those that it makes
 parallel()
-w = torch.from_numpy(np.full(1_000_000, 5e-324))
-grad = torch.from_numpy(np.zeros(1_000_000))
+w = torch.from_numpy(np.full(3_000_000, 5e-324))
+grad = torch.from_numpy(np.zeros(3_000_000))
 for _ in range(10):
     L1L2(0.0, 1.0).accumulate(w, grad)
 torch.set_flush_denormal(False)
