@@ -18,9 +18,8 @@ namespace fastreg {
 // What is left of a chunk.
 class ChunkNorms {
  public:
-  explicit ChunkNorms(std::int64_t chunks) : maximum_(static_cast<std::size_t>(chunks)), nonfinite_(maximum_.size()) {
-    sums_.resize(chunks);
-  }
+  explicit ChunkNorms(std::int64_t chunks)
+      : sums_(chunks), maximum_(static_cast<std::size_t>(chunks)), nonfinite_(maximum_.size()) {}
 
   void keep(std::int64_t chunk, NormLanes& lanes) {
     const auto place = static_cast<std::size_t>(chunk);

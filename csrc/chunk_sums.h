@@ -12,11 +12,8 @@ namespace fastreg {
 
 class ChunkSums {
  public:
-  void resize(std::int64_t chunks) {
-    l1_.resize(static_cast<std::size_t>(chunks));
-    l2_.resize(l1_.size());
-    zeros_.resize(l1_.size());
-  }
+  explicit ChunkSums(std::int64_t chunks)
+      : l1_(static_cast<std::size_t>(chunks)), l2_(l1_.size()), zeros_(l1_.size()) {}
 
   // `Lanes` has the lane sums of a chunk, which this folds, and its zeros.
   template <class Lanes>

@@ -136,7 +136,7 @@ void measure_steps(const StepItem* items, std::size_t item_count, Clip clip, int
 void take_steps(const StepItem* items, std::size_t item_count, double* penalties, std::int64_t* zeros, Owner owner) {
   const FloatEnvironment environment;
   const StepLoops& loops = step_loops();
-  ChunkSums kept;  // nothing where no item has a penalty
+  ChunkSums kept(0);  // nothing where no item has a penalty
   SharedChunks work(items, item_count,
                     [&](const StepItem& item, std::int64_t begin, std::int64_t count, std::int64_t chunk) {
                       StepLanes lanes;
@@ -146,7 +146,7 @@ void take_steps(const StepItem* items, std::size_t item_count, double* penalties
                       }
                     });
   if (std::any_of(items, items + item_count, [](const StepItem& item) { return item.rule.counts; })) {
-    kept.resize(work.chunks());
+    kept = ChunkSums(work.chunks());
   }
   work.run(owner);
   for (std::size_t i = 0; i < item_count; ++i) {
