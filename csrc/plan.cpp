@@ -80,7 +80,7 @@ struct Conduct {
 };
 
 // What a call needs besides its arrays: one number per chunk and term, and of zeros.
-struct ChunkSums {
+struct ChunkNumbers {
   double* l1;
   double* l2;
   std::int64_t* zeros;  // of proximal steps with the value, else null
@@ -173,7 +173,7 @@ class ChunkRun {
   ChunkRun(const Item& item, const Conduct& conduct, const Stages& stages)
       : item_(item), outputs_(conduct.outputs), conduct_(conduct), stages_(stages) {}
 
-  void run(std::int64_t first, std::int64_t chunks, ChunkSums sums) const {
+  void run(std::int64_t first, std::int64_t chunks, ChunkNumbers sums) const {
     const std::int64_t begin = first * chunk_size;
     const std::int64_t count = std::min(item_.count - begin, chunks * chunk_size);
     if (item_.coefficients.terms == 0 && !is_prox(outputs_)) {
@@ -214,7 +214,7 @@ class ChunkRun {
     return conduct_.cells_of(item_.dtype).kernels[dtype][item_.coefficients.terms - 1][outputs_];
   }
 
-  KernelArguments arguments_for(std::int64_t begin, std::int64_t count, ChunkSums sums) const {
+  KernelArguments arguments_for(std::int64_t begin, std::int64_t count, ChunkNumbers sums) const {
     return {weights_at(begin),
             gradients_at(begin),
             count,
@@ -234,7 +234,7 @@ class ChunkRun {
                : nullptr;
   }
 
-  void run_staged(std::int64_t begin, std::int64_t count, const Stages::Stage& stage, ChunkSums sums) const {
+  void run_staged(std::int64_t begin, std::int64_t count, const Stages::Stage& stage, ChunkNumbers sums) const {
     void* weights = stage.weights();
     void* gradients = stage.gradients();
     const bool gradients_apart = !gradients_lie_right(item_, outputs_);
@@ -283,7 +283,7 @@ class ChunkRun {
   const Stages& stages_;
 };
 
-double value_of(const Item& item, ChunkSums sums) {
+double value_of(const Item& item, ChunkNumbers sums) {
   const std::int64_t chunks = chunk_count(item.count);
   const auto sum = [&](double* chunk_sums, unsigned term) {
     return (item.coefficients.terms & term) != 0 ? sum_of_chunk_sums(chunk_sums, chunks) : 0.0;
@@ -291,7 +291,7 @@ double value_of(const Item& item, ChunkSums sums) {
   return penalty_value(item.coefficients, sum(sums.l1, term_l1), sum(sums.l2, term_l2));
 }
 
-std::int64_t zeros_of(const Item& item, ChunkSums sums) {
+std::int64_t zeros_of(const Item& item, ChunkNumbers sums) {
   return std::accumulate(sums.zeros, sums.zeros + chunk_count(item.count), std::int64_t{0});
 }
 
@@ -311,7 +311,7 @@ class SumMemory {
       }
     }
   }
-  ChunkSums from(std::int64_t chunk) const {
+  ChunkNumbers from(std::int64_t chunk) const {
     return {memory_ + chunk, memory_ + chunks_ + chunk, zeros_ == nullptr ? nullptr : zeros_ + chunk};
   }
 
@@ -330,7 +330,7 @@ struct Results {
   double* values;
   std::int64_t* zeros;
 
-  void set(std::size_t place, const Item& item, ChunkSums sums) const {
+  void set(std::size_t place, const Item& item, ChunkNumbers sums) const {
     values[place] = value_of(item, sums);
     if (sums.zeros != nullptr) {
       zeros[place] = zeros_of(item, sums);
@@ -441,18 +441,13 @@ void evaluate(const Item* items, std::size_t item_count, unsigned outputs, doubl
   }
   const ChosenPolicy& chosen = policy();
   const Conduct conduct(items, item_count, outputs, chosen);
-  const auto evaluate_with = [&](const Crew& crew) {
+  on_threads(elements, owner, *chosen.policy, writes_gradient(outputs), [&](const Crew& crew) {
     if (crew.threads == 1) {
       evaluate_in_turn(items, item_count, conduct, {values, zeros});
     } else {
       evaluate_together(items, item_count, conduct, {values, zeros}, crew);
     }
-  };
-  if (!writes_gradient(outputs) && elements < chosen.policy->values_worth_sharing) {
-    evaluate_with(Crew{});
-  } else {
-    on_threads(elements, owner, *chosen.policy, evaluate_with);
-  }
+  });
 }
 
 }  // namespace fastreg

@@ -5,6 +5,7 @@
 
 #include "canonical_sum.h"
 #include "chunk_norms.h"
+#include "chunk_sums.h"
 #include "cpu/float_environment.h"
 #include "cpu/policy.h"
 #include "cpu/shared_chunks.h"
@@ -136,7 +137,7 @@ void measure_steps(const StepItem* items, std::size_t item_count, Clip clip, int
 void take_steps(const StepItem* items, std::size_t item_count, double* penalties, std::int64_t* zeros, Owner owner) {
   const FloatEnvironment environment;
   const StepLoops& loops = step_loops();
-  ChunkSums kept(0);  // nothing where no item has a penalty
+  ChunkSums kept(0);  // of all chunks, as soon as an item has a penalty
   SharedChunks work(items, item_count,
                     [&](const StepItem& item, std::int64_t begin, std::int64_t count, std::int64_t chunk) {
                       StepLanes lanes;

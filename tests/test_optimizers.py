@@ -576,14 +576,20 @@ def test_attributes_that_would_do_nothing_cannot_be_set(name):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("offset", [0, 16, 40])
-@pytest.mark.parametrize("order", ["C", "F"])
-def test_moments_meet_lines_with_their_parameters(dtype, offset, order):
-    memory = np.zeros(65 * 33 * 8 + 128, np.uint8)
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 1, 0), (1, 0, 2)], ids=str)
+def test_moments_meet_lines_with_their_parameters(dtype, offset, axes):
+    memory = np.zeros(64_000, np.uint8)
     first = (offset - memory.ctypes.data) % 64
-    bytes_of = memory[first : first + 65 * 33 * np.dtype(dtype).itemsize]
-    w = bytes_of.view(dtype).reshape((65, 33), order=order)
-    optimizer = fastreg.optimizers.AdamW({"w": w}, lr=1e-3)
+    w = memory[first : first + 65 * 33 * 3 * np.dtype(dtype).itemsize].view(dtype)
+    w = w.reshape(65, 33, 3).transpose(axes)
+    optimizer = optimizers.AdamW({"w": w}, lr=1e-3)
     optimizer.step({"w": np.ones_like(w)})
-    moments = [arrays["w"] for arrays in optimizer._kept.arrays]
-    assert [moment.ctypes.data % 64 for moment in moments] == [offset, offset]
-    assert [moment.strides for moment in moments] == [w.strides] * 2
+    made = [arrays["w"] for arrays in optimizer._kept.arrays]
+    optimizer.load_state_dict(optimizer.state_dict())
+    loaded = [arrays["w"] for arrays in optimizer._kept.arrays]
+    for moments in (made, loaded):
+        assert [moment.ctypes.data % 64 for moment in moments] == [offset, offset]
+        assert [moment.strides for moment in moments] == [w.strides] * 2
+    for one, other in zip(made, loaded, strict=True):
+        assert one is not other
+        np.testing.assert_array_equal(one, other)

@@ -98,6 +98,17 @@ def test_policy_of_the_environment(name):
     assert facts["reason"] == "forced by FASTREG_POLICY"
 
 
+def test_a_wrong_name_in_the_environment_is_told_all_names():
+    code = """
+        try:
+            import fastreg
+        except ValueError as error:
+            print(error)
+    """
+    printed = runs(code, FASTREG_POLICY="bogus")
+    assert all(repr(name) in printed for name in backend.POLICIES), printed
+
+
 def test_a_wrong_name_changes_nothing():
     core.set_policy("near")
     with pytest.raises(ValueError, match=r"^name must be one of 'default', .*, not 'fast'$"):

@@ -35,6 +35,11 @@ FASTREG_INLINE void fetch_ahead([[maybe_unused]] const void* address) {
   }
 }
 
+// For kernels that differ in nothing but what is fetched ahead.
+constexpr Variant fetches_of(Variant variant) {
+  return variant == Variant::near || variant == Variant::far ? variant : Variant::plain;
+}
+
 // The variant whose kernels stand for another's. Each takes seconds to compile, so that there is one for several where
 // they would not differ, or where nothing was measured: registers that do not hold a row's sums make `cached` and
 // `whole` plain, and those that do not hold two `pairs`; 16 bytes have one distance; 64 bytes without AVX-512 are there
@@ -43,10 +48,7 @@ constexpr Variant kernels_of(Variant variant) {
   if (FASTREG_VECTOR_BYTES == 64) {
     return has_avx512 ? variant : Variant::plain;
   }
-  if (variant != Variant::near && variant != Variant::far) {
-    return Variant::plain;
-  }
-  return FASTREG_VECTOR_BYTES == 16 ? Variant::near : variant;
+  return FASTREG_VECTOR_BYTES == 16 && fetches_of(variant) == Variant::far ? Variant::near : fetches_of(variant);
 }
 
 }  // namespace

@@ -27,7 +27,7 @@ void over_pieces(std::size_t bytes, Pass pass) {
     all.pass(offset, std::min(all.piece, all.bytes - offset));
   };
   const auto elements = static_cast<std::int64_t>(bytes / sizeof(float));
-  on_threads(elements, Owner::other, *policy().policy, [&](const Crew& crew) {
+  on_threads(elements, Owner::other, *policy().policy, true, [&](const Crew& crew) {
     const auto piece = static_cast<std::size_t>(chunks_per_task(chunk_count(elements), crew.threads)) * chunk_bytes;
     Context context{pass, bytes, piece};
     run_tasks(task, &context, static_cast<std::int64_t>((bytes + piece - 1) / piece), crew);

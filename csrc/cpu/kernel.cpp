@@ -295,7 +295,8 @@ struct PenaltyKernel {
 
 // ---- the table, filled by folding over the cells
 
-// Variants that do not differ in a cell have one kernel there.
+// Variants that do not differ in a cell have one kernel there. Halves row by row were tried, with whole registers: 1.00
+// to 1.04 times plain.
 template <Variant variant, class E, unsigned outputs>
 constexpr Variant kernel_of() {
   constexpr bool writes = (outputs & output_gradient) != 0;

@@ -34,7 +34,7 @@ enum class Variant : std::uint8_t {
   far,     // and into L2, 8 KiB ahead
   pairs,   // nothing; values of two chunks at once
   cached,  // nothing; gradients row by row, sums of floats in registers of 32 bytes
-  whole,   // nothing; values of two chunks at once, gradients row by row, all sums in whole registers
+  whole,   // nothing; values of two chunks at once, gradients row by row, all sums in whole registers; halves plain
 };
 constexpr std::size_t variant_count = 6;
 

@@ -56,6 +56,9 @@ struct Policy {
   // Of values alone, where an awake thread pays from more elements on than elsewhere: they move half the bytes.
   std::int64_t values_worth_sharing = 0;
 
+  bool is_worth_sharing(std::int64_t elements, bool writes) const {
+    return elements >= elements_worth_sharing && (writes || elements >= values_worth_sharing);
+  }
   bool streams(std::int64_t bytes, bool is_new) const {
     return bytes >= (is_new ? bytes_worth_streaming_if_new : bytes_worth_streaming);
   }

@@ -145,9 +145,7 @@ constexpr ProxCells make_cells() {
 }
 
 // Steps in caches are plain ones: nothing else was measured.
-constexpr Variant step_kernels_of(Variant variant) {
-  return kernels_of(variant == Variant::near || variant == Variant::far ? variant : Variant::plain);
-}
+constexpr Variant step_kernels_of(Variant variant) { return kernels_of(fetches_of(variant)); }
 
 }  // namespace
 

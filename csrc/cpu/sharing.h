@@ -52,10 +52,11 @@ inline void run_tasks(Task task, void* context, std::int64_t count, const Crew& 
   }
 }
 
-// Runs body(crew) with as many threads as a call of so many elements is worth by these rules.
+// Runs body(crew) with as many threads as a call of so many elements is worth by these rules; whether it writes says
+// that it moves more than one array.
 template <class Body>
-void on_threads(std::int64_t elements, Owner owner, const Policy& rules, Body body) {
-  if (elements < rules.elements_worth_sharing) {
+void on_threads(std::int64_t elements, Owner owner, const Policy& rules, bool writes, Body body) {
+  if (!rules.is_worth_sharing(elements, writes)) {
     body(Crew{});
     return;
   }

@@ -102,12 +102,11 @@ def thread_count(value: object, name: str) -> int:
 
 def choice(value: object, name: str, choices: Sequence[str]) -> str:
     """Return `value` if it is one of `choices`."""
+    what = f"{name} must be one of {listed(choices, limit=len(choices))}"
     if not isinstance(value, str):
-        raise TypeError(f"{name} must be one of {listed(choices)}, not {described(value)}")
+        raise TypeError(f"{what}, not {described(value)}")
     if value not in choices:
-        raise ValueError(
-            f"{name} must be one of {listed(choices)}, not {value!r}{suggestion(value, choices)}"
-        )
+        raise ValueError(f"{what}, not {value!r}{suggestion(value, choices)}")
     return value
 
 

@@ -43,18 +43,26 @@ def zeros_beside(view: Array, dtype: np.dtype[Any]) -> Array:
     """Return zeros of the shape of `view`, which begin as far behind a cache line as it does.
 
     One pass over both then meets their lines together: with torch's arrays, which begin at a line,
-    and NumPy's, which begin 16 bytes behind one, each access to one of them takes two.  Elements of
-    another size, and those that have gaps, lie as NumPy places them.
+    and NumPy's, which begin 16 bytes behind one, each access to one of them takes two.  Beside
+    elements of another size, with gaps between them, or at an odd address they lie as NumPy places
+    them.
     """
-    is_dense = view.flags.c_contiguous or view.flags.f_contiguous
+    axes = dense_order(view)
     address = int(view.ctypes.data)
-    if not is_dense or view.itemsize != dtype.itemsize or address % dtype.itemsize:
+    if axes is None or view.itemsize != dtype.itemsize or address % dtype.itemsize:
         return np.zeros_like(view, dtype, subok=False)
     line = 64
     spare = np.zeros(view.nbytes + line, np.uint8)
     first = (address - int(spare.ctypes.data)) % line
-    order: Any = "C" if view.flags.c_contiguous else "F"
-    return spare[first : first + view.nbytes].view(dtype).reshape(view.shape, order=order)
+    in_order = spare[first : first + view.nbytes].view(dtype).reshape([view.shape[a] for a in axes])
+    return in_order.transpose(np.argsort(axes).tolist())
+
+
+def copied_beside(view: Array, array: Array) -> Array:
+    """Return a copy of an array of the shape of `view`, placed as by :func:`zeros_beside`."""
+    copied = zeros_beside(view, array.dtype)
+    copied[...] = array
+    return copied
 
 
 def byte_bounds(view: Array) -> tuple[int, int]:

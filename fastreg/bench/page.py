@@ -2,8 +2,8 @@
 
 Contract: a page has a line ``<!-- records: NAME -->`` and a line ``<!-- end of records -->``; what
 stands between them is the table of that name, the same text whenever it is made of the same
-records. Figures of several processors stand in lines below each other, and a figure that misses its
-bar is bold.
+records. Figures of several processors stand in lines below each other, but side by side in the
+README, and a figure that misses its bar is bold.
 """
 
 from __future__ import annotations
@@ -252,19 +252,11 @@ def short(found: Sequence[Processor]) -> str:
     A line for each cell, whatever the number of processors: their figures stand side by side.
     """
     columns = ("time", "of the fastest loop's speed", "times NumPy's speed")
+    of_each = [_short_cells(one) for one in found]
     cells: Cells = {}
-    for _, row in _rows_of(found, ("cache", "peers")):
-        case = row.case
-        is_shown = case.outputs in SHORT_OUTPUTS and case.size in SHORT_SIZES
-        if case.dtype == "f32" and "numpy" in row.samples and is_shown:
-            figures = (
-                table.duration(row.seconds(OWN), narrow=True),
-                table.percentage(row.share_of_floor(OWN), narrow=True),
-                table.ratio(row.times_fastreg("numpy"), narrow=True),
-            )
-            line = cells.setdefault((WORDS[case.outputs], f"{case.size:,}"), {})
-            for column, figure in zip(columns, figures, strict=True):
-                line[column] = ", ".join(filter(None, (line.get(column), figure)))
+    for label in dict.fromkeys(label for figures in of_each for label in figures):
+        shown = [figures.get(label, ("-",) * len(columns)) for figures in of_each]
+        cells[label] = dict(zip(columns, map(", ".join, zip(*shown, strict=True)), strict=True))
     where = "; ".join(
         f"{one.name}, {min(record.circumstances.date for record in one.stages.values())[:10]}"
         for one in found
@@ -272,6 +264,21 @@ def short(found: Sequence[Processor]) -> str:
     order = " (in this order)" if len(found) > 1 else ""
     heads = ("L1L2 of float32", "elements")
     return f"{_markdown(heads, columns, _in_order(cells))}\n\nMeasured on {where}{order}."
+
+
+def _short_cells(one: Processor) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """Return time, share of the floor and times NumPy's speed of the cells that are shown."""
+    found: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for row in one.rows("cache", "peers"):
+        case = row.case
+        is_shown = case.outputs in SHORT_OUTPUTS and case.size in SHORT_SIZES
+        if case.dtype == "f32" and "numpy" in row.samples and is_shown:
+            found[WORDS[case.outputs], f"{case.size:,}"] = (
+                table.duration(row.seconds(OWN), narrow=True),
+                table.percentage(row.share_of_floor(OWN), narrow=True),
+                table.ratio(row.times_fastreg("numpy"), narrow=True),
+            )
+    return found
 
 
 def torch(found: Sequence[Processor]) -> str:

@@ -386,14 +386,20 @@ class Optimizer:
         arrays than the tensors and options have; then nothing has changed.
         """
         roster, arrays = self._tensors.ready()
-        like = {}
+        views, like = {}, {}
         for name, array in zip(roster.names, arrays, strict=True):
-            view, dtype = cuda.any_view(array, f"tensors[{name!r}]")
-            like[name] = view.shape, dtypes.stored(compute_dtype(dtype))
+            views[name], dtype = cuda.any_view(array, f"tensors[{name!r}]")
+            like[name] = views[name].shape, dtypes.stored(compute_dtype(dtype))
         found = saved.read(state, self._name, self._kinds, like)
-        kept = _Kept(tuple(found.arrays.values()))
         if is_there(arrays):
             kept = self._kept_of(roster.names, arrays, found.arrays)
+        else:
+            kept = _Kept(
+                tuple(
+                    {name: memory.copied_beside(views[name], one) for name, one in given.items()}
+                    for given in found.arrays.values()
+                )
+            )
         self._kept = kept
         self._counts = None  # a graph goes on with those that it was captured with
         self._progress = found.steps, found.taken

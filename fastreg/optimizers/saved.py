@@ -132,4 +132,4 @@ def _array(value: Any, key: str, shape: Any, dtype: Any, name: str) -> npt.NDArr
         raise TypeError(
             f"state[{key!r}] has dtype {value.dtype}; for tensors[{name!r}] it is kept in {dtype}"
         )
-    return value.copy(order="K")
+    return value

@@ -194,3 +194,21 @@ def test_stages_have_options_that_bench_knows() -> None:
             chosen = parser.parse_args(stage.arguments.split())
             options.complete(chosen)
             assert set(stage.peers) <= {*PEERS}
+
+
+def test_the_readmes_figures_stand_in_the_order_of_the_processors(tmp_path: Path) -> None:
+    recorded(tmp_path / "a.json", "A")
+    recorded(tmp_path / "b.json", "B", slower=2.0)
+    document = json.loads((tmp_path / "a.json").read_text())
+    rows = document["stages"]["cache"]["rows"]
+    rows.insert(0, {**rows[0], "size": 64})  # its rows are at other places now
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    shown = page.short(page.processors(tmp_path))
+    assert "| value | 1,000 | 1.00 ms, 2.00 ms | 100 %, 50 % | 9.00, 4.50 |" in shown
+    assert shown.endswith("(in this order).")
+
+    del document["stages"]["cache"]
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    assert "| value | 1,000 | -, 2.00 ms | -, 50 % | -, 4.50 |" in page.short(
+        page.processors(tmp_path)
+    )

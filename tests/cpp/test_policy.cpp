@@ -91,6 +91,15 @@ TEST(policy_of_halves) {
   CHECK(!policy_for({}).policy->halves.has_value(), "not measured");
 }
 
+TEST(policy_of_values_alone) {
+  const Policy& row = *policy_for({"AuthenticAMD", 26, 2, 1 * mebi, 32 * mebi}).policy;
+  CHECK(!row.is_worth_sharing(64 * kibi - 1, true));
+  CHECK(row.is_worth_sharing(64 * kibi, true));
+  CHECK(!row.is_worth_sharing(128 * kibi - 1, false));
+  CHECK(row.is_worth_sharing(128 * kibi, false));
+  CHECK(policy_for({}).policy->is_worth_sharing(64 * kibi, false), "no difference where none was measured");
+}
+
 TEST(policy_of_new_memory) {
   const Policy& row = *policy_for({}).policy;
   CHECK(!row.streams(32 * mebi - 1, false));
