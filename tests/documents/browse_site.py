@@ -125,6 +125,9 @@ class Browsing:
         """Take a picture of what a window shows of a page."""
         window = self.window(size, colours)
         window.goto(self.address(name))
+        _, mark, anchor = name.partition("#")
+        if mark:  # the browser has not always scrolled when it says that the page is loaded
+            window.locator(f"[id='{anchor}']").first.evaluate("place => place.scrollIntoView()")
         picture = f"{re.sub('[/#]', '-', name)}-{size['width']}-{colours}.png"
         window.screenshot(path=to / picture)
         window.context.close()
