@@ -13,9 +13,10 @@ namespace {
 
 constexpr std::size_t chunk_bytes = chunk_size * sizeof(float);
 
-// Runs pass(offset, bytes) over pieces that are as large as the tasks of as many float32.
+// Runs pass(offset, bytes) over pieces that are as large as the tasks of as many float32, on as many threads as a
+// kernel that reads or writes them would have.
 template <class Pass>
-void over_pieces(std::size_t bytes, Pass pass) {
+void over_pieces(std::size_t bytes, bool writes, Pass pass) {
   struct Context {
     Pass& pass;
     std::size_t bytes;
@@ -27,7 +28,7 @@ void over_pieces(std::size_t bytes, Pass pass) {
     all.pass(offset, std::min(all.piece, all.bytes - offset));
   };
   const auto elements = static_cast<std::int64_t>(bytes / sizeof(float));
-  on_threads(elements, Owner::other, *policy().policy, true, [&](const Crew& crew) {
+  on_threads(elements, Owner::other, *policy().policy, writes, [&](const Crew& crew) {
     const auto piece = static_cast<std::size_t>(chunks_per_task(chunk_count(elements), crew.threads)) * chunk_bytes;
     Context context{pass, bytes, piece};
     run_tasks(task, &context, static_cast<std::int64_t>((bytes + piece - 1) / piece), crew);
@@ -39,7 +40,7 @@ void over_pieces(std::size_t bytes, Pass pass) {
 std::uint64_t floor_read(const void* source, std::size_t bytes) {
   std::atomic<std::uint64_t> seen{0};
   const FloorLoops& loops = floor_loops();
-  over_pieces(bytes, [&](std::size_t offset, std::size_t size) {
+  over_pieces(bytes, false, [&](std::size_t offset, std::size_t size) {
     seen.fetch_xor(loops.read(static_cast<const char*>(source) + offset, size), std::memory_order_relaxed);
   });
   return seen.load();
@@ -47,7 +48,7 @@ std::uint64_t floor_read(const void* source, std::size_t bytes) {
 
 void floor_copy(void* target, const void* source, std::size_t bytes) {
   const FloorLoops& loops = floor_loops();
-  over_pieces(bytes, [&](std::size_t offset, std::size_t size) {
+  over_pieces(bytes, true, [&](std::size_t offset, std::size_t size) {
     loops.copy(static_cast<char*>(target) + offset, static_cast<const char*>(source) + offset, size);
   });
 }
@@ -55,7 +56,7 @@ void floor_copy(void* target, const void* source, std::size_t bytes) {
 void floor_add(void* target, const void* source, std::size_t bytes, DType dtype) {
   const FloorLoops& loops = floor_loops();
   const auto add = dtype == DType::f64 ? loops.add_f64 : loops.add_f32;
-  over_pieces(bytes, [&](std::size_t offset, std::size_t size) {
+  over_pieces(bytes, true, [&](std::size_t offset, std::size_t size) {
     add(static_cast<char*>(target) + offset, static_cast<const char*>(source) + offset, size);
   });
 }
@@ -65,7 +66,7 @@ void floor_step(const FloorStep& step) {
   const auto at = [](void* data, std::size_t offset) {
     return data == nullptr ? nullptr : static_cast<char*>(data) + offset;
   };
-  over_pieces(step.bytes, [&](std::size_t offset, std::size_t size) {
+  over_pieces(step.bytes, true, [&](std::size_t offset, std::size_t size) {
     const std::size_t moments = offset * step.moment_times;
     loops.step({at(step.parameters, offset), static_cast<const char*>(step.gradients) + offset, at(step.first, moments),
                 at(step.second, moments), size, step.moment_times});

@@ -76,7 +76,7 @@ struct Family {
 };
 constexpr Family families[] = {
     {"GenuineIntel", 6, 0x8f, 0x8f, "sapphire_rapids"},
-    {"AuthenticAMD", 0x1a, 0x00, 0x1f, "zen5"},  // servers: those of laptops have units of half the width
+    {"AuthenticAMD", 0x1a, 0x00, 0x1f, "zen5"},  // servers: others of Zen 5 were not measured
     {"AuthenticAMD", 0x19, 0x10, 0x1f, "zen4"},  // servers
     {"AuthenticAMD", 0x19, 0x60, 0x7f, "zen4"},  // desktops and laptops
     {"AuthenticAMD", 0x19, 0xa0, 0xaf, "zen4"},  // servers of the dense kind

@@ -29,6 +29,7 @@ class SharedChunks {
   std::int64_t chunks() const { return first_chunk_.back(); }
 
   void run(Owner owner) {
+    // Norms too, which only read, compute more than a value does.
     on_threads(elements_, owner, *policy().policy, true, [&](const Crew& crew) {
       if (crew.threads == 1) {
         run_chunks(0, chunks());

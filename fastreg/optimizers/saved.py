@@ -54,7 +54,8 @@ def read(
 ) -> State:
     """Return the state that a mapping holds, or raise the error that it deserves.
 
-    `like` has the shape and dtype of the arrays of each tensor.
+    `like` has the shape and dtype of the arrays of each tensor.  What is returned are the mapping's
+    own arrays, still to be copied.
     """
     if not is_mapping(given):
         raise TypeError(

@@ -40,7 +40,7 @@ TEST(policy_of_known_families) {
 }
 
 TEST(policy_of_unknown_families) {
-  CHECK(chosen("AuthenticAMD", 0x1a, 0x24) == "default", "Zen 5 of laptops, whose units are half as wide");
+  CHECK(chosen("AuthenticAMD", 0x1a, 0x24) == "default", "Zen 5 of laptops, not measured");
   CHECK(chosen("AuthenticAMD", 0x17, 0x31) == "default", "Zen 2");
   CHECK(chosen("GenuineIntel", 6, 0x6a) == "default", "Ice Lake");
   CHECK(chosen("GenuineIntel", 6, 0xcf) == "default", "Emerald Rapids");
